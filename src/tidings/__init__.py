@@ -1,0 +1,1 @@
+"""Events between microservices: none lost, none applied twice, each one traceable."""

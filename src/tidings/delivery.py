@@ -1,0 +1,213 @@
+"""What moves: messages on their way out, deliveries on their way in, and what becomes of them.
+
+A leaf: it imports nothing of Tidings but the errors' names. Everything here is plain data.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_EVENT_BYTES = 1024 * 1024
+"""What an event may weigh with its envelope, in bytes. Brokers leave room above it for the headers of copies."""
+
+PARTITIONS = 64
+"""Into how many partitions the keys of a stream fall: fixed when the stream is made."""
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class Header:
+    """The names of the headers that Tidings writes; values are printable ASCII, percent-encoded where they are not."""
+
+    ID: ClassVar = "tidings-id"
+    KEY: ClassVar = "tidings-key"
+    ORIGIN: ClassVar = "tidings-origin"
+    """Where the first copy of a message stood, `Delivery.origin` as text."""
+    HANDLER: ClassVar = "tidings-handler"
+    TYPE: ClassVar = "tidings-type"
+    STREAM: ClassVar = "tidings-stream"
+    FAILURES: ClassVar = "tidings-failures"
+    FIRST_FAILURE: ClassVar = "tidings-first-failure"
+    LAST_FAILURE: ClassVar = "tidings-last-failure"
+    REASON: ClassVar = "tidings-reason"
+    ERROR: ClassVar = "tidings-error"
+    TRACEBACK: ClassVar = "tidings-traceback"
+    SERVICE_VERSION: ClassVar = "tidings-service-version"
+    DUE: ClassVar = "tidings-due"
+    """Not before this time: RFC 3339 with zone."""
+    LETTER: ClassVar = "tidings-letter"
+    """The id of a dead letter: of itself, of the one a marker speaks of, or of the one a redriven copy was."""
+    MARKER: ClassVar = "tidings-marker"
+    PART: ClassVar = "tidings-part"
+    """``2/3``: the second of three parts of a letter too large for one message."""
+
+
+class Route(enum.Enum):
+    """Which of the three roads a message takes."""
+
+    EVENT = "event"
+    RETRY = "retry"
+    DEAD = "dead"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes on their way to a broker.
+
+    `id` is the broker's key for de-duplication: storing the same id again counts as success. `stream` and `type` are
+    those of the event, also for copies on the retry route and for dead letters, where `position` names the handler.
+    `due` (retry route only, Unix seconds) is the moment before which the copy must not be delivered.
+    """
+
+    id: str
+    stream: str
+    type: str
+    body: bytes
+    key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    route: Route = Route.EVENT
+    position: str = ""
+    due: float | None = None
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """The CloudEvents attributes that an event travelled with."""
+
+    id: str
+    type: str
+    version: int
+    source: str
+    time: datetime
+    key: str | None = None
+    correlation_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+
+
+class Delivery(msgspec.Struct, eq=False, weakref=True):
+    """One attempt to bring one message to one handler.
+
+    An adapter fills the first block and keeps to itself what `token` means. A handler that asks for its `Delivery` by
+    annotation may read all of it, and change nothing by doing so.
+    """
+
+    body: bytes
+    stream: str
+    origin: tuple[str | int, ...]
+    """Where the message stands at the broker, such as ``("order", 1234)``: the same for each delivery of it."""
+    token: object
+    headers: Mapping[str, str] = NO_HEADERS
+    slot: int | None = None
+    """The partition of its key, where the broker tells it before decoding; deliveries of one key share a slot."""
+    delivered: int = 1
+    """How often the broker says it has delivered this message; it counts crashes and hand-backs too."""
+    route: Route = Route.EVENT
+
+    failures: int = 0
+    """How often the handler has failed on it before, as Tidings counts: in the headers of the retry copy."""
+    envelope: Envelope | None = None
+    """Set once the bytes were read."""
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first time that the handler sees the event, then one more for each failure."""
+        return self.failures + 1
+
+    @property
+    def event_id(self) -> str:
+        """The event's id, or what stands in for it when the bytes could not be read."""
+        return self.envelope.id if self.envelope else self.headers.get(Header.ID, "") or self.origin_text
+
+    @property
+    def key(self) -> str | None:
+        return self.envelope.key if self.envelope else self.headers.get(Header.KEY)
+
+    @property
+    def correlation_id(self) -> str:
+        """The id that all events of one story share: the first event's."""
+        return (self.envelope.correlation_id or self.envelope.id) if self.envelope else ""
+
+    @property
+    def causation_id(self) -> str:
+        """The id of the event that caused this one, or nothing."""
+        return self.envelope.causation_id if self.envelope else ""
+
+    @property
+    def origin_text(self) -> str:
+        return "@".join(map(str, self.origin))
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.origin_text} attempt={self.attempt} delivered={self.delivered} {self.route.value}>"
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The event took effect now, or is none of this handler's business (`skipped`)."""
+
+    kind: ClassVar = "done"
+    skipped: bool = False
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """The event took effect earlier. `of` is the id of the event that did, when it was another one."""
+
+    kind: ClassVar = "duplicate"
+    of: str = ""
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """To be handled again, not sooner than `after` seconds from now. `counted` is off for what is no failure."""
+
+    kind: ClassVar = "retry"
+    after: float
+    reason: str
+    counted: bool = True
+    error: BaseException | None = None
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """Cannot be handled: a copy is kept for a person to look at. `code` is fit for a metric's label."""
+
+    kind: ClassVar = "dead"
+    reason: str
+    code: str = "failed"
+    error: BaseException | None = None
+
+
+class Unsettled(msgspec.Struct, frozen=True):
+    """The broker could not be told. It will deliver again, and ``once`` makes that harmless."""
+
+    kind: ClassVar = "unsettled"
+    wanted: Done | Duplicate | Retried | Dead
+    reason: str
+
+
+Decision: TypeAlias = Done | Duplicate | Retried | Dead
+Outcome: TypeAlias = Decision | Unsettled
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """Tell the broker that a message needs no further delivery."""
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Give a message back: to be delivered again to this position, not sooner than `after` seconds from now."""
+
+    after: float = 0.0
+
+
+Verdict: TypeAlias = Ack | Release
+
+ACK = Ack()
+
+
+def deliveries_repr(deliveries: Sequence[Delivery], most: int = 3) -> str:
+    """A few origins for a log line, never all of a batch."""
+    shown = ", ".join(delivery.origin_text for delivery in deliveries[:most])
+    return shown if len(deliveries) <= most else f"{shown} and {len(deliveries) - most} more"

@@ -1,0 +1,87 @@
+"""Every error Tidings raises, in one tree with three branches: who has to act decides the branch.
+
+::
+
+    TidingsError
+    ├── EventError                the event is bad: trying again cannot help
+    │   ├── InvalidEvent          made with values that its class does not allow
+    │   ├── EventTooLarge         larger than what may travel
+    │   └── UndecodableEvent      bytes that are not what a handler can read (`.code` says why)
+    ├── WorldError                the world is down: the same thing may work later
+    │   ├── BrokerUnavailable     no connection, no answer in time, no leader
+    │   ├── NotStored             the broker refused to store an event, or nothing stores it
+    │   ├── StoreUnavailable      the database or Redis does not answer
+    │   └── Contention            a lock, a deadlock, a serialization failure: no failure of the event
+    └── ProgramError              the program is wrong: somebody has to change code or settings
+        ├── DeclarationError      an event class or a handler is written wrongly
+        ├── ConfigurationError    a URL, a setting, a server's set-up
+        └── MisuseError           a call that is not allowed where it stands
+
+A message says what happened, to what, and what to do. It never holds a secret.
+"""
+
+from __future__ import annotations
+
+
+class TidingsError(Exception):
+    """The root: catch it to catch whatever Tidings raises on purpose."""
+
+
+class EventError(TidingsError):
+    """The event is bad. Trying again cannot help, so it is never retried."""
+
+
+class InvalidEvent(EventError):
+    """An event was made with values that its class does not allow."""
+
+
+class EventTooLarge(EventError):
+    """An event, with its envelope and headers, is larger than what may travel."""
+
+
+class UndecodableEvent(EventError):
+    """Bytes that are no event this handler can read.
+
+    `code` is one of a closed set, fit for a metric's label: ``empty``, ``too-large``, ``too-deep``, ``not-json``,
+    ``not-an-envelope``, ``bad-attribute``, ``unknown-type``, ``unknown-version``, ``bad-data``, ``upcast-failed``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class WorldError(TidingsError):
+    """Something outside is down. The same thing may work later."""
+
+
+class BrokerUnavailable(WorldError):
+    """The broker cannot be reached, does not answer in time, or has no leader just now."""
+
+
+class NotStored(WorldError):
+    """The broker did not store an event: it refused, it is full, or no stream takes it."""
+
+
+class StoreUnavailable(WorldError):
+    """The store behind ``once`` does not answer. Nothing was applied and nothing is acknowledged."""
+
+
+class Contention(WorldError):
+    """A lock, a deadlock or a serialization failure in the store: no failure of the event, and not counted as one."""
+
+
+class ProgramError(TidingsError):
+    """The program is wrong. It is raised where the mistake can be seen, at the latest when a service starts."""
+
+
+class DeclarationError(ProgramError):
+    """An event class or a handler is written wrongly. The message shows the right line."""
+
+
+class ConfigurationError(ProgramError):
+    """A URL, a setting or a server's set-up cannot work as it stands."""
+
+
+class MisuseError(ProgramError):
+    """A call that is not allowed where it stands, such as a bare ``publish`` inside a handler."""

@@ -1,0 +1,283 @@
+"""What the core needs from outside: a broker, a store behind ``once``, and observers. Nothing more.
+
+Whatever a broker lacks, its own folder makes up for; whatever it cannot do, its `Features` say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Literal, Protocol
+
+import msgspec
+
+from tidings.delivery import Delivery, Message, Outcome, Route, Verdict
+from tidings.errors import ConfigurationError
+
+Sink = Callable[[Delivery], None]
+"""Takes a delivery in; never blocks and never raises."""
+
+Publish = Callable[[Sequence[Message]], Awaitable[Sequence[Exception | None]]]
+"""What a relay publishes with: for each message None once it is stored, or why it is not."""
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker can do, as data: the conformance suite reads it, and prints what is not supported."""
+
+    name: str
+    durable: bool = True
+    """What it stored survives its restart."""
+    restart: bool = True
+    """It is a server of its own that can be stopped and started."""
+    history: bool = True
+    """A new position may start at the beginning (`start="all"`), and be replayed."""
+    ordered: bool = True
+    """Keeps the order of a key to one position, also across processes."""
+    delayed: bool = True
+    """The retry route waits without occupying the in-flight limit."""
+    deduplicates: bool = True
+    """Stores a message id once within a window of at least two minutes."""
+    max_bytes: int = 1024 * 1024
+
+
+class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that the code declares. `keep` is None where the code does not say."""
+
+    name: str
+    keep: timedelta | None = None
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """A position of a handler, as the code declares it."""
+
+    position: str
+    """``service.name``."""
+    stream: str
+    types: tuple[str, ...]
+    ordered: bool = False
+    """Only one process at a time may take from this position; the others stand by."""
+    start: Literal["all", "new"] = "all"
+    """Where a position that does not exist yet begins."""
+    max_in_flight: int = 1024
+    """How many messages may be with this process, delivered and not settled."""
+    max_in_flight_bytes: int = 32 * 1024 * 1024
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a service needs from its broker."""
+
+    service: str
+    streams: tuple[StreamPlan, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
+
+    def check_positions(self, existing: Mapping[str, Sequence[str]]) -> None:
+        """Stop a renamed handler from starting over: an orphan beside a new position of the same type is refused.
+
+        `existing` are the positions of this service that the broker knows, with the types each one takes. An adapter
+        calls this before it creates any.
+
+        Raises:
+            ConfigurationError: a position exists that no handler has, and a handler of the same type has none.
+        """
+        declared = {one.position: one for one in self.subscriptions}
+        new = [one for one in self.subscriptions if one.position not in existing]
+        for orphan in sorted(set(existing) - set(declared)):
+            for one in new:
+                shared = sorted(set(one.types) & set(existing[orphan]))
+                if shared:
+                    old, name = orphan.split(".", 1)[1], one.position.split(".", 1)[1]
+                    raise ConfigurationError(
+                        f"handler {one.position} is new, and {orphan}, which takes {shared[0]} too, has no handler any"
+                        f" more. If the function was renamed, keep its position: @{self.service}.on(…, name={old!r})."
+                        f" If {name!r} really is another handler, remove the old position:"
+                        f" tidings positions remove {orphan}"
+                    )
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """A difference between what the code declares and what the broker has. It is reported, never applied."""
+
+    what: str
+    declared: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: the code says {self.declared}, the broker has {self.found}. {self.remedy}"
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """How far behind a position is."""
+
+    pending: int
+    """Messages not delivered yet."""
+    in_flight: int
+    """Messages delivered to any process and not settled."""
+    scheduled: int = 0
+    """Copies that wait on the retry route for their time."""
+
+
+class Feed(Protocol):
+    """A running subscription of one position: events and, beside them, the position's retry route."""
+
+    async def stop(self) -> None:
+        """Take no new messages. What was handed over stays ours to settle, and is kept alive until it is."""
+
+    async def close(self) -> None:
+        """End, and give back at once whatever was handed over and not settled."""
+
+    async def backlog(self) -> Backlog: ...
+
+
+class Broker(Protocol):
+    """What carries and keeps messages. One object serves one process; it heals its connection by itself."""
+
+    @property
+    def features(self) -> Features: ...
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot work just now, in words for a person; empty while all is well."""
+
+    async def open(self, plan: Plan) -> Sequence[Drift]:
+        """Connect, check the server, and create the streams and positions that are missing (first come, all agree).
+
+        Raises:
+            BrokerUnavailable: it cannot be reached in time.
+            ConfigurationError: the server cannot do what is needed, or a position was orphaned.
+        """
+
+    async def publish(self, messages: Sequence[Message], *, timeout: float) -> Sequence[Exception | None]:
+        """Store messages, and say for each what became of it: None once it is stored, or stored before.
+
+        Order is kept among messages of one key in one call. Raises nothing but cancellation.
+        """
+
+    async def subscribe(self, subscription: Subscription, sink: Sink) -> Feed:
+        """Hand messages to `sink`, never more than the limits allow before others are settled.
+
+        The adapter keeps alive what it handed over, also while it waits in a queue, until it is settled.
+        """
+
+    async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Exception | None]:
+        """Tell the broker, confirmed by one round trip for all of them; retried while the delivery is still ours.
+
+        None for each that was confirmed, else why not. Raises nothing but cancellation.
+        """
+
+    def read(
+        self, route: Route, stream: str = "", *, since: datetime | None = None, follow: bool = False
+    ) -> AsyncIterator[Delivery]:
+        """Read a log from its beginning without a position: all events of a stream, or all dead letters.
+
+        Ends where the log ended when the call was made, unless `follow`.
+        """
+
+    async def close(self) -> None:
+        """Close the feeds and the connection. Safe to call twice."""
+
+
+class Key(msgspec.Struct, frozen=True):
+    """What is to be applied once: by whom, which key, and which event asks."""
+
+    position: str
+    key: str
+    event_id: str
+    digest: bytes
+    """A hash of the event's data, to tell a repeat from another event under the same key."""
+
+
+class State(Enum):
+    """What a store says of a key."""
+
+    NEW = "new"
+    DONE = "done"
+    BUSY = "busy"
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The answer for one key. `event_id` and `digest` are of the event that was applied, where it is DONE."""
+
+    state: State
+    event_id: str = ""
+    digest: bytes = b""
+
+
+NEW = Claimed(State.NEW)
+
+
+class Claim(Protocol):
+    """The open claim on the keys of a batch, and whatever the handlers get from the store."""
+
+    @property
+    def states(self) -> Sequence[Claimed]:
+        """One for each key, in the order asked. Of equal keys the first is NEW, the others DONE."""
+
+    @property
+    def executor(self) -> Executor | None:
+        """The thread in which sync handlers must run, because their connection belongs to it; None means any."""
+
+    def resource(self, wanted: type) -> object:
+        """The connection or session of this claim's transaction."""
+
+    def fail(self, index: int) -> None:
+        """Give one key back when the claim closes. Only for stores without shared transactions."""
+
+    async def emit(self, messages: Sequence[Message]) -> bool:
+        """Write caused events into the transaction. False: this store cannot, the broker must store them first."""
+
+
+class Once(Protocol):
+    """The rule that makes an effect apply once."""
+
+    @property
+    def transactional(self) -> bool:
+        """Keys, effects and caused events of a claim commit together or not at all."""
+
+    def gives(self, wanted: type, *, sync: bool) -> bool:
+        """Whether handlers can ask for this type."""
+
+    def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AbstractAsyncContextManager[Claim]:
+        """Claim keys in one round trip. A clean exit makes them durable; any exception gives all of them back.
+
+        Raises:
+            StoreUnavailable: the store does not answer; nothing was claimed.
+            Contention: somebody else's locks; nothing was claimed.
+        """
+
+
+class Store(Once, Protocol):
+    """A store with what surrounds its claims: its life, and the outbox where it has one."""
+
+    async def open(self) -> None:
+        """Connect and check; raises StoreUnavailable or ConfigurationError."""
+
+    async def close(self) -> None: ...
+
+    def transaction(self, wanted: type | None = None) -> AbstractAsyncContextManager[object]:
+        """A transaction for code outside handlers; yields what `publish(tx=…)` takes."""
+
+    async def emit(self, tx: object, messages: Sequence[Message]) -> None:
+        """Write events into a transaction that this store, or the user, has open."""
+
+    async def relay(self, publish: Publish) -> None:
+        """Publish committed rows until cancelled; only one process at a time does for one database."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What observers are told of each delivery of a batch."""
+
+    delivery: Delivery
+    outcome: Outcome
+
+
+class Observer(Protocol):
+    """Sees what happens and can change nothing; whatever it raises is logged."""
+
+    def received(self, position: str, count: int) -> None: ...
+
+    def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
+        """A batch came to its end, `seconds` after it was taken up."""
