@@ -1,0 +1,80 @@
+# Everything runs in .venv, which is made when it is missing and again when the pinned requirements change.
+# A fresh machine needs Python 3.11 or newer, make and a package index; nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+TYPED := $(wildcard src tests examples bench tools)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help
+help: ## Print the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: venv
+venv: $(STAMP) ## Make .venv from the pinned, hash-checked requirements
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cannot be had: Python 3.11 or newer ('$(PYTHON)' is not; name another: make PYTHON=python3.12 ...)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "cannot be had: a virtual environment ('$(PYTHON) -m venv' failed; Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "installing the pinned requirements into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements/dev.txt || \
+	  { echo "cannot be had: the packages of requirements/dev.txt (pip's reason stands above)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: check
+check: venv ## Format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/basedpyright --ignoreexternal --verifytypes tidings
+	$(PYTEST) -q tests/architecture
+
+.PHONY: format
+format: venv ## Put the code into its one format and sort imports
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: venv ## All tests but the long ones
+	$(BIN)/python tools/servers.py
+	$(PYTEST) -m "not long"
+
+.PHONY: test-long
+test-long: venv ## All tests, the long ones too
+	$(BIN)/python tools/servers.py
+	$(PYTEST)
+
+.PHONY: demo
+demo: venv ## Three services, a real broker and a bad day; ends with lost=0 applied_twice=0
+	$(BIN)/python -m examples.shop
+
+.PHONY: promises drill mutants bench conformance
+promises: venv ## Promise x broker x store: passed, allowed gap or MISSING
+	$(BIN)/python tools/promises.py
+drill: venv ## What a new user does wrong and what a bad day does
+	$(BIN)/python tools/drill.py
+mutants: venv ## Seed known bugs one by one and see the tests catch them
+	$(BIN)/python tools/mutants.py
+bench: venv ## Measure, beside a bare loop and a peer
+	$(BIN)/python tools/bench.py
+conformance: venv ## The conformance suite, on every broker, in full
+	$(BIN)/python tools/conformance.py
+
+.PHONY: requirements
+requirements: venv ## Pin requirements/*.in anew (needs a package index)
+	$(BIN)/python tools/pin.py
+
+.PHONY: clean
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
