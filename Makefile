@@ -23,7 +23,7 @@ venv: $(STAMP) ## Make .venv from the pinned, hash-checked requirements
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cannot be had: Python 3.11 or newer ('$(PYTHON)' is not; name another: make PYTHON=python3.12 ...)" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "cannot be had: a virtual environment ('$(PYTHON) -m venv' failed; Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "installing the pinned requirements into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements/dev.txt || \
@@ -70,9 +70,15 @@ bench: venv ## Measure, beside a bare loop and a peer
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python tools/conformance.py
 
+PIP_COMPILE := PIP_FIND_LINKS= CUSTOM_COMPILE_COMMAND="make requirements" ../build/pip-tools/bin/pip-compile --quiet \
+  --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe
+
 .PHONY: requirements
-requirements: venv ## Pin requirements/*.in anew (needs a package index)
-	$(BIN)/python tools/pin.py
+requirements: ## Pin the newest of requirements/*.in, with hashes
+	$(PYTHON) -m venv build/pip-tools
+	build/pip-tools/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+	cd requirements && $(PIP_COMPILE) --output-file=run.txt run.in
+	cd requirements && $(PIP_COMPILE) --output-file=dev.txt dev.in
 
 .PHONY: clean
 clean: ## Remove .venv and caches
