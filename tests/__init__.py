@@ -1,0 +1,1 @@
+"""The tests: unit, conformance, integration, acceptance and architecture."""

@@ -1,0 +1,74 @@
+"""Which way the arrows point, as data. A new module is entered here; where it goes is a decision, so it is asked for.
+
+A core module may import its own layer and the layers before it. Adapters stand beside the core and import its lowest
+layers only, and their own unit: the folder of a broker, the file of a store.
+"""
+
+from __future__ import annotations
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "delivery", "partition"),
+    ("ports",),
+    ("declaration", "event", "envelope", "evolution", "policy"),
+    ("pipeline",),
+    ("worker", "publisher", "dead_letters"),
+    ("service",),
+    ("",),  # tidings/__init__.py: the public names
+    ("testing",),
+    ("cli",),
+)
+"""The core, lowest first. A name stands for a module or for a whole folder."""
+
+ADAPTERS: dict[str, tuple[str, ...]] = {
+    "brokers": ("errors", "delivery", "partition", "ports"),
+    "stores": ("errors", "delivery", "partition", "ports", "outbox"),
+    "outbox": ("errors", "delivery", "partition", "ports"),
+    "observe": ("errors", "delivery", "partition", "ports"),
+}
+"""What stands beside the core, and all of the package that it may import besides its own unit."""
+
+SHARED_FOLDERS: tuple[str, ...] = ("outbox",)
+"""Adapters whose whole folder is one unit. Elsewhere each module or folder directly inside is a unit of its own."""
+
+REGISTRIES: tuple[str, ...] = ("brokers", "stores", "observe")
+"""Folders whose `__init__.py` finds the adapters by name and may therefore import any of them."""
+
+ADAPTER_USERS: tuple[str, ...] = ("service", "", "testing", "cli")
+"""The core modules that may import adapters."""
+
+THIRD_PARTY: dict[str, tuple[str, ...]] = {
+    "msgspec": ("*",),
+    "uuid_utils": ("event", "envelope", "publisher", "service"),
+    "nats": ("brokers.nats",),
+    "nkeys": ("brokers.nats",),
+    "sqlalchemy": ("stores.sqlalchemy", "outbox"),
+    "aiosqlite": ("stores.sqlalchemy",),
+    "prometheus_client": ("observe",),
+    "structlog": ("observe", "cli"),
+    "cyclopts": ("cli",),
+    "rich": ("cli",),
+    "pytest": ("testing",),
+    "starlette": ("observe",),
+}
+"""Who may import what from outside the standard library; `*` is everybody."""
+
+BROKER_NAMES: dict[str, str] = {
+    "nats": "brokers/nats/",
+    "jetstream": "brokers/nats/",
+    "kafka": "brokers/kafka/",
+    "rabbitmq": "brokers/rabbitmq/",
+    "amqp": "brokers/rabbitmq/",
+}
+"""A broker's name, and the only folder whose code may say it."""
+
+MAY_NAME_BROKERS: dict[str, int] = {
+    "brokers/__init__.py": 12,  # the table of URL schemes
+    "cli/": 12,  # texts for people: examples of a URL
+}
+"""Where else a broker's name may stand, in strings alone, and how often in one file."""
+
+MOST_PUBLIC_NAMES = 30
+MOST_LINES = {"pipeline.py": 299, "": 399}
+"""The most lines of a file; the empty name is every other file."""
+MOST_FUNCTION_LINES = 60
+"""Without the docstring."""
