@@ -46,12 +46,12 @@ format: venv ## Put the code into its one format and sort imports
 
 .PHONY: test
 test: venv ## All tests but the long ones
-	$(BIN)/python tools/servers.py
+	$(BIN)/python -m tools.servers
 	$(PYTEST) -m "not long"
 
 .PHONY: test-long
 test-long: venv ## All tests, the long ones too
-	$(BIN)/python tools/servers.py
+	$(BIN)/python -m tools.servers
 	$(PYTEST)
 
 .PHONY: demo
@@ -60,15 +60,15 @@ demo: venv ## Three services, a real broker and a bad day; ends with lost=0 appl
 
 .PHONY: promises drill mutants bench conformance
 promises: venv ## Promise x broker x store: passed, allowed gap or MISSING
-	$(BIN)/python tools/promises.py
+	$(BIN)/python -m tools.promises
 drill: venv ## What a new user does wrong and what a bad day does
-	$(BIN)/python tools/drill.py
+	$(BIN)/python -m tools.drill
 mutants: venv ## Seed known bugs one by one and see the tests catch them
-	$(BIN)/python tools/mutants.py
+	$(BIN)/python -m tools.mutants
 bench: venv ## Measure, beside a bare loop and a peer
-	$(BIN)/python tools/bench.py
+	$(BIN)/python -m tools.bench
 conformance: venv ## The conformance suite, on every broker, in full
-	$(BIN)/python tools/conformance.py
+	$(BIN)/python -m tools.conformance
 
 PIP_COMPILE := PIP_FIND_LINKS= CUSTOM_COMPILE_COMMAND="make requirements" ../build/pip-tools/bin/pip-compile --quiet \
   --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe
