@@ -39,7 +39,7 @@ def state(cells: list[promises.Cell], promise: str, broker: str, store: str = AN
 
 
 def test_what_a_test_proves_stands_in_its_name_its_marks_or_its_parameters(tmp_path: Path) -> None:
-    _, cells = run(
+    done, cells = run(
         tmp_path,
         """
         @pytest.mark.proves(broker="nats", store="sqlite")
@@ -55,6 +55,9 @@ def test_what_a_test_proves_stands_in_its_name_its_marks_or_its_parameters(tmp_p
         def kit(request): ...
 
         def test_P8_P9_by_a_fixture(kit): ...
+
+        @pytest.mark.parametrize("kit", ["memory-small", "nats-sqlite"])
+        def test_P3_by_a_part_of_the_id(kit): ...
 
         @pytest.mark.proves(broker="memory")
         class TestMemory:
@@ -78,11 +81,14 @@ def test_what_a_test_proves_stands_in_its_name_its_marks_or_its_parameters(tmp_p
         ("P8", "nats", ANY): 1,
         ("P9", "memory", ANY): 1,
         ("P9", "nats", ANY): 1,
+        ("P3", "memory", "none"): 1,
+        ("P3", "nats", "sqlite"): 1,
         ("P7", "memory", "sqlite"): 1,
         ("P7", "memory", "none"): 1,
         ("P7", "memory", "memory"): 1,
         ("P13", ANY, ANY): 1,
     }
+    assert "1 deselected" in done.stderr
 
 
 def test_a_promise_without_a_test_that_passed_is_missing(tmp_path: Path) -> None:
