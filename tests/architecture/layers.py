@@ -10,7 +10,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "delivery", "partition"),
     ("ports",),
     ("declaration", "event", "envelope", "evolution", "policy"),
-    ("handler", "claims", "context", "copies", "limit", "order"),  # what the pipeline is made of
+    ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("pipeline",),
     ("worker", "publisher", "dead_letters"),
     ("service",),
