@@ -8,7 +8,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_EVENT_BYTES = 1024 * 1024
 """What an event may weigh with its envelope, in bytes. Brokers leave room above it for the headers of copies."""
+
+MAX_KEY_LENGTH = 256
+"""How long a key may be, in characters."""
 
 PARTITIONS = 64
 """Into how many partitions the keys of a stream fall: fixed when the stream is made."""
@@ -45,6 +49,8 @@ class Header:
     """Not before this time: RFC 3339 with zone."""
     LETTER: ClassVar = "tidings-letter"
     """The id of a dead letter: of itself, of the one a marker speaks of, or of the one a redriven copy was."""
+    REDRIVEN_FROM: ClassVar = "tidings-redriven-from"
+    """The id of the dead letter whose redriven copy died again."""
     MARKER: ClassVar = "tidings-marker"
     PART: ClassVar = "tidings-part"
     """``2/3``: the second of three parts of a letter too large for one message."""
@@ -77,18 +83,35 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     due: float | None = None
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """The CloudEvents attributes that an event travelled with."""
+class Envelope(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    gc=False,
+    rename={
+        "key": "subject",
+        "correlation_id": "correlationid",
+        "causation_id": "causationid",
+        "content_type": "datacontenttype",
+    },
+):
+    """The CloudEvents 1.0 attributes that an event travels with, in the order in which they stand on the wire."""
 
-    id: str
+    specversion: Literal["1.0"] = "1.0"
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    source: Annotated[str, msgspec.Meta(min_length=1)]
     type: str
-    version: int
-    source: str
-    time: datetime
-    key: str | None = None
-    correlation_id: str = ""
-    causation_id: str = ""
-    traceparent: str = ""
+    version: str
+    """``v1``, ``v2`` and so on."""
+    time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_LENGTH)] | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    content_type: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+    """The event's own JSON, not decoded yet."""
 
 
 class Delivery(msgspec.Struct, eq=False, weakref=True):
@@ -127,7 +150,11 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
 
     @property
     def key(self) -> str | None:
-        return self.envelope.key if self.envelope else self.headers.get(Header.KEY)
+        """The business key, percent-decoded where it stands in a header only."""
+        if self.envelope:
+            return self.envelope.key
+        known = self.headers.get(Header.KEY)
+        return None if known is None else unquote(known)
 
     @property
     def correlation_id(self) -> str:
@@ -137,7 +164,7 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     @property
     def causation_id(self) -> str:
         """The id of the event that caused this one, or nothing."""
-        return self.envelope.causation_id if self.envelope else ""
+        return (self.envelope.causation_id or "") if self.envelope else ""
 
     @property
     def origin_text(self) -> str:
@@ -171,7 +198,7 @@ class Retried(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-class Dead(msgspec.Struct, frozen=True):
+class DeadLettered(msgspec.Struct, frozen=True):
     """Cannot be handled: a copy is kept for a person to look at. `code` is fit for a metric's label."""
 
     kind: ClassVar = "dead"
@@ -184,11 +211,11 @@ class Unsettled(msgspec.Struct, frozen=True):
     """The broker could not be told. It will deliver again, and ``once`` makes that harmless."""
 
     kind: ClassVar = "unsettled"
-    wanted: Done | Duplicate | Retried | Dead
+    wanted: Done | Duplicate | Retried | DeadLettered
     reason: str
 
 
-Decision: TypeAlias = Done | Duplicate | Retried | Dead
+Decision: TypeAlias = Done | Duplicate | Retried | DeadLettered
 Outcome: TypeAlias = Decision | Unsettled
 
 

@@ -6,6 +6,7 @@
     ├── EventError                the event is bad: trying again cannot help
     │   ├── InvalidEvent          made with values that its class does not allow
     │   ├── EventTooLarge         larger than what may travel
+    │   ├── Dead                  raised by a handler: this event cannot be handled, keep it as a dead letter
     │   └── UndecodableEvent      bytes that are not what a handler can read (`.code` says why)
     ├── WorldError                the world is down: the same thing may work later
     │   ├── BrokerUnavailable     no connection, no answer in time, no leader
@@ -37,6 +38,10 @@ class InvalidEvent(EventError):
 
 class EventTooLarge(EventError):
     """An event, with its envelope and headers, is larger than what may travel."""
+
+
+class Dead(EventError):
+    """Raise it in a handler to say that this event cannot be handled: it becomes a dead letter at once."""
 
 
 class UndecodableEvent(EventError):

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from tidings.delivery import Delivery, Message, Outcome, Route, Verdict
-from tidings.errors import ConfigurationError
+from tidings.errors import ConfigurationError, WorldError
 
 Sink = Callable[[Delivery], None]
 """Takes a delivery in; never blocks and never raises."""
@@ -73,11 +73,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     streams: tuple[StreamPlan, ...] = ()
     subscriptions: tuple[Subscription, ...] = ()
 
-    def check_positions(self, existing: Mapping[str, Sequence[str]]) -> None:
+    def check_positions(self, existing: Mapping[str, Sequence[str]], how_to_remove: str = "") -> None:
         """Stop a renamed handler from starting over: an orphan beside a new position of the same type is refused.
 
         `existing` are the positions of this service that the broker knows, with the types each one takes. An adapter
-        calls this before it creates any.
+        calls this before it creates any. `how_to_remove` is the broker's command for it, with ``{position}``.
 
         Raises:
             ConfigurationError: a position exists that no handler has, and a handler of the same type has none.
@@ -89,11 +89,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 shared = sorted(set(one.types) & set(existing[orphan]))
                 if shared:
                     old, name = orphan.split(".", 1)[1], one.position.split(".", 1)[1]
+                    remove = how_to_remove.format(position=orphan) or "remove the old position at the broker"
                     raise ConfigurationError(
                         f"handler {one.position} is new, and {orphan}, which takes {shared[0]} too, has no handler any"
                         f" more. If the function was renamed, keep its position: @{self.service}.on(…, name={old!r})."
-                        f" If {name!r} really is another handler, remove the old position:"
-                        f" tidings positions remove {orphan}"
+                        f" If {name!r} really is another handler, remove the old position: {remove}"
                     )
 
 
@@ -224,7 +224,7 @@ class Claim(Protocol):
         """The connection or session of this claim's transaction."""
 
     def fail(self, index: int) -> None:
-        """Give one key back when the claim closes. Only for stores without shared transactions."""
+        """Give one key back when the claim closes cleanly: it was not applied, whatever became of the others."""
 
     async def emit(self, messages: Sequence[Message]) -> bool:
         """Write caused events into the transaction. False: this store cannot, the broker must store them first."""
@@ -236,6 +236,9 @@ class Once(Protocol):
     @property
     def transactional(self) -> bool:
         """Keys, effects and caused events of a claim commit together or not at all."""
+
+    def translate(self, error: Exception) -> WorldError | None:
+        """What an error of the driver, raised inside a handler, says of the store; None when it is the handler's own."""
 
     def gives(self, wanted: type, *, sync: bool) -> bool:
         """Whether handlers can ask for this type."""

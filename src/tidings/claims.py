@@ -1,0 +1,71 @@
+"""Claims for every handler alike: the keys of a batch, and what stands in where no store is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from hashlib import blake2b
+from types import TracebackType
+
+from tidings.delivery import Delivery, Envelope, Message
+from tidings.errors import MisuseError, WorldError
+from tidings.event import Event
+from tidings.handler import Handler
+from tidings.ports import NEW, Claim, Claimed, Key, Once
+
+
+class NoClaim:
+    """For handlers whose effect may repeat: every event is new, and nothing is kept."""
+
+    executor: Executor | None = None
+
+    def __init__(self, count: int) -> None:
+        self.states: Sequence[Claimed] = (NEW,) * count
+
+    async def __aenter__(self) -> NoClaim:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        return None
+
+    def resource(self, wanted: type) -> object:
+        raise MisuseError(f"{wanted.__name__}: no store is there to give it")
+
+    def fail(self, index: int) -> None:
+        """Nothing was claimed."""
+
+    async def emit(self, messages: Sequence[Message]) -> bool:
+        return False
+
+
+class Claimer:
+    """Opens the claim for a batch of one handler."""
+
+    def __init__(self, handler: Handler, once: Once | None, resource: type | None) -> None:
+        self._handler = handler
+        self._once = once if handler.rules.once or resource is not None else None
+        self._resource = resource
+        self.shared = self._once is not None and self._once.transactional
+        """Whether a failure takes back what the others of the batch did."""
+
+    def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
+        if self._once is None:
+            return NoClaim(len(batch))
+        keys = [self.key(delivery, event) for delivery, event in batch]
+        return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
+
+    def of_the_store(self, error: Exception) -> WorldError | None:
+        """What a handler's error means, when it was the store's: a lock, or a database that is gone."""
+        return None if self._once is None else self._once.translate(error)
+
+    def key(self, delivery: Delivery, event: Event) -> Key:
+        """What is applied once: the event's id, or the field of the newest version that the handler named."""
+        envelope = delivery.envelope
+        assert isinstance(envelope, Envelope)
+        once = self._handler.rules.once
+        text = f"{once}:{getattr(event, once)}" if isinstance(once, str) else envelope.id
+        digest = blake2b(bytes(envelope.data), digest_size=16).digest()
+        return Key(self._handler.position, text, envelope.id, digest)

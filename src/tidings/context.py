@@ -1,0 +1,36 @@
+"""Which delivery runs in this task, for those who are called by a handler: publishing, logs."""
+
+from __future__ import annotations
+
+import uuid
+from contextvars import ContextVar
+from hashlib import blake2b
+
+import msgspec
+
+from tidings.delivery import Delivery
+
+
+class Scope(msgspec.Struct, eq=False):
+    """The delivery that a handler works on, and how many events it has caused so far."""
+
+    delivery: Delivery
+    position: str
+    caused: int = 0
+
+    def next_id(self) -> str:
+        """The id of the next caused event: the same whenever this delivery is handled again."""
+        place, self.caused = self.caused, self.caused + 1
+        return derived_id(self.delivery.event_id, self.position, place)
+
+
+current: ContextVar[Scope | None] = ContextVar("tidings.scope", default=None)
+
+
+def derived_id(cause: str, position: str, place: int, scope: str = "") -> str:
+    """A UUID (version 8 of RFC 9562) made of what caused an event, so that a repeat causes the same id."""
+    digest = blake2b("\x00".join((cause, position, str(place), scope)).encode(), digest_size=16).digest()
+    number = int.from_bytes(digest, "big")
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=number))

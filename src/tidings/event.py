@@ -1,0 +1,250 @@
+"""Events: immutable, typed facts, and the rules that hold where their class is written.
+
+::
+
+    class OrderPlaced(Event, type="order.placed", version=1, key="order_id"):
+        order_id: str
+        quantity: int
+        placed_at: datetime
+
+The class keywords are taken out by a metaclass of our own, since msgspec refuses keywords it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, dataclass_transform
+
+import msgspec
+import uuid_utils
+
+from tidings.declaration import check_fields, checked_annotations, upcast_source
+from tidings.delivery import MAX_KEY_LENGTH
+from tidings.errors import DeclarationError, InvalidEvent
+
+TYPE_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,62}(\.[a-z][a-z0-9-]*)+")
+_MAX_TYPE_LENGTH = 200
+_RESERVED_STREAMS = "tidings-"
+
+_encode = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """What an event gets when it is made: its id (a UUIDv7) and the time."""
+
+    id: str
+    time: datetime
+
+
+EventClass: TypeAlias = "type[Event]"
+
+
+class EventSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event class declares; it stands at ``OrderPlaced.__tidings__``."""
+
+    type: str
+    version: int
+    key: str | None
+    optional: bool
+    stream: str
+    decode: Callable[[bytes | msgspec.Raw], Event]
+    upcast: Callable[[Any], Event] | None
+    """Makes this version from an earlier one, `upcast_from`."""
+    upcast_from: EventClass | None
+
+    @property
+    def wire_version(self) -> str:
+        return f"v{self.version}"
+
+
+class _Slot:
+    """Room for the stamp beside the fields: it is neither compared, nor printed, nor encoded."""
+
+    __slots__ = ("_stamp",)
+    _stamp: Any
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]  # the type of a C class: mypy cannot see it as a base
+    """Reads ``type=``, ``version=``, ``key=`` and ``optional=``, and checks them and the fields."""
+
+    def __new__(
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        type: str | None = None,
+        version: int | None = None,
+        key: str | None = None,
+        optional: bool = False,
+        upcast: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> EventMeta:
+        if namespace.get("__module__") == __name__:
+            return super().__new__(mcs, name, bases, namespace, frozen=True, kw_only=True, **options)  # type: ignore[no-any-return]
+        if options:
+            known = "type=, version=, key=, upcast= and optional="
+            raise DeclarationError(f"{name}: an event class takes {known}, not {', '.join(sorted(options))}=")
+        kind, number = _checked_header(name, type, version, key)
+        scope = sys._getframe(1).f_locals
+        namespace["__annotations__"] = checked_annotations(name, namespace, scope)
+        cls: EventMeta = super().__new__(mcs, name, bases, namespace, frozen=True, kw_only=True)
+        check_fields(cls, key)
+        cls.__tidings__ = EventSpec(
+            type=kind,
+            version=number,
+            key=key,
+            optional=optional,
+            stream=kind.split(".", 1)[0],
+            decode=msgspec.json.Decoder(cls).decode,
+            upcast=upcast,
+            upcast_from=None if upcast is None else _older(name, kind, number, upcast_source(name, upcast, scope)),
+        )
+        return cls
+
+    if not TYPE_CHECKING:  # so that type checkers see the fields, and not this signature
+
+        def __call__(cls, *args, **fields):
+            """Make an event: its values are checked here, so that what cannot be read is never sent."""
+            event = super().__call__(*args, **fields)
+            _check_values(event, cls.__tidings__)
+            _set_stamp(event, Stamp(str(uuid_utils.uuid7()), datetime.now(UTC)))
+            return event
+
+
+class Event(msgspec.Struct, _Slot, metaclass=EventMeta):
+    """The base of all events. Subclass it with ``type=``, ``version=`` and, to keep an order, ``key=``.
+
+    * ``type``: lower case words joined by dots; the part before the first dot is the stream (``order.placed``).
+    * ``version``: a whole number from 1. A new version gets a class of its own.
+    * ``upcast``: the function that makes this version from an earlier one: its parameter's annotation says which.
+    * ``key``: the name of the field whose events keep their order.
+    * ``optional``: publishing it where nobody listens is no error (only RabbitMQ can tell).
+
+    Fields are keyword-only and typed: ``Any``, ``object``, a bare ``dict`` or ``list`` and naive time stamps are
+    refused. Values are checked when an event is made.
+
+    Raises:
+        DeclarationError: where the class is written wrongly; the message shows the right line.
+        InvalidEvent: where an event is made with values that its class does not allow.
+    """
+
+    __tidings__: ClassVar[EventSpec]
+
+
+_set_stamp = _Slot.__dict__["_stamp"].__set__
+
+
+def stamp_of(event: Event) -> Stamp:
+    """The id and time of an event: given when it was made, or those it travelled with when it was received."""
+    try:
+        stamp: Stamp = event._stamp
+    except AttributeError:  # made by msgspec itself: a copy, or decoded outside a service
+        stamp = Stamp(str(uuid_utils.uuid7()), datetime.now(UTC))
+        _set_stamp(event, stamp)
+    return stamp
+
+
+def event_id(event: Event) -> str:
+    """The id of an event, under which it is published, de-duplicated and traced."""
+    return stamp_of(event).id
+
+
+def set_stamp(event: Event, stamp: object) -> None:
+    """Give a decoded event the id and time that it travelled with: anything with `id` and `time`."""
+    _set_stamp(event, stamp)
+
+
+def spec_of(event: Event | type[Event]) -> EventSpec:
+    """What the class of an event declares."""
+    try:
+        return event.__tidings__
+    except AttributeError:
+        name = event.__name__ if isinstance(event, type) else type(event).__name__
+        raise DeclarationError(
+            f'{name} is no event class. Write: class {name}(Event, type="order.placed", version=1): …'
+        ) from None
+
+
+def key_of(event: Event) -> str | None:
+    """The key of an event as text, or None where its class names no key."""
+    name = event.__tidings__.key
+    return None if name is None else str(getattr(event, name))
+
+
+def encode_data(event: Event) -> bytes:
+    """The event's own JSON. Decimals travel as text, so that no digit is lost."""
+    return _encode(event)
+
+
+def check_key(key: str, where: str) -> None:
+    """Refuse keys that cannot travel.
+
+    Raises:
+        InvalidEvent: empty, longer than 256 characters, or with control characters.
+    """
+    if not key or len(key) > MAX_KEY_LENGTH or not key.isprintable():
+        shown = repr(key[:40]) + ("…" if len(key) > 40 else "")
+        raise InvalidEvent(f"{where} = {shown}: a key has 1 to {MAX_KEY_LENGTH} characters and no control characters")
+
+
+def _checked_header(name: str, kind: str | None, version: int | None, key: str | None) -> tuple[str, int]:
+    example = f'class {name}(Event, type="order.placed", version=1, key="order_id"):'
+    if kind is None:
+        raise DeclarationError(
+            f"{name} does not say its type, under which it travels. Write, for example:\n    {example}"
+        )
+    if not TYPE_PATTERN.fullmatch(kind) or len(kind) > _MAX_TYPE_LENGTH:
+        raise DeclarationError(
+            f"{name}: type={kind!r} is not a stream and a name: lower case letters, digits and hyphens, joined by dots,"
+            f" each part beginning with a letter, at most {_MAX_TYPE_LENGTH} characters. Write, for example:\n"
+            f"    {example}"
+        )
+    if kind.startswith(_RESERVED_STREAMS):
+        raise DeclarationError(f"{name}: streams that begin with {_RESERVED_STREAMS!r} are Tidings' own; not {kind!r}")
+    if version is None:
+        raise DeclarationError(
+            f"{name} does not say its version, by which readers tell its shape. Write:\n"
+            f"    {example.replace('order.placed', kind)}"
+        )
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise DeclarationError(f"{name}: version={version!r}; a version is a whole number from 1. Write: version=1")
+    if key is not None and not isinstance(key, str):
+        raise DeclarationError(f'{name}: key={key!r}; it is the name of a field. Write: key="order_id"')
+    return kind, version
+
+
+def _older(name: str, kind: str, version: int, source: Any) -> type[Event]:
+    spec = getattr(source, "__tidings__", None)
+    if spec is None or spec.type != kind or spec.version >= version:
+        raise DeclarationError(
+            f"{name}: its upcast must take an earlier version of {kind!r}, not {source!r}. Write:\n"
+            f"    def from_v{version - 1}(old: {name}V{version - 1}) -> {name}: …"
+        )
+    older: type[Event] = source
+    return older
+
+
+def _check_values(event: Event, spec: EventSpec) -> None:
+    """Whatever leaves must be readable: what its own class cannot decode again is refused where it is made."""
+    name = type(event).__name__
+    try:
+        data = _encode(event)
+        spec.decode(data)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidEvent(f"{name}: {_plain(error)}") from None
+    if b"\\u0000" in data and b"\\u0000" in data.replace(b"\\\\", b""):
+        raise InvalidEvent(f"{name}: a text holds the character U+0000, which PostgreSQL cannot store; remove it")
+    if spec.key is not None:
+        check_key(str(getattr(event, spec.key)), f"{name}.{spec.key}")
+
+
+def _plain(error: BaseException) -> str:
+    text = str(error)
+    if "timezone component" in text:
+        return text + ". Give it a zone, for example datetime.now(UTC)"
+    return text

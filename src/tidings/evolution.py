@@ -1,0 +1,86 @@
+"""Reading what was stored: which versions of a type a handler can read, and the way up to the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from tidings.delivery import Envelope
+from tidings.errors import DeclarationError, UndecodableEvent
+from tidings.event import Event, set_stamp, spec_of
+
+Decode = Callable[[bytes | msgspec.Raw], Event]
+
+
+class Reader:
+    """Decodes the events of some classes, older versions included, each brought up to the class that was asked for."""
+
+    def __init__(self, events: Iterable[type[Event]]) -> None:
+        self._by_type: dict[str, dict[str, Decode]] = {}
+        self._names: dict[str, str] = {}
+        for event in events:
+            spec = spec_of(event)
+            if spec.type in self._by_type:
+                raise DeclarationError(
+                    f"{self._names[spec.type]} and {event.__name__} are both {spec.type!r}: handle the newest version,"
+                    " and give its class an upcast from the older one"
+                )
+            self._by_type[spec.type] = dict(_versions(event))
+            self._names[spec.type] = event.__name__
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(self._by_type)
+
+    def read(self, envelope: Envelope) -> Event | None:
+        """The event, or None where its type is none that was asked for.
+
+        Raises:
+            UndecodableEvent: an unknown version, data that does not fit, or an upcast that failed.
+        """
+        versions = self._by_type.get(envelope.type)
+        if versions is None:
+            return None
+        decode = versions.get(envelope.version)
+        if decode is None:
+            raise UndecodableEvent(
+                "unknown-version",
+                f"{envelope.type} has version {envelope.version[:20]!r}; {self._names[envelope.type]} reads"
+                f" {', '.join(sorted(versions))}. Deploy the newer class, then redrive",
+            )
+        try:
+            event = decode(envelope.data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise UndecodableEvent(
+                "bad-data", f"the data of {envelope.type} {envelope.version} does not fit its class: {error}"
+            ) from None
+        set_stamp(event, envelope)
+        return event
+
+
+def _versions(event: type[Event]) -> Iterable[tuple[str, Decode]]:
+    """Each version that can be read, with the way from its bytes to `event`."""
+    spec = spec_of(event)
+    yield spec.wire_version, spec.decode
+    steps: list[Callable[[Any], Event]] = []
+    while spec.upcast is not None and spec.upcast_from is not None:
+        steps.insert(0, spec.upcast)
+        spec = spec_of(spec.upcast_from)
+        yield spec.wire_version, _chain(spec.type, spec.wire_version, spec.decode, tuple(steps))
+
+
+def _chain(kind: str, version: str, decode: Decode, steps: tuple[Callable[[Any], Event], ...]) -> Decode:
+    def decode_and_lift(data: bytes | msgspec.Raw) -> Event:
+        event = decode(data)
+        try:
+            for step in steps:
+                event = step(event)
+        except Exception as error:
+            raise UndecodableEvent(
+                "upcast-failed", f"{kind} {version} could not be brought up to date: {type(error).__name__}: {error}"
+            ) from error
+        return event
+
+    return decode_and_lift

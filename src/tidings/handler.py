@@ -1,0 +1,204 @@
+"""A handler as it was registered: which events, which rules, and what it wants besides the event."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from tidings.delivery import Delivery
+from tidings.errors import DeclarationError
+from tidings.event import Event, spec_of
+from tidings.evolution import Reader
+from tidings.policy import Retry
+
+Function = Callable[..., Any]
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What `on(…)` was told."""
+
+    once: bool | str
+    """True: by event id. Text: by that field. False: the effect may repeat."""
+    ordered: bool
+    concurrency: int
+    timeout: float
+    batch: int | None
+    retry: Retry
+    conflict: Literal["duplicate", "dead"]
+    start: Literal["all", "new"]
+
+
+class Handler(msgspec.Struct, frozen=True, kw_only=True):
+    """A function with its place in a service."""
+
+    service: str
+    name: str
+    function: Function
+    events: tuple[type[Event], ...]
+    returns: tuple[type[Event], ...]
+    """The events its return annotation names."""
+    rules: Rules
+    sync: bool
+    reader: Reader
+    wants: tuple[tuple[str, type], ...]
+    """The parameters after the event, with their types."""
+
+    @property
+    def position(self) -> str:
+        return f"{self.service}.{self.name}"
+
+    @property
+    def stream(self) -> str:
+        return spec_of(self.events[0]).stream
+
+    def __repr__(self) -> str:
+        return f"<Handler {self.position} of {', '.join(self.reader.types)}>"
+
+
+Provide = Callable[[type], object]
+
+
+def bind(
+    handler: Handler, provided: dict[str, Callable[[Any, Delivery], object]]
+) -> Callable[[Event, Any, Delivery], Any]:
+    """The shortest way to call a handler: `(event, claim, delivery)` to its result, or to an awaitable of it."""
+    function = handler.function
+    if not provided:
+        return lambda event, claim, delivery: function(event)
+    items = tuple(provided.items())
+    if len(items) == 1:
+        ((name, give),) = items
+        return lambda event, claim, delivery: function(event, **{name: give(claim, delivery)})
+    return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in items})
+
+
+def make_handler(
+    service: str, function: Function, types_: Sequence[type[Event]], name: str | None, rules: Rules
+) -> Handler:
+    """Look at a function once, when it is registered, and refuse what could not work.
+
+    Raises:
+        DeclarationError: no event type, types of two streams, no annotation, a field that does not exist.
+    """
+    label = getattr(function, "__qualname__", repr(function))
+    chosen = name if name is not None else getattr(function, "__name__", "").strip("_").replace("_", "-").lower()
+    if not _NAME.fullmatch(chosen):
+        raise DeclarationError(
+            f"{label}: {chosen!r} is no name for a handler: lower case letters, digits and hyphens."
+            f' Write: name="reserve"'
+        )
+    _check_events(label, types_)
+    hints = _hints(label, function)
+    first, wants = _parameters(label, function, hints)
+    _check_first(label, first, types_)
+    for event in types_:
+        _check_once(label, rules.once, event)
+    return Handler(
+        service=service,
+        name=chosen,
+        function=function,
+        events=tuple(types_),
+        returns=_events_in(hints.get("return")),
+        rules=rules,
+        sync=not inspect.iscoroutinefunction(_unwrapped(function)),
+        reader=Reader(types_),
+        wants=wants,
+    )
+
+
+def _unwrapped(function: Function) -> Function:
+    call: Function = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    return call
+
+
+def _check_events(label: str, events: Sequence[type[Event]]) -> None:
+    if not events:
+        raise DeclarationError(f"{label} names no event. Write: @service.on(OrderPlaced)")
+    specs = [spec_of(event) for event in events]
+    if len({spec.stream for spec in specs}) > 1:
+        found = ", ".join(sorted({spec.stream for spec in specs}))
+        raise DeclarationError(
+            f"{label} takes events of several streams ({found}); order holds within one. Write a handler for each"
+        )
+
+
+def _hints(label: str, function: Function) -> dict[str, Any]:
+    target = _unwrapped(function)
+    scope: dict[str, Any] = {}
+    if closure := getattr(target, "__closure__", None):
+        names = target.__code__.co_freevars
+        scope = {name: cell.cell_contents for name, cell in zip(names, closure, strict=True) if _filled(cell)}
+    try:
+        return typing.get_type_hints(target, localns=scope or None)
+    except NameError as error:
+        raw = {key: hint for key, hint in getattr(target, "__annotations__", {}).items() if not isinstance(hint, str)}
+        if len(raw) == len(getattr(target, "__annotations__", {})):
+            return raw
+        raise DeclarationError(
+            f"{label}: an annotation is not known ({error}). Import its name at the top of the module, not only under"
+            " TYPE_CHECKING: it decides what the handler gets"
+        ) from None
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _parameters(label: str, function: Function, hints: dict[str, Any]) -> tuple[Any, tuple[tuple[str, type], ...]]:
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise DeclarationError(f"{label} takes no event. Write: async def {label}(order: OrderPlaced) -> None")
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DeclarationError(f"{label}: *{parameter.name} cannot be filled; name each parameter and its type")
+        if parameter.name not in hints:
+            raise DeclarationError(
+                f"{label}: the parameter {parameter.name!r} has no annotation, which says what to hand over. Write:\n"
+                f"    async def {label.rsplit('.', 1)[-1]}({parameter.name}: OrderPlaced) -> None"
+            )
+    wants = tuple((one.name, hints[one.name]) for one in parameters[1:] if one.default is inspect.Parameter.empty)
+    for parameter_name, hint in wants:
+        if not isinstance(hint, type):
+            raise DeclarationError(
+                f"{label}: {parameter_name}: {hint!r} is no class, so nothing can be handed over for it"
+            )
+    return hints[parameters[0].name], wants
+
+
+def _check_first(label: str, hint: Any, events: Sequence[type[Event]]) -> None:
+    accepted = _events_in(hint)
+    if Event in accepted:
+        return
+    missing = [event.__name__ for event in events if not any(issubclass(event, one) for one in accepted)]
+    if missing:
+        raise DeclarationError(
+            f"{label} is registered for {', '.join(missing)}, but its first parameter takes {hint!r}. Write:"
+            f" event: {' | '.join(event.__name__ for event in events)}"
+        )
+
+
+def _events_in(hint: Any) -> tuple[type[Event], ...]:
+    """The event classes an annotation names: alone, in a union, or in a list or sequence."""
+    if isinstance(hint, type) and issubclass(hint, Event):
+        return (hint,)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, list, tuple, Sequence, Awaitable, typing.Annotated):
+        return tuple(event for one in typing.get_args(hint) for event in _events_in(one))
+    return ()
+
+
+def _check_once(label: str, once: bool | str, event: type[Event]) -> None:
+    if isinstance(once, str) and once not in event.__struct_fields__:
+        have = ", ".join(event.__struct_fields__) or "none"
+        raise DeclarationError(f"{label}: once={once!r} is no field of {event.__name__} (it has: {have})")

@@ -1,0 +1,48 @@
+"""What keeps the order of a key while an earlier event of it waits for its next attempt."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from tidings.delivery import Delivery
+
+
+class Holds:
+    """The keys of one lane that are held: first the event that failed, behind it those that came after."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Delivery]] = {}
+        self._due: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def blocks(self, key: str | None) -> bool:
+        return key in self._waiting
+
+    def hold(self, key: str, delivery: Delivery, due: float) -> None:
+        """Keep a failed delivery until `due` (loop time); its followers, if there are some already, stay behind it."""
+        self._waiting.setdefault(key, deque()).appendleft(delivery)
+        self._due[key] = due
+
+    def follow(self, key: str, delivery: Delivery) -> None:
+        """Queue a delivery behind the one that is held."""
+        self._waiting[key].append(delivery)
+
+    def next_due(self) -> float | None:
+        """When the next key may go on, in loop time."""
+        return min(self._due.values(), default=None)
+
+    def release(self, now: float) -> Iterator[Delivery]:
+        """Take out what may go on, in order within each key."""
+        for key in [key for key, due in self._due.items() if due <= now]:
+            del self._due[key]
+            yield from self._waiting.pop(key)
+
+    def clear(self) -> list[Delivery]:
+        """Take out everything, to give it back."""
+        everything = [delivery for waiting in self._waiting.values() for delivery in waiting]
+        self._waiting.clear()
+        self._due.clear()
+        return everything

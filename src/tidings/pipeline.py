@@ -1,0 +1,273 @@
+"""The life of a delivery, top to bottom: read, claim, handle, decide, settle.
+
+Read `Pipeline.process` first; everything below it is one of its steps, in order. A batch is the unit, and a batch of
+one is the ordinary case. Three rules hold on every path, and the fault walk under ``tests/`` takes all of them:
+
+* each delivery is settled once, or kept in its lane, or reported as unsettled;
+* nothing is acknowledged before its effect is durable: committed, known as a duplicate, or stored as a copy;
+* a key is marked done only when its handler has returned and what it caused is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from tidings.claims import Claimer
+from tidings.context import Scope, current
+from tidings.copies import restore
+from tidings.delivery import (
+    DeadLettered,
+    Decision,
+    Delivery,
+    Done,
+    Duplicate,
+    Message,
+    Retried,
+    Route,
+)
+from tidings.envelope import read_envelope
+from tidings.errors import Contention, WorldError
+from tidings.event import Event
+from tidings.handler import Handler
+from tidings.limit import Limit
+from tidings.order import Holds
+from tidings.policy import BUSY_PAUSE, decide, describe
+from tidings.ports import Broker, Claim, Claimed, State
+from tidings.settling import COPY_TIMEOUT, Settler
+
+BATCH_SECONDS: Final = 0.05
+"""A batch closes after this much time in handlers, so that what is done is settled soon."""
+
+Call = Callable[[Event, Claim, Delivery], Awaitable[Any]]
+Wrap = Callable[[Any, Scope], Sequence[Message]]
+
+
+class Work(msgspec.Struct, eq=False):
+    """One delivery on its way through the steps; `decision` is set once nothing can change it any more."""
+
+    delivery: Delivery
+    event: Event | None = None
+    decision: Decision | None = None
+    alone: bool = False
+    """After an error of the database itself, which does not tell whose fault it was."""
+
+
+class _Failed(Exception):
+    """A handler raised inside a shared transaction, which takes back what the others did in it."""
+
+    def __init__(self, work: Work, error: Exception) -> None:
+        super().__init__()
+        self.work, self.error = work, error
+
+
+class Pipeline:
+    """Brings the deliveries of one handler to their end, batch by batch."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        broker: Broker,
+        claimer: Claimer,
+        call: Call,
+        wrap: Wrap,
+        settler: Settler,
+        together: int,
+    ) -> None:
+        self._handler = handler
+        self._broker = broker
+        self._claimer = claimer
+        self._call = call
+        self._wrap = wrap
+        self._settler = settler
+        self._most_together = self._together = together
+        self.stopping = False
+        """Set to end after the event that runs now: what is not begun is handed back undecided."""
+
+    async def process(self, batch: Sequence[Delivery], holds: Holds | None = None) -> tuple[list[Delivery], str]:
+        """Take a batch to its end; return what could not be begun, and why: the world is down, or we are stopping.
+
+        With `holds` the order of keys is kept: what waits for its next attempt, or behind such an event, stays there,
+        unsettled. Raises nothing but cancellation, and then has given back everything that was not decided.
+        """
+        began = time.monotonic()
+        works = [self._read(delivery) for delivery in batch]
+        trouble = ""
+        try:
+            while True:
+                if any(work.decision for work in works):
+                    await self._settle(works, holds, began)
+                if self.stopping or not (group := self._next_group(works, holds)):
+                    break
+                await self._attempt(group)
+        except WorldError as error:
+            trouble = describe(error)
+        except asyncio.CancelledError:
+            for work in works:
+                work.decision = work.decision or Retried(after=0.0, reason="shutdown", counted=False)
+            await self._settle(works, None, began)
+            raise
+        return [work.delivery for work in works], trouble
+
+    # ── read: decode, upcast, match ─────────────────────────────────────────────────────────────────────────────────
+
+    def _read(self, delivery: Delivery) -> Work:
+        work = Work(delivery)
+        try:
+            if delivery.route is Route.RETRY and not delivery.failures:
+                restore(delivery)
+            delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
+            work.event = self._handler.reader.read(envelope)
+            if work.event is None:
+                work.decision = Done(skipped=True)
+        except Exception as error:
+            work.decision = decide(error, delivery, self._handler.rules.retry)
+        return work
+
+    def _next_group(self, works: list[Work], holds: Holds | None) -> list[Work]:
+        """What is handled next, together; an event behind a held key goes there instead."""
+        if holds:
+            for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
+                holds.follow(work.delivery.key or "", work.delivery)
+                works.remove(work)
+        return works[:1] if works and works[0].alone else works[: self._together]
+
+    # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
+
+    async def _attempt(self, group: list[Work]) -> None:
+        decided: dict[int, Decision] = {}
+        try:
+            async with self._claimer.open([(work.delivery, work.event) for work in group if work.event]) as claim:
+                caused = await self._handle_all(group, claim, decided)
+                if caused and not await claim.emit([message for _, message in caused]):
+                    await self._publish(group, caused, claim, decided)
+        except _Failed as failed:
+            failed.work.decision = self._decide(failed.error, failed.work)
+        except Contention:
+            self._together = max(1, self._together // 2)
+            raise
+        except WorldError:
+            raise
+        except Exception as error:
+            if len(group) > 1:
+                for work in group:
+                    work.alone = True
+            else:
+                group[0].decision = self._decide(error, group[0])
+        else:
+            self._together = min(self._most_together, self._together * 2)
+            for index, decision in decided.items():
+                group[index].decision = decision
+
+    async def _handle_all(
+        self, group: list[Work], claim: Claim, decided: dict[int, Decision]
+    ) -> list[tuple[int, Message]]:
+        """Handle what is new, one after the other, and return what it caused. What is left out stays undecided."""
+        caused: list[tuple[int, Message]] = []
+        left_out: set[str] = set()
+        closes = time.monotonic() + BATCH_SECONDS
+        with Limit(self._handler.rules.timeout) as limit:
+            for index, work in enumerate(group):
+                claimed = claim.states[index]
+                if left_out and self._must_wait(work, left_out):
+                    claim.fail(index)
+                elif claimed.state is not State.NEW:
+                    decided[index] = self._known(work, claimed)
+                elif index and (self.stopping or time.monotonic() > closes):
+                    claim.fail(index)
+                    self._leave_out(work, left_out)
+                else:
+                    try:
+                        messages = await self._handle(work, claim, limit)
+                    except Exception as error:
+                        if self._claimer.shared:
+                            raise self._claimer.of_the_store(error) or _Failed(work, error) from error
+                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
+                        self._leave_out(work, left_out)
+                    else:
+                        decided[index] = DONE
+                        caused.extend((index, message) for message in messages)
+        return caused
+
+    async def _handle(self, work: Work, claim: Claim, limit: Limit) -> Sequence[Message]:
+        assert work.event is not None
+        scope = Scope(work.delivery, self._handler.position)
+        token = current.set(scope)
+        limit.begin()
+        try:
+            result = await self._call(work.event, claim, work.delivery)
+        except asyncio.CancelledError as error:
+            if limit.took_back():
+                raise TimeoutError(f"the handler ran longer than {self._handler.rules.timeout:g} s") from error
+            if not _we_are_cancelled():
+                raise RuntimeError("the handler raised CancelledError by itself") from error
+            raise
+        finally:
+            limit.end()
+            current.reset(token)
+        limit.took_back()  # a handler that swallowed its timeout has ended all the same
+        return () if result is None else self._wrap(result, scope)
+
+    async def _publish(
+        self, group: list[Work], caused: list[tuple[int, Message]], claim: Claim, decided: dict[int, Decision]
+    ) -> None:
+        """Without a SQL store the broker has stored what was caused before the claim is marked done."""
+        errors = await self._broker.publish([message for _, message in caused], timeout=COPY_TIMEOUT)
+        for (index, _), error in zip(caused, errors, strict=True):
+            if error is not None and isinstance(decided.get(index), Done):
+                claim.fail(index)
+                decided[index] = self._decide(error, group[index])
+
+    def _known(self, work: Work, claimed: Claimed) -> Decision:
+        if claimed.state is State.BUSY:
+            return Retried(after=BUSY_PAUSE, reason="another worker holds its key", counted=False)
+        if claimed.event_id in ("", work.delivery.event_id):
+            return Duplicate()
+        if self._handler.rules.conflict == "dead":
+            reason = f"its key {self._handler.rules.once} was applied for event {claimed.event_id}"
+            return DeadLettered(reason=reason, code="conflict")
+        return Duplicate(of=claimed.event_id)
+
+    def _leave_out(self, work: Work, left_out: set[str]) -> None:
+        left_out.update(self._names(work))
+
+    def _must_wait(self, work: Work, left_out: set[str]) -> bool:
+        return not left_out.isdisjoint(self._names(work))
+
+    def _names(self, work: Work) -> list[str]:
+        """What makes an event wait for an earlier one that was not applied: same key once, same key in order."""
+        assert work.event is not None
+        names = [f"once {self._claimer.key(work.delivery, work.event).key}"]
+        if self._handler.rules.ordered and work.delivery.key is not None:
+            names.append(f"key {work.delivery.key}")
+        return names
+
+    def _decide(self, error: Exception, work: Work) -> Decision:
+        return decide(error, work.delivery, self._handler.rules.retry)
+
+    # ── settle ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _settle(self, works: list[Work], holds: Holds | None, began: float) -> None:
+        """Take out what was decided, and let it be told; a cancelled lane still tells the broker about its work."""
+        ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
+        works[:] = [work for work in works if work.decision is None]
+        settling = asyncio.ensure_future(self._settler.settle(ended, holds, began))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
+            raise
+
+
+DONE: Final = Done()
+
+
+def _we_are_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,86 @@
+"""From events to messages: envelopes, ids of caused events, and what may be published from where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from tidings.context import Scope, current
+from tidings.delivery import Message
+from tidings.envelope import envelope_of, to_binary, to_structured
+from tidings.errors import InvalidEvent, MisuseError
+from tidings.event import Event, EventSpec, spec_of
+
+Content = Literal["structured", "binary"]
+
+
+class Wrapper:
+    """Makes messages of events, as one service says them."""
+
+    def __init__(self, service: str, declared: Iterable[type[Event]], content: Content) -> None:
+        self._service = service
+        self._declared: Mapping[str, EventSpec] = {spec.type: spec for spec in map(spec_of, declared)}
+        self._content = content
+
+    def message(self, event: Event, scope: Scope | None = None) -> Message:
+        """The message of an event; inside a handler (`scope`) its id is derived from what caused it.
+
+        Raises:
+            MisuseError: the service does not say that it publishes this event.
+            EventTooLarge: more than 1 MiB.
+        """
+        spec = self._spec(event)
+        if scope is None:
+            envelope = envelope_of(event, self._service)
+        else:
+            cause = scope.delivery
+            envelope = envelope_of(
+                event,
+                self._service,
+                id=scope.next_id(),
+                correlation_id=cause.correlation_id,
+                causation_id=cause.event_id,
+                traceparent=cause.envelope.traceparent if cause.envelope else None,
+            )
+        if self._content == "binary":
+            headers, body = to_binary(envelope)
+            return Message(
+                id=envelope.id, stream=spec.stream, type=spec.type, key=envelope.key, body=body, headers=headers
+            )
+        return Message(
+            id=envelope.id, stream=spec.stream, type=spec.type, key=envelope.key, body=to_structured(envelope)
+        )
+
+    def caused(self, result: Any, scope: Scope) -> Sequence[Message]:
+        """The messages of what a handler returned: an event, or several of them."""
+        if isinstance(result, Event):
+            return (self.message(result, scope),)
+        if isinstance(result, (list, tuple)):
+            return [self.message(event, scope) for event in result]
+        raise InvalidEvent(
+            f"{scope.position} returned {type(result).__name__}; a handler returns None, an event, or a list of events"
+        )
+
+    def _spec(self, event: Event) -> EventSpec:
+        spec = spec_of(event)
+        if spec.type not in self._declared:
+            name = type(event).__name__
+            raise MisuseError(
+                f"{self._service} does not say that it publishes {name}, so nothing has prepared its stream. Write:"
+                f" Service({self._service!r}, publishes=[{name}])"
+            )
+        return spec
+
+
+def refuse_in_handler() -> None:
+    """A bare publish inside a handler would leave before the effect is durable.
+
+    Raises:
+        MisuseError: a handler runs in this task.
+    """
+    scope = current.get()
+    if scope is not None:
+        raise MisuseError(
+            f"{scope.position} called publish: its event would be out before the effect is durable. Return the event"
+            " from the handler, or pass the transaction: publish(event, tx=db)"
+        )

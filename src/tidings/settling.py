@@ -1,0 +1,114 @@
+"""Settling: the only place that speaks to the broker about deliveries.
+
+It acts on decisions and takes none, but for one: a copy too large for the retry route becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from tidings.copies import dead_letter, retry_copy
+from tidings.delivery import (
+    ACK,
+    DeadLettered,
+    Decision,
+    Delivery,
+    Done,
+    Duplicate,
+    Message,
+    Outcome,
+    Release,
+    Retried,
+    Unsettled,
+    Verdict,
+)
+from tidings.errors import EventTooLarge
+from tidings.order import Holds
+from tidings.policy import describe
+from tidings.ports import Broker, Observer, Settled
+
+log = logging.getLogger("tidings.settling")
+
+COPY_TIMEOUT: Final = 10.0
+"""How long a retry copy or dead letter may take to be stored, in seconds."""
+
+COPY_PAUSE: Final = 5.0
+"""How long a delivery stays away whose copy could not be stored, in seconds."""
+
+Ended = list[tuple[Delivery, Decision]]
+
+
+class Settler:
+    """Stores the copies of a handler's failures, tells the broker, and then the observers."""
+
+    def __init__(
+        self, position: str, broker: Broker, *, service_version: str = "", observers: Sequence[Observer] = ()
+    ) -> None:
+        self._position = position
+        self._broker = broker
+        self._service_version = service_version
+        self._observers = observers
+
+    async def settle(self, ended: Ended, holds: Holds | None, began: float) -> None:
+        """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""
+        outcomes: list[Outcome] = [decision for _, decision in ended]
+        verdicts: list[tuple[int, Verdict]] = []
+        copies: list[int] = []
+        for place, (delivery, decision) in enumerate(ended):
+            if isinstance(decision, Done | Duplicate):
+                verdicts.append((place, ACK))
+            elif isinstance(decision, DeadLettered):
+                copies.append(place)
+            elif holds is not None and delivery.key is not None:
+                delivery.failures += decision.counted
+                holds.hold(delivery.key, delivery, asyncio.get_running_loop().time() + decision.after)
+            elif decision.counted:
+                copies.append(place)
+            else:
+                verdicts.append((place, Release(decision.after)))
+        if copies:
+            verdicts += await self._store(ended, copies, outcomes)
+        if verdicts:
+            errors = await self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
+            for (place, _), failure in zip(verdicts, errors, strict=True):
+                if failure is not None:
+                    outcomes[place] = Unsettled(ended[place][1], describe(failure))
+        self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
+
+    async def _store(self, ended: Ended, places: list[int], outcomes: list[Outcome]) -> list[tuple[int, Verdict]]:
+        """Retry copies and dead letters: acknowledged once stored, given back for a while where they could not be."""
+        copies = {place: self._copies(*ended[place]) for place in places}
+        flat = [message for messages in copies.values() for message in messages]
+        errors = iter(await self._broker.publish(flat, timeout=COPY_TIMEOUT))
+        verdicts: list[tuple[int, Verdict]] = []
+        too_large: list[int] = []
+        for place, messages in copies.items():
+            failed = [error for error in [next(errors) for _ in messages] if error is not None]
+            if not failed:
+                verdicts.append((place, ACK))
+            elif isinstance(failed[0], EventTooLarge) and isinstance(ended[place][1], Retried):
+                reason = f"too large for the retry route: {describe(failed[0])}"
+                ended[place] = (ended[place][0], DeadLettered(reason=reason, code="too-large"))
+                outcomes[place] = ended[place][1]
+                too_large.append(place)
+            else:
+                outcomes[place] = Unsettled(ended[place][1], f"its copy was not stored: {describe(failed[0])}")
+                verdicts.append((place, Release(COPY_PAUSE)))
+        return verdicts + (await self._store(ended, too_large, outcomes) if too_large else [])
+
+    def _copies(self, delivery: Delivery, decision: Decision) -> list[Message]:
+        if isinstance(decision, Retried):
+            return [retry_copy(delivery, self._position, decision)]
+        assert isinstance(decision, DeadLettered)
+        return dead_letter(delivery, self._position, decision, self._service_version, self._broker.features.max_bytes)
+
+    def _notify(self, batch: list[Settled], began: float) -> None:
+        for observer in self._observers:
+            try:
+                observer.settled(self._position, batch, time.monotonic() - began)
+            except Exception:
+                log.exception("observer %r failed; it changes nothing", observer)

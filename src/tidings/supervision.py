@@ -1,0 +1,66 @@
+"""Tasks that must not die unseen: each is named, watched, and its end is known to health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+log = logging.getLogger("tidings.supervision")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+
+class Supervisor:
+    """Runs internal tasks, starts one that failed again after a pause, and remembers what failed."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.failures: dict[str, str] = {}
+        """The tasks that are failing now, and why; one that runs for a while again is taken out."""
+
+    def spawn(self, name: str, run: Callable[[], Awaitable[Any]]) -> None:
+        """Start a task that is to run until it is cancelled; it may also end by itself."""
+        self._tasks[name] = asyncio.create_task(self._keep(name, run), name=f"tidings {name}")
+
+    async def _keep(self, name: str, run: Callable[[], Awaitable[Any]]) -> None:
+        pause = FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await run()
+            except Exception as error:
+                self.failures[name] = f"{type(error).__name__}: {error}"
+                log.exception("%s failed; it is started again in %.1f s", name, pause)
+            else:
+                self.failures.pop(name, None)
+                return
+            if loop.time() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            loop.call_later(LONGEST_PAUSE, self._forgive, name, self.failures.get(name))
+
+    def _forgive(self, name: str, failure: str | None) -> None:
+        """A task that has not failed again since is well."""
+        if failure is not None and self.failures.get(name) is failure and not self._tasks[name].done():
+            del self.failures[name]
+
+    async def wait(self, *names: str, timeout: float | None = None) -> bool:
+        """Wait until these tasks have ended by themselves; False when some had not in time."""
+        tasks = {self._tasks[name] for name in names if name in self._tasks}
+        if not tasks:
+            return True
+        _, pending = await asyncio.wait(tasks, timeout=timeout)
+        return not pending
+
+    async def cancel(self, *names: str) -> None:
+        """Cancel tasks, all of them when none is named, and wait until they have ended."""
+        tasks = [self._tasks.pop(name) for name in (names or tuple(self._tasks)) if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=30)

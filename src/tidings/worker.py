@@ -1,0 +1,203 @@
+"""From the feed into lanes: back-pressure, order, pauses while the world is down, and the way out.
+
+A lane is one task that works its events off one after the other. It takes whatever waits for it, up to a limit, and
+never waits for more: at rest each event is handled at once, under load one batch carries many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from tidings.delivery import Delivery, Release
+from tidings.order import Holds
+from tidings.pipeline import Pipeline
+from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
+from tidings.supervision import Supervisor
+
+log = logging.getLogger("tidings.worker")
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 5.0
+CRASH_PAUSE = 5.0
+"""How long a batch stays away over which a lane itself, not a handler, failed."""
+
+
+class Lane:
+    """A queue and the keys that are held in it."""
+
+    def __init__(self, queue: deque[Delivery], ordered: bool) -> None:
+        self.queue = queue
+        self.holds = Holds() if ordered else None
+        self.busy = False
+        self._wake: asyncio.Future[None] | None = None
+
+    def take(self, most: int) -> list[Delivery]:
+        """Whatever waits, up to a limit; what was held and is due comes first."""
+        queue = self.queue
+        if self.holds:
+            queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))
+        return [queue.popleft() for _ in range(min(most, len(queue)))]
+
+    def put_back(self, deliveries: Sequence[Delivery]) -> None:
+        self.queue.extendleft(reversed(deliveries))
+
+    def wake(self) -> bool:
+        """Wake the lane if it sleeps."""
+        if self._wake is None or self._wake.done():
+            return False
+        self._wake.set_result(None)
+        return True
+
+    async def sleep(self, seconds: float | None) -> None:
+        """Until woken, or for so long."""
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake
+        except TimeoutError:
+            pass
+        finally:
+            self._wake = None
+
+    def until_due(self) -> float | None:
+        """Seconds until a held key may go on, or None."""
+        due = self.holds.next_due() if self.holds else None
+        return None if due is None else max(0.0, due - asyncio.get_running_loop().time())
+
+
+class Worker:
+    """Runs one handler in this process."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        pipeline: Pipeline,
+        broker: Broker,
+        *,
+        lanes: int,
+        batch: int,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._subscription = subscription
+        self._pipeline = pipeline
+        self._broker = broker
+        self._batch = batch
+        self._observers = observers
+        shared: deque[Delivery] = deque()
+        ordered = subscription.ordered
+        self._lanes = [Lane(deque() if ordered else shared, ordered) for _ in range(lanes)]
+        self._feed: Feed | None = None
+        self._tasks = Supervisor()
+        self._stopping = False
+        self.trouble = ""
+        """Why the handler cannot work just now: its store is down. Empty while all is well."""
+
+    @property
+    def position(self) -> str:
+        return self._subscription.position
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return self._tasks.failures
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries are queued or held here."""
+        queues = {id(lane.queue): len(lane.queue) for lane in self._lanes}
+        return sum(queues.values()) + sum(len(lane.holds) for lane in self._lanes if lane.holds)
+
+    @property
+    def busy(self) -> int:
+        """How many lanes are at work."""
+        return sum(lane.busy for lane in self._lanes)
+
+    async def start(self) -> None:
+        """Start the lanes, then let deliveries in."""
+        for number, lane in enumerate(self._lanes):
+            self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
+        sink = self._take_ordered if self._subscription.ordered else self._take
+        self._feed = await self._broker.subscribe(self._subscription, sink)
+
+    async def stop(self, grace: float) -> None:
+        """Take no more, finish the events that run, give the rest back at once; after `grace` seconds give up."""
+        self._stopping = self._pipeline.stopping = True
+        if self._feed is not None:
+            await self._feed.stop()
+        for lane in self._lanes:
+            lane.wake()
+        names = [f"{self.position} lane {number}" for number in range(len(self._lanes))]
+        if not await self._tasks.wait(*names, timeout=grace):
+            log.warning("%s: a handler was still running after %.0f s; its event is given back", self.position, grace)
+        await self._tasks.cancel()
+        rest = [delivery for lane in self._lanes for delivery in self._emptied(lane)]
+        await self._give_back(rest, 0.0)
+        if self._feed is not None:
+            await self._feed.close()
+
+    async def backlog(self) -> Backlog | None:
+        """How far behind the position is, or None before the start."""
+        return None if self._feed is None else await self._feed.backlog()
+
+    def _take(self, delivery: Delivery) -> None:
+        """Any lane may have it: the first that sleeps."""
+        self._lanes[0].queue.append(delivery)
+        for lane in self._lanes:
+            if lane.wake():
+                return
+
+    def _take_ordered(self, delivery: Delivery) -> None:
+        """The lane of its key; whatever has no key shares the first."""
+        lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]
+        lane.queue.append(delivery)
+        lane.wake()
+
+    async def _run(self, lane: Lane) -> None:
+        pause = 0.0
+        while not self._stopping:
+            batch = lane.take(self._batch)
+            if not batch:
+                await lane.sleep(lane.until_due())
+                continue
+            rest, trouble = await self._process(lane, batch)
+            self.trouble = trouble
+            lane.put_back(rest)
+            if trouble and not self._stopping:
+                if not pause:
+                    log.warning("%s waits: %s", self.position, trouble)
+                pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+                await self._pause(lane, pause)
+            else:
+                pause = 0.0
+
+    async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
+        lane.busy = True
+        for observer in self._observers:
+            observer.received(self.position, len(batch))
+        try:
+            return await self._pipeline.process(batch, lane.holds)
+        except Exception:
+            log.exception("%s: a lane failed over %d events; they are given back", self.position, len(batch))
+            await self._give_back(batch, CRASH_PAUSE)
+            return [], ""
+        finally:
+            lane.busy = False
+
+    async def _pause(self, lane: Lane, seconds: float) -> None:
+        """Wait even when events arrive: only a stop ends it early."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while not self._stopping and (left := until - loop.time()) > 0:
+            await lane.sleep(left)
+            await asyncio.sleep(0.01)
+
+    def _emptied(self, lane: Lane) -> list[Delivery]:
+        rest = list(lane.queue) + (lane.holds.clear() if lane.holds else [])
+        lane.queue.clear()
+        return rest
+
+    async def _give_back(self, deliveries: Sequence[Delivery], after: float) -> None:
+        if deliveries:
+            await self._broker.settle([(delivery, Release(after)) for delivery in deliveries])
