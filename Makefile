@@ -36,7 +36,8 @@ check: venv ## Format, lint, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/basedpyright --ignoreexternal --verifytypes tidings
+	@# It looks for the package with the python that PATH finds first.
+	PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --ignoreexternal --verifytypes tidings
 	$(PYTEST) -q tests/architecture
 
 .PHONY: format
