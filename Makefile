@@ -31,13 +31,18 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: check
-check: venv ## Format, lint, types, architecture
+.PHONY: check check-format check-lint check-types check-api check-architecture
+check: check-format check-lint check-types check-api check-architecture ## Format, lint, types, architecture
+check-format: venv
 	$(BIN)/ruff format --check .
+check-lint: venv
 	$(BIN)/ruff check .
+check-types: venv
 	$(BIN)/mypy $(TYPED)
+check-api: venv
 	@# It looks for the package with the python that PATH finds first.
 	PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --ignoreexternal --verifytypes tidings
+check-architecture: venv
 	$(PYTEST) -q tests/architecture
 
 .PHONY: format

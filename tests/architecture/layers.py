@@ -7,12 +7,12 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "partition"),
+    ("errors", "delivery", "partition", "supervision"),
     ("ports",),
     ("declaration", "event", "envelope", "evolution", "policy"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("pipeline",),
-    ("worker", "publisher", "dead_letters"),
+    ("worker", "calling", "publisher", "dead_letters"),
     ("service",),
     ("",),  # tidings/__init__.py: the public names
     ("testing",),
@@ -21,12 +21,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The core, lowest first. A name stands for a module or for a whole folder."""
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "brokers": ("errors", "delivery", "partition", "ports"),
-    "stores": ("errors", "delivery", "partition", "ports", "outbox"),
-    "outbox": ("errors", "delivery", "partition", "ports"),
-    "observe": ("errors", "delivery", "partition", "ports"),
+    "brokers": ("errors", "delivery", "partition", "supervision", "ports"),
+    "stores": ("errors", "delivery", "partition", "supervision", "ports", "outbox"),
+    "outbox": ("errors", "delivery", "partition", "supervision", "ports"),
+    "observe": ("errors", "delivery", "partition", "supervision", "ports"),
 }
-"""What stands beside the core, and all of the package that it may import besides its own unit."""
+"""What stands beside the core, and all of the package that it may import besides its own unit.
+
+A module whose name begins with an underscore, directly in such a folder, is shared by the adapters in it."""
 
 SHARED_FOLDERS: tuple[str, ...] = ("outbox",)
 """Adapters whose whole folder is one unit. Elsewhere each module or folder directly inside is a unit of its own."""
@@ -42,8 +44,8 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "uuid_utils": ("event", "envelope", "publisher", "service"),
     "nats": ("brokers.nats",),
     "nkeys": ("brokers.nats",),
-    "sqlalchemy": ("stores.sqlalchemy", "outbox"),
-    "aiosqlite": ("stores.sqlalchemy",),
+    "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox"),
+    "aiosqlite": ("stores.sqlalchemy", "stores._"),
     "prometheus_client": ("observe",),
     "structlog": ("observe", "cli"),
     "cyclopts": ("cli",),
@@ -51,7 +53,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "pytest": ("testing",),
     "starlette": ("observe",),
 }
-"""Who may import what from outside the standard library; `*` is everybody."""
+"""Who may import what from outside the standard library; `*` is everybody, `stores._` what the stores share."""
 
 BROKER_NAMES: dict[str, str] = {
     "nats": "brokers/nats/",

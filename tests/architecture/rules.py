@@ -50,7 +50,8 @@ def _refused(importer: str, target: str) -> str:
     """Why `importer` may not import `target`; empty if it may."""
     head, target_head = _head(importer), _head(target)
     if head in layers.ADAPTERS:
-        if _unit(importer) == _unit(target) or (importer in layers.REGISTRIES and target_head == importer):
+        shared = target.startswith(f"{head}._") or (importer in layers.REGISTRIES and target_head == importer)
+        if shared or _unit(importer) == _unit(target):
             return ""
         allowed = layers.ADAPTERS[head]
         return "" if target_head in allowed else f"{head} may import {', '.join(allowed)} and its own unit"
@@ -106,7 +107,7 @@ def libraries_stay_in_their_place(root: Path) -> list[str]:
 
 
 def _inside(name: str, place: str) -> bool:
-    return name == place or name.startswith(place + ".")
+    return name == place or name.startswith(place if place.endswith("._") else place + ".")
 
 
 # ---- names -------------------------------------------------------------------------------------------------------

@@ -174,6 +174,8 @@ GOOD = {
     "brokers/nats/feed.py": "import nats\nfrom tidings.ports import Feed\nJETSTREAM = 'nats'",
     "stores/__init__.py": "def f():\n    from tidings.stores import memory",
     "stores/memory.py": "from tidings.outbox.table import T",
+    "stores/sqlalchemy.py": "from tidings.stores._locks import L",
+    "stores/_locks.py": "import sqlalchemy",
     "outbox/table.py": "from tidings.ports import T",
     "testing/suite.py": "import pytest\nimport tidings\nfrom tidings.service import S",
     "cli/main.py": "import cyclopts\nfrom tidings import Service\nHELP = 'such as nats://localhost'",
