@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidings.delivery import Delivery
 from tidings.errors import DeclarationError
 from tidings.event import Event, spec_of
 from tidings.evolution import Reader
@@ -19,7 +18,7 @@ from tidings.policy import Retry
 
 Function = Callable[..., Any]
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,23 +62,6 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Handler {self.position} of {', '.join(self.reader.types)}>"
 
 
-Provide = Callable[[type], object]
-
-
-def bind(
-    handler: Handler, provided: dict[str, Callable[[Any, Delivery], object]]
-) -> Callable[[Event, Any, Delivery], Any]:
-    """The shortest way to call a handler: `(event, claim, delivery)` to its result, or to an awaitable of it."""
-    function = handler.function
-    if not provided:
-        return lambda event, claim, delivery: function(event)
-    items = tuple(provided.items())
-    if len(items) == 1:
-        ((name, give),) = items
-        return lambda event, claim, delivery: function(event, **{name: give(claim, delivery)})
-    return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in items})
-
-
 def make_handler(
     service: str, function: Function, types_: Sequence[type[Event]], name: str | None, rules: Rules
 ) -> Handler:
@@ -90,7 +72,7 @@ def make_handler(
     """
     label = getattr(function, "__qualname__", repr(function))
     chosen = name if name is not None else getattr(function, "__name__", "").strip("_").replace("_", "-").lower()
-    if not _NAME.fullmatch(chosen):
+    if not NAME.fullmatch(chosen):
         raise DeclarationError(
             f"{label}: {chosen!r} is no name for a handler: lower case letters, digits and hyphens."
             f' Write: name="reserve"'

@@ -238,7 +238,7 @@ class Once(Protocol):
         """Keys, effects and caused events of a claim commit together or not at all."""
 
     def translate(self, error: Exception) -> WorldError | None:
-        """What an error of the driver, raised inside a handler, says of the store; None when it is the handler's own."""
+        """What a driver's error inside a handler says of the store, or None: it is the handler's own."""
 
     def gives(self, wanted: type, *, sync: bool) -> bool:
         """Whether handlers can ask for this type."""

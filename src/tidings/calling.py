@@ -1,0 +1,76 @@
+"""How a handler is called: what it asks for besides the event, and in which thread it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from tidings.delivery import Delivery
+from tidings.errors import ConfigurationError
+from tidings.event import Event
+from tidings.handler import Handler
+from tidings.pipeline import Call
+from tidings.ports import Claim, Once
+
+Give = Callable[[Claim, Delivery], object]
+
+
+def resource_of(handler: Handler, once: Once | None) -> type | None:
+    """The type that the handler wants from its store, or None.
+
+    Raises:
+        ConfigurationError: it wants two, or there is no store.
+    """
+    if once is None:
+        return None
+    wanted = [hint for _, hint in handler.wants if once.gives(hint, sync=handler.sync)]
+    if len(wanted) > 1:
+        raise ConfigurationError(f"{handler.position} asks for {len(wanted)} connections; one transaction has one")
+    return wanted[0] if wanted else None
+
+
+def make_call(handler: Handler, once: Once | None, shared: object) -> Call:
+    """The shortest way from an event to the handler's result. `shared` is what the service's lifespan yielded.
+
+    Raises:
+        ConfigurationError: a parameter that nothing can fill.
+    """
+    gives = {name: _giver(handler, name, hint, once, shared) for name, hint in handler.wants}
+    bound = _bind(handler.function, tuple(gives.items()))
+    return _in_thread(bound) if handler.sync else bound
+
+
+def _giver(handler: Handler, name: str, hint: type, once: Once | None, shared: object) -> Give:
+    if hint is Delivery:
+        return lambda claim, delivery: delivery
+    if once is not None and once.gives(hint, sync=handler.sync):
+        return lambda claim, delivery: claim.resource(hint)
+    if shared is not None and isinstance(shared, hint):
+        return lambda claim, delivery: shared
+    kind = "a sync" if handler.sync else "an async"
+    source = "the service has no store" if once is None else f"its store gives no {hint.__name__} to {kind} handler"
+    raise ConfigurationError(
+        f"{handler.position}: nothing can fill its parameter {name}: {hint.__name__}: {source}, and"
+        f" {'the lifespan yields ' + type(shared).__name__ if shared is not None else 'the service has no lifespan'}."
+        " A handler can ask for Delivery, for a connection of its store, and for what Service(lifespan=…) yields"
+    )
+
+
+def _bind(function: Callable[..., Any], gives: tuple[tuple[str, Give], ...]) -> Call:
+    if not gives:
+        return lambda event, claim, delivery: function(event)
+    if len(gives) == 1:
+        ((name, give),) = gives
+        return lambda event, claim, delivery: function(event, **{name: give(claim, delivery)})
+    return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in gives})
+
+
+def _in_thread(bound: Callable[[Event, Claim, Delivery], Any]) -> Call:
+    async def call(event: Event, claim: Claim, delivery: Delivery) -> Any:
+        run = partial(copy_context().run, bound, event, claim, delivery)
+        return await asyncio.get_running_loop().run_in_executor(claim.executor, run)
+
+    return call

@@ -1,0 +1,239 @@
+"""Dead letters: what could not be handled, kept whole, and the ways to put it right.
+
+They are an append-only log. To redrive or to discard one appends a marker, and the list is the fold of the log: so it
+works alike where single messages can neither be browsed nor removed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final, Literal
+
+import msgspec
+
+from tidings.copies import header_text, original_headers, plain_text
+from tidings.delivery import Delivery, Header, Message, Route
+from tidings.errors import ConfigurationError, TidingsError
+from tidings.ports import Broker
+
+TIMEOUT: Final = 10.0
+
+State = Literal["dead", "redriven", "discarded"]
+
+
+class Letter(msgspec.Struct, kw_only=True):
+    """One dead letter. Times are RFC 3339 with zone; `body` is empty unless it was asked for."""
+
+    id: str
+    position: str
+    """The handler that failed, ``service.name``."""
+    stream: str
+    type: str
+    key: str | None
+    event_id: str
+    code: str
+    reason: str
+    failures: int
+    first_failure: str
+    last_failure: str
+    origin: str
+    service_version: str = ""
+    redriven_from: str = ""
+    traceback: str = ""
+    headers: dict[str, str] = {}
+    body: bytes = b""
+    state: State = "dead"
+    redriven: int = 0
+    """How often it was given back to its handler."""
+    copies: int = 1
+    """More than one after a crash between storing the letter and acknowledging the message."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Letters that died of the same thing share it: the handler, the code, and the kind of error."""
+        return f"{self.position} · {self.type or '?'} · {self.code} · {self.reason.split(':', 1)[0][:60]}"
+
+
+class Fold:
+    """The letters of a log, built from its messages in order."""
+
+    def __init__(self, *, bodies: bool = False) -> None:
+        self.letters: dict[str, Letter] = {}
+        self._bodies = bodies
+        self._parts: dict[str, dict[int, bytes]] = {}
+
+    def add(self, message: Delivery) -> None:
+        """Take in the next message of the log. A stranger's message is none of its business."""
+        headers = message.headers
+        letter_id = headers.get(Header.LETTER)
+        if letter_id is None:
+            return
+        if marker := headers.get(Header.MARKER):
+            self._mark(letter_id, marker)
+            return
+        number, _, count = headers.get(Header.PART, "1/1").partition("/")
+        parts = self._parts.setdefault(letter_id, {})
+        parts[int(number)] = message.body if self._bodies else b""
+        if len(parts) < int(count):
+            return
+        del self._parts[letter_id]
+        known = self.letters.get(letter_id)
+        if known is not None:
+            known.copies += 1
+            return
+        self.letters[letter_id] = _letter(letter_id, message, b"".join(body for _, body in sorted(parts.items())))
+
+    def _mark(self, letter_id: str, marker: str) -> None:
+        letter = self.letters.get(letter_id)
+        if letter is None:
+            return
+        if marker == "redriven":
+            letter.state = "redriven"
+            letter.redriven += 1
+        elif marker == "discarded":
+            letter.state = "discarded"
+
+
+async def fold(broker: Broker, *, bodies: bool = False) -> Fold:
+    """Read the whole log. Without `bodies` it keeps only what a list shows."""
+    result = Fold(bodies=bodies)
+    async for message in broker.read(Route.DEAD):
+        result.add(message)
+    return result
+
+
+async def list_letters(
+    broker: Broker, *, state: State | None = "dead", where: Callable[[Letter], bool] = lambda letter: True
+) -> list[Letter]:
+    """The letters in one state (None: in any), oldest first."""
+    found = await fold(broker)
+    return [one for one in found.letters.values() if state in (None, one.state) and where(one)]
+
+
+async def find(broker: Broker, wanted: Iterable[str]) -> list[Letter]:
+    """Whole letters by their ids, or by beginnings of ids that are unique.
+
+    Raises:
+        ConfigurationError: none, or several, begin like that.
+    """
+    wanted = list(wanted)
+    result = Fold(bodies=True)
+    async for message in broker.read(Route.DEAD):
+        letter_id = message.headers.get(Header.LETTER, "")
+        if any(letter_id.startswith(one) for one in wanted):
+            result.add(message)
+    return [_only(one, result.letters) for one in wanted]
+
+
+async def redrive(broker: Broker, letter: Letter) -> None:
+    """Give a whole letter back to the handler that failed, and to no other; then mark it.
+
+    It keeps its event id: with a store it is applied at most once, however often it is redriven.
+
+    Raises:
+        WorldError, EventTooLarge: it could not be stored on the retry route; the letter stays as it was.
+    """
+    headers = {
+        **letter.headers,
+        Header.ID: header_text(letter.event_id),
+        Header.ORIGIN: header_text(letter.origin),
+        Header.STREAM: letter.stream,
+        Header.HANDLER: letter.position,
+        Header.LETTER: letter.id,
+        Header.FAILURES: "0",
+    }
+    if letter.type:
+        headers[Header.TYPE] = header_text(letter.type)
+    if letter.key is not None:
+        headers[Header.KEY] = header_text(letter.key)
+    message = Message(
+        id=f"{letter.id}:redrive:{letter.redriven + 1}",
+        route=Route.RETRY,
+        position=letter.position,
+        stream=letter.stream,
+        type=letter.type,
+        key=letter.key,
+        body=letter.body,
+        headers=headers,
+    )
+    await _store(broker, message)
+    await _mark(broker, letter, "redriven")
+
+
+async def discard(broker: Broker, letter: Letter) -> None:
+    """Say that a letter needs nothing any more. Its bytes stay in the log."""
+    await _mark(broker, letter, "discarded")
+
+
+async def follow(broker: Broker) -> AsyncIterator[Letter]:
+    """Letters as they arrive, from now on."""
+    result = Fold(bodies=True)
+    seen = set((await fold(broker)).letters)
+    async for message in broker.read(Route.DEAD, follow=True):
+        result.add(message)
+        for letter_id in result.letters.keys() - seen:
+            seen.add(letter_id)
+            yield result.letters[letter_id]
+
+
+async def _mark(broker: Broker, letter: Letter, marker: str) -> None:
+    await _store(
+        broker,
+        Message(
+            id=f"{letter.id}:{marker}:{letter.redriven + 1}",
+            route=Route.DEAD,
+            position=letter.position,
+            stream=letter.stream,
+            type=letter.type,
+            body=b"",
+            headers={
+                Header.LETTER: letter.id,
+                Header.MARKER: marker,
+                Header.HANDLER: letter.position,
+                Header.LAST_FAILURE: str(int(time.time())),
+            },
+        ),
+    )
+
+
+async def _store(broker: Broker, message: Message) -> None:
+    (error,) = await broker.publish([message], timeout=TIMEOUT)
+    if error is not None:
+        raise error
+
+
+def _only(wanted: str, letters: dict[str, Letter]) -> Letter:
+    matching = [letter for letter_id, letter in letters.items() if letter_id.startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    problem: TidingsError = ConfigurationError(
+        f"no dead letter has the id {wanted!r}. tidings dead list shows them"
+        if not matching
+        else f"{len(matching)} dead letters begin with {wanted!r}; give more of the id"
+    )
+    raise problem
+
+
+def _letter(letter_id: str, message: Delivery, body: bytes) -> Letter:
+    headers = message.headers
+    known = headers.get(Header.KEY)
+    return Letter(
+        id=letter_id,
+        position=headers.get(Header.HANDLER, ""),
+        stream=headers.get(Header.STREAM, ""),
+        type=plain_text(headers.get(Header.TYPE, "")),
+        key=None if known is None else plain_text(known),
+        event_id=plain_text(headers.get(Header.ID, "")),
+        code=plain_text(headers.get(Header.ERROR, "")),
+        reason=plain_text(headers.get(Header.REASON, "")),
+        failures=int(headers.get(Header.FAILURES, "0")),
+        first_failure=headers.get(Header.FIRST_FAILURE, ""),
+        last_failure=headers.get(Header.LAST_FAILURE, ""),
+        origin=plain_text(headers.get(Header.ORIGIN, "")),
+        service_version=plain_text(headers.get(Header.SERVICE_VERSION, "")),
+        redriven_from=headers.get(Header.REDRIVEN_FROM, ""),
+        traceback=plain_text(headers.get(Header.TRACEBACK, "")),
+        headers=original_headers(headers),
+        body=body,
+    )
