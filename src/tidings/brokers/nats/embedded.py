@@ -157,18 +157,22 @@ class EmbeddedServer:
             MisuseError: `start` was not called, or `stop` was.
             WorldError, ConfigurationError: as `start`; call again later.
         """
+        self._check_started()
         try:
             state = self._files.state()
-            if not (self._users.held and state and state.port == self._port and await probe(state) is Health.READY):
+            if state is None or state.port != self._port or await probe(state) is not Health.READY:
                 async with self._starting():
-                    if not self._users.held:
-                        raise MisuseError("the embedded server was not started, or was stopped: `await server.start()`")
+                    self._check_started()  # it may have been stopped while we waited
                     await self._bring_up()
         except TidingsError as reason:
             self._problem = str(reason)
             raise
         self._problem = None
         return self.url
+
+    def _check_started(self) -> None:
+        if not self._users.held:
+            raise MisuseError("the embedded server was not started, or was stopped: `await server.start()`")
 
     async def watch(self, *, every: float = 0.5, most: float = 5.0) -> None:
         """Keep the server running until cancelled. Run it as a supervised task between `start` and `stop`.
@@ -183,6 +187,8 @@ class EmbeddedServer:
             before = self._problem
             try:
                 await self.ensure_running()
+            except MisuseError:
+                raise
             except TidingsError as reason:
                 pause = min(pause * 2, most)
                 if str(reason) != before:
