@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from datetime import timedelta
 from typing import Any, Final, Literal, Self, TypeVar
 
-from tidings.brokers import broker_from
+from tidings.brokers import EXAMPLE_URL, broker_from
 from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
@@ -344,7 +344,7 @@ def _chosen(
     if sys.stdout.isatty():
         return "embedded:"
     raise ConfigurationError(
-        f"{service} has no {what}. Set {variable}=nats://user:password@host:4222, or {variable}=embedded: to start one"
+        f"{service} has no {what}. Set {variable}={EXAMPLE_URL}, or {variable}=embedded: to start one"
         f" here, or write Service({service!r}, {what}=…)"
     )
 

@@ -119,20 +119,18 @@ def no_broker_is_named_outside_its_folder(root: Path) -> list[str]:
     """Identifiers and strings of the code are free of brokers' names; comments and docstrings may have them."""
     found = []
     for module in read(root):
-        limit = next((most for place, most in layers.MAY_NAME_BROKERS.items() if module.place.startswith(place)), 0)
-        mentions = [
-            (line, broker, kind)
-            for line, words, kind in _spoken(module.tree)
-            for broker, home in layers.BROKER_NAMES.items()
-            if not module.place.startswith(home) and any(word.startswith(broker) for word in words)
-        ]
-        texts = sum(kind == "string" for _, _, kind in mentions)
-        for line, broker, kind in mentions:
-            if kind == "string" and limit:
-                continue
-            found.append(f"{module.at(line)}: the {kind} names {broker}, which only {layers.BROKER_NAMES[broker]} may")
-        if limit and texts > limit:
-            found.append(f"{module.place}: names brokers {texts} times, {limit} are allowed")
+        places = layers.MAY_NAME_BROKERS.items()
+        most, kinds = next((rest for place, rest in places if module.place.startswith(place)), (0, ()))
+        mentions = 0
+        for line, words, kind in _spoken(module.tree):
+            for broker, home in layers.BROKER_NAMES.items():
+                if module.place.startswith(home) or not any(word.startswith(broker) for word in words):
+                    continue
+                mentions += 1
+                if kind not in kinds:
+                    found.append(f"{module.at(line)}: the {kind} names {broker}, which only {home} may")
+        if kinds and mentions > most:
+            found.append(f"{module.place}: names brokers {mentions} times, {most} are allowed")
     return found
 
 

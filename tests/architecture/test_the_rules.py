@@ -169,7 +169,7 @@ GOOD = {
                     raise
         """,
     "service.py": "from tidings.brokers import connect\nfrom tidings.worker import W",
-    "brokers/__init__.py": "TABLE = {'nats': 'tidings.brokers.nats', 'kafka': 'tidings.brokers.kafka'}",
+    "brokers/__init__.py": "def f(x):\n    if x == 'nats':\n        from tidings.brokers.nats import NatsBroker",
     "brokers/nats/__init__.py": "from tidings.brokers.nats.feed import Feed",
     "brokers/nats/feed.py": "import nats\nfrom tidings.ports import Feed\nJETSTREAM = 'nats'",
     "stores/__init__.py": "def f():\n    from tidings.stores import memory",

@@ -6,6 +6,8 @@ from tidings.errors import ConfigurationError
 from tidings.ports import Broker
 
 _KNOWN = "nats://, tls:// and embedded:"
+EXAMPLE_URL = "nats://user:password@host:4222"
+"""For messages that ask for a broker: the rest of the package does not know what one is called."""
 
 
 def broker_from(spec: str | Broker) -> Broker:
