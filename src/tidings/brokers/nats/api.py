@@ -1,0 +1,106 @@
+"""Requests to the server's JetStream API, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import msgspec
+
+from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.link import NoResponders
+from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError, WorldError
+
+PATIENCE: Final = 10.0
+"""Seconds that "nobody answers" may last: an election or a restart looks the same as a missing stream (trap 16)."""
+_PAUSE: Final = 0.25
+
+NO_CONSUMER: Final = 10014
+NO_STREAM: Final = 10059
+CONSUMER_EXISTS: Final = frozenset({10105, 10148, 10013})
+STREAM_EXISTS: Final = frozenset({10058})
+OVERLAP: Final = 10065
+NOT_FOR_ACCOUNT: Final = 10039
+NOT_FOR_SERVER: Final = 10076
+_NOT_NOW: Final = frozenset({10008, 10009, 10005, 10104})
+"""No leader, starting up, offline: the same request may work in a moment."""
+
+FULL: Final = frozenset({10077, 10023, 10047, 10002, 10028, 10122, 10123})
+TOO_LARGE: Final = frozenset({10054, 10097})
+TRANSIENT: Final = _NOT_NOW | {10158, 10167}
+"""10158: the same id is being stored just now (trap 13); 10167: too many requests at once."""
+
+
+class ApiError(WorldError):
+    """The server understood a request and refused it."""
+
+    def __init__(self, subject: str, error: dict[str, Any]) -> None:
+        self.code: int = error.get("code", 0)
+        self.err_code: int = error.get("err_code", 0)
+        self.description: str = error.get("description", "")
+        super().__init__(f"the server refused {subject}: {self.description} ({self.err_code})")
+
+
+class Api:
+    """The JetStream API over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.prefix = connection.options.api
+
+    async def call(
+        self, subject: str, body: object = None, *, timeout: float = 5.0, patience: float = PATIENCE
+    ) -> dict[str, Any]:
+        """Ask, and ask again while the server has no leader or nobody answers, for `patience` seconds at most.
+
+        Raises:
+            ApiError: the server refused.
+            NoResponders: nobody answered for so long; without JetStream nobody ever does.
+            BrokerUnavailable: no connection, or no answer in time.
+        """
+        payload = b"" if body is None else msgspec.json.encode(body)
+        end = time.monotonic() + patience
+        while True:
+            error: TidingsError
+            try:
+                link = await self._connection.ready(min(timeout, max(end - time.monotonic(), 0.1)))
+                answer = msgspec.json.decode(await link.ask(f"{self.prefix}.{subject}", payload, timeout))
+                if "error" not in answer:
+                    return dict(answer)
+                error = ApiError(subject, answer["error"])
+                if error.err_code not in _NOT_NOW:
+                    raise error
+            except BrokerUnavailable as reason:
+                error = reason
+            if time.monotonic() + _PAUSE > end:
+                raise error
+            await asyncio.sleep(_PAUSE)
+
+    async def check(self) -> None:
+        """See that JetStream is there for us.
+
+        Raises:
+            ConfigurationError: it is not, with the remedy.
+        """
+        where = self._connection.options.where
+        link = await self._connection.ready(self._connection.options.connect_timeout)
+        if not link.info.get("jetstream"):
+            raise ConfigurationError(
+                f"{where} runs without JetStream, so nothing would be stored: start it with -js, or add"
+                " `jetstream { store_dir: … }` to its configuration"
+            )
+        try:
+            await self.call("INFO", patience=3.0)
+        except NoResponders:
+            raise ConfigurationError(
+                f"nobody answers on {self.prefix}.INFO at {where}: the account has no JetStream, this user may not"
+                " publish there, or the API stands elsewhere (?prefix=… or ?domain=…)"
+            ) from None
+        except ApiError as error:
+            if error.err_code in (NOT_FOR_ACCOUNT, NOT_FOR_SERVER):
+                raise ConfigurationError(
+                    f"JetStream is not enabled for this account at {where}: add `jetstream: enabled` to the account in"
+                    " the server's configuration"
+                ) from None
+            raise

@@ -1,0 +1,314 @@
+"""One TCP session with a server: built, used until the first doubt, then thrown away.
+
+The client library reconnects by itself, but its reconnect has holes: it may wait for ever on a socket that takes no
+bytes, stop reading in silence, close for good on an error of the server, and send what was buffered before (traps 46,
+47, 49, 50 and 54). So here it never reconnects. `Connection` builds the next link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client, Srv
+
+from tidings.brokers.nats.headers import status_of
+from tidings.brokers.nats.options import Options
+from tidings.errors import BrokerUnavailable
+
+log = logging.getLogger("tidings.nats")
+
+RawSink = Callable[[bytes, bytes, bytes | None, bytes], None]
+"""Takes subject, reply, headers and data of a message as they came."""
+
+Answer = Callable[[int, bytes | None, bytes | None], None]
+"""Takes the tag it was asked with, then headers and data; data is None when the link was lost."""
+
+USER_TIMEOUT_MS = 10_000
+"""How long sent bytes may stay unacknowledged by the peer's TCP before the socket is dead."""
+
+
+class NoResponders(BrokerUnavailable):
+    """Nobody listens on a subject just now."""
+
+
+class PlainServer(nats.errors.Error):
+    """TLS was asked for, and the server has none: the library would go on, and send the password, without."""
+
+
+class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes are untyped in places
+    """A session of the client library, without its reconnect and without its subscriptions."""
+
+    def __init__(self, options: Options, name: str, lost: Callable[[Link, str], None]) -> None:
+        super().__init__()
+        self._link_options = options
+        self._link_name = name
+        self._lost = lost
+        self._sinks: dict[int, RawSink] = {}
+        self._awaited: dict[bytes, tuple[Answer, int]] = {}
+        self._counter = 0
+        self._inbox = b""
+        self._writer: asyncio.StreamWriter | None = None
+        self.up = False
+        self.heard = 0
+        """Counts what was read, so that a watchdog can see whether anything was."""
+        self._pinged: deque[asyncio.Future[None] | None] = deque()
+        self.denied = ""
+        """What the server said when it last refused a subject."""
+
+    async def open(self, host: str, port: int) -> None:
+        """Connect to one server; raises what the library raises, see `connection.py` for what that means."""
+        options = self._link_options
+        address = f"[{host}]" if ":" in host else host
+        await self.connect(
+            [f"{options.scheme}://{address}:{port}"],
+            error_cb=_ignore,
+            name=self._link_name,
+            allow_reconnect=False,
+            connect_timeout=options.connect_timeout,  # type: ignore[arg-type] # any number of seconds will do
+            max_reconnect_attempts=0,
+            tls=options.ssl_context(),
+            tls_hostname=options.tls_name,
+            tls_handshake_first=options.tls_first,
+            inbox_prefix=options.inbox,
+            **options.login(),
+        )
+        self._writer = self._stream()
+        self.up = True
+        reading = self._reading_task
+        assert reading is not None
+        reading.add_done_callback(lambda _: self.abandon("the server closed the connection"))
+        self._inbox = f"{options.inbox}.{self._nuid.next().decode()}".encode()
+        self.subscribe_raw(self._inbox + b".*", self._on_answer)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        return self._server_info
+
+    @property
+    def known_servers(self) -> list[tuple[str, int]]:
+        """The addresses that the cluster has told."""
+        return [(uri.hostname, uri.port) for uri in self.discovered_servers if uri.hostname and uri.port]
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, frames: bytes) -> None:
+        """Hand bytes to the socket. Nothing is kept for later: without a connection it raises (trap 54)."""
+        if not self.up or self._writer is None:
+            raise BrokerUnavailable("the connection was just lost")
+        self._writer.write(frames)
+
+    async def drained(self) -> None:
+        """Wait until the socket has taken most of what was sent."""
+        if not self.up or self._writer is None:
+            raise BrokerUnavailable("the connection was just lost")
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            self.abandon(f"writing failed: {error}")
+            raise BrokerUnavailable("the connection was just lost") from None
+
+    def subscribe_raw(self, subject: bytes, sink: RawSink) -> int:
+        self._counter += 1
+        sid = self._counter
+        self._sinks[sid] = sink
+        self.send(b"SUB %b %d\r\n" % (subject, sid))
+        return sid
+
+    def replace_sink(self, sid: int, sink: RawSink) -> None:
+        self._sinks[sid] = sink
+
+    def unsubscribe_raw(self, sid: int, *, forget: bool = True) -> None:
+        """Take no more. With `forget` off the sink still gets what is on its way; forget it later."""
+        if forget:
+            self._sinks.pop(sid, None)
+        if self.up:
+            self.send(b"UNSUB %d\r\n" % sid)
+
+    def own_subject(self) -> bytes:
+        """A subject that is ours alone; tokens may follow."""
+        return f"{self._link_options.inbox}.{self._nuid.next().decode()}".encode()
+
+    # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def expect(self, answer: Answer, tag: int = 0) -> bytes:
+        """A subject for one answer, which `answer` will be called with."""
+        self._counter += 1
+        token = b"%d" % self._counter
+        self._awaited[token] = (answer, tag)
+        return self._inbox + b"." + token
+
+    def forget(self, reply: bytes) -> None:
+        """The answer is not waited for any more."""
+        self._awaited.pop(reply[len(self._inbox) + 1 :], None)
+
+    async def ask(self, subject: str, payload: bytes, timeout: float) -> bytes:
+        """Send a request and return the body of its answer.
+
+        Raises:
+            NoResponders: nobody listens there.
+            BrokerUnavailable: no answer in time, or the connection was lost.
+        """
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def take(_: int, headers: bytes | None, data: bytes | None) -> None:
+            if future.done():
+                return
+            if data is None:
+                future.set_exception(BrokerUnavailable("the connection was just lost"))
+            elif headers is not None and not data and status_of(headers)[0] == 503:
+                future.set_exception(NoResponders(f"nobody answers on {subject}"))
+            else:
+                future.set_result(data)
+
+        reply = self.expect(take)
+        try:
+            self.send(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload))
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise BrokerUnavailable(f"no answer on {subject} within {timeout:g} s{self._why_not(subject)}") from None
+        finally:
+            self.forget(reply)
+
+    def _why_not(self, subject: str) -> str:
+        return f" ({self.denied})" if subject.lower() in self.denied else ""
+
+    async def round_trip(self, timeout: float) -> None:
+        """Wait until the server has read all that was sent; raises BrokerUnavailable if it does not in time."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ping(future)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            raise BrokerUnavailable(f"the server did not answer within {timeout:g} s") from None
+        if not self.up:
+            raise BrokerUnavailable("the connection was just lost")
+
+    def ping(self, answered: asyncio.Future[None] | None = None) -> None:
+        """Ask the server whether it is there; the answer counts as heard."""
+        self.send(b"PING\r\n")
+        self._pinged.append(answered)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def abandon(self, why: str) -> None:
+        """Drop the socket with whatever was not sent, and tell everybody who waits. Safe to call twice."""
+        was_up, self.up = self.up, False
+        self._status = Client.CLOSED
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        self._abort()
+        self._sinks.clear()
+        awaited, self._awaited = self._awaited, {}
+        for answer, tag in awaited.values():
+            answer(tag, None, None)
+        for future in self._pinged:
+            if future is not None and not future.done():
+                future.set_result(None)
+        self._pinged.clear()
+        if was_up:
+            self._lost(self, why)
+
+    async def close_gently(self, timeout: float = 1.0) -> None:
+        """End on purpose: send what is left, then go."""
+        self._lost = _nobody
+        try:
+            if self.up:
+                async with asyncio.timeout(timeout):
+                    await self.round_trip(timeout)
+        except (TimeoutError, BrokerUnavailable):
+            pass  # what was confirmed is confirmed; nothing else counts
+        finally:
+            self.abandon("closed")
+            await asyncio.sleep(0)
+
+    def _abort(self) -> None:
+        if (writer := self._stream()) is not None:
+            # Not close(): it waits until the peer has taken all that was written (trap 47).
+            writer.transport.abort()
+
+    def _stream(self) -> asyncio.StreamWriter | None:
+        return getattr(self._transport, "_io_writer", None)
+
+    # ── what the library calls ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _select_next_server(self) -> None:
+        """One server, one attempt; which is next, `Connection` says."""
+        server: Srv = self._server_pool[0]
+        await self._connect_to_server(server)
+        self._current_server = server
+        writer = self._stream()
+        if writer is not None and (sock := writer.get_extra_info("socket")) is not None:
+            _tune(sock)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._link_options.tls and not self._link_options.tls_first:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise PlainServer
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        self.heard += 1
+        sink = self._sinks.get(sid)
+        if sink is None:
+            return
+        try:
+            sink(subject, reply, headers, data)
+        except Exception:
+            # An error in here would end the library's read loop in silence (trap 46).
+            log.exception("a message on %s could not be taken in", subject.decode("ascii", "replace"))
+
+    def _on_answer(self, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
+        entry = self._awaited.pop(subject[len(self._inbox) + 1 :], None)
+        if entry is not None:
+            entry[0](entry[1], headers, data)
+
+    async def _process_ping(self) -> None:
+        self.heard += 1
+        self.send(b"PONG\r\n")
+
+    async def _process_pong(self) -> None:
+        self.heard += 1
+        if self._pinged and (future := self._pinged.popleft()) is not None and not future.done():
+            future.set_result(None)
+
+    async def _process_err(self, err_msg: str) -> None:
+        said = err_msg.strip("'")
+        if "permissions violation" in said:
+            self.denied = said
+            log.error("the server refused a subject: %s. Grant it to this user, then restart the service", said)
+        else:
+            self.abandon(f"the server said: {said}")
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.abandon(f"{type(e).__name__}: {e}")
+
+    async def _ping_interval(self) -> None:
+        """The watchdog of `Connection` does this."""
+
+    async def _flusher(self) -> None:
+        """Nothing is kept back, so nothing has to be flushed."""
+
+
+async def _ignore(error: Exception) -> None:
+    """Errors reach us by exceptions and by `_process_err`; the library's own report would come on top."""
+
+
+def _nobody(link: Link, why: str) -> None:
+    """Takes the place of the callback when an end was meant."""
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -1,0 +1,114 @@
+"""Streams, subjects and durable names: what stands where on the server.
+
+Whatever comes from outside is checked or escaped here, so that no name can reach beyond its place (traps 45 and 64).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
+
+from tidings.delivery import PARTITIONS, Message, Route
+from tidings.errors import ConfigurationError, InvalidEvent, TidingsError
+from tidings.partition import slot_of
+
+RETRY_STREAM = "tidings-retry"
+DEAD_STREAM = "tidings-dead"
+
+_TOKEN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+_TYPE = re.compile(rf"{_TOKEN}(\.{_TOKEN})+")
+_STREAM = re.compile(_TOKEN)
+_POSITION = re.compile(rf"{_TOKEN}\.[A-Za-z0-9_-]+")
+
+
+def stream_of(route: Route, stream: str) -> str:
+    """The server's name of the stream that a message goes to."""
+    if route is Route.EVENT:
+        return stream
+    return RETRY_STREAM if route is Route.RETRY else DEAD_STREAM
+
+
+def check_stream(name: str) -> None:
+    """Raises ConfigurationError for a name that cannot be a stream of events."""
+    if not _STREAM.fullmatch(name) or name in (RETRY_STREAM, DEAD_STREAM):
+        raise ConfigurationError(
+            f"{name!r} cannot be a stream: letters, digits, - and _ only, and not {RETRY_STREAM} or {DEAD_STREAM},"
+            " which Tidings keeps for itself. The stream is the part of an event's type before the first dot"
+        )
+
+
+@lru_cache(maxsize=4096)
+def durable_of(position: str) -> str:
+    """``stock.reserve`` becomes ``stock_reserve``; an underscore is doubled, so that no two positions share a name."""
+    if not _POSITION.fullmatch(position):
+        raise ConfigurationError(f"{position!r} cannot be a position: service.name, of letters, digits, - and _")
+    return position.replace("_", "__").replace(".", "_")
+
+
+@lru_cache(maxsize=4096)
+def _type_problem(stream: str, type: str) -> TidingsError | None:
+    if not _TYPE.fullmatch(type):
+        return InvalidEvent(f"{type!r} cannot be a type: words of letters, digits, - and _, joined by dots")
+    if type.split(".", 1)[0] != stream:
+        return InvalidEvent(f"type {type!r} does not belong to the stream {stream!r}: its first word says the stream")
+    return None
+
+
+def event_subject(stream: str, type: str, key: str | None) -> str:
+    """``order.placed.17``: the type, and the partition of the key where there is one.
+
+    Raises:
+        InvalidEvent: the type cannot be a subject, or belongs to another stream.
+    """
+    if (problem := _type_problem(stream, type)) is not None:
+        raise problem
+    return type if key is None else f"{type}.{slot_of(key)}"
+
+
+def due_subject(position: str) -> str:
+    """Where the copies stand whose time has come."""
+    return f"{RETRY_STREAM}.due.{durable_of(position)}"
+
+
+def wait_subject(position: str, id: str) -> str:
+    """Where one copy waits for its time: the server keeps one schedule per subject, so each has its own."""
+    return f"{RETRY_STREAM}.wait.{durable_of(position)}.{blake2b(id.encode(), digest_size=16).hexdigest()}"
+
+
+def waiting_subjects(position: str) -> str:
+    """All copies of a position that wait."""
+    return f"{RETRY_STREAM}.wait.{durable_of(position)}.*"
+
+
+def dead_subject(position: str) -> str:
+    return f"{DEAD_STREAM}.{durable_of(position)}"
+
+
+def subject_of(message: Message) -> str:
+    """The subject that a message is stored under; a copy that has to wait has another one (`wait_subject`)."""
+    if message.route is Route.EVENT:
+        return event_subject(message.stream, message.type, message.key)
+    return due_subject(message.position) if message.route is Route.RETRY else dead_subject(message.position)
+
+
+def filters_of(types: Iterable[str]) -> list[str]:
+    """The subjects of a position: each type with and without partition. The server refuses those that overlap."""
+    wanted = sorted(set(types))
+    whole = [f"{one}.*" for one in wanted]
+    single = [one for one in wanted if not any(_covers(other, one) for other in whole)]
+    return sorted(single + whole)
+
+
+def _covers(pattern: str, subject: str) -> bool:
+    return subject.count(".") == pattern.count(".") and subject.startswith(pattern[:-1])
+
+
+def slot_in(subject: bytes) -> int | None:
+    """The partition that an event's subject ends with."""
+    last = subject[subject.rfind(b".") + 1 :]
+    if len(last) <= 2 and last.isdigit():
+        slot = int(last)
+        return slot if slot < PARTITIONS else None
+    return None

@@ -1,0 +1,206 @@
+"""Publishing: many messages in one write, each with a checked answer, and none reported as stored that is not.
+
+An id is never changed between attempts, so the server stores a message once however often it is sent (traps 14 and
+140). While there is no connection nothing is kept for later: the caller waits, within its timeout (trap 54).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from tidings.brokers.nats.api import FULL, NO_STREAM, TOO_LARGE, TRANSIENT, Api, ApiError
+from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.frames import Frame, frame_of
+from tidings.brokers.nats.headers import status_of
+from tidings.brokers.nats.link import Link
+from tidings.delivery import Message
+from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, TidingsError
+
+WAVE_MESSAGES: Final = 1000
+WAVE_BYTES: Final = 8 * 1024 * 1024
+"""How much is sent before its answers are waited for."""
+PAUSE: Final = 0.1
+
+
+class AckError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct):
+    """What the server answers to a published message."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: AckError | None = None
+    batch: str = ""
+    count: int = 0
+
+
+_decode = msgspec.json.Decoder(PubAck).decode
+
+
+class Again(Exception):
+    """Not stored for a reason that passes, or not known: to be sent once more under the same id."""
+
+
+class Publisher:
+    """Stores messages over one connection."""
+
+    def __init__(self, connection: Connection, api: Api) -> None:
+        self._connection = connection
+        self._api = api
+        self.max_event = 1024 * 1024
+        self.max_payload = 1024 * 1024
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> list[Exception | None]:
+        """Store messages; see `ports.Broker.publish`."""
+        end = time.monotonic() + timeout
+        results: list[Exception | None] = [None] * len(messages)
+        frames: dict[int, Frame] = {}
+        for index, message in enumerate(messages):
+            try:
+                frames[index] = frame_of(message, self.max_event, self.max_payload)
+            except TidingsError as error:
+                results[index] = error
+        for indices in _waves(frames):
+            await self._store(indices, frames, results, end)
+        return results
+
+    async def _store(
+        self, indices: list[int], frames: dict[int, Frame], results: list[Exception | None], end: float
+    ) -> None:
+        """Send a wave until each of its messages is stored or refused, or the time is over."""
+        left, sent = indices, False
+        while left:
+            try:
+                link = await self._connection.ready(max(end - time.monotonic(), 0.001))
+            except BrokerUnavailable as error:
+                for index in left:
+                    results[index] = BrokerUnavailable(f"{_MAYBE if sent else _NOT_SENT}: {error}")
+                return
+            sent = True
+            wave = Wave(len(left))
+            await wave.run(link, [frames[index] for index in left], end - time.monotonic())
+            again = []
+            for index, answer in zip(left, wave.answers, strict=True):
+                try:
+                    results[index] = await self._meaning(answer, frames[index])
+                except Again as reason:
+                    results[index] = BrokerUnavailable(f"{_MAYBE}: {reason}")
+                    again.append(index)
+            left = again
+            if not left or time.monotonic() + PAUSE > end:
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _meaning(self, answer: Answered, frame: Frame) -> Exception | None:
+        """None for stored; raises Again for what may work with the next attempt."""
+        if answer is None:
+            raise Again(f"no answer in time from {self._connection.options.where}")
+        headers, data = answer
+        if data is None:
+            raise Again(f"the connection to {self._connection.options.where} was lost while it was stored")
+        if headers is not None and not data and status_of(headers)[0] == 503:
+            return await self._nobody(frame)
+        try:
+            ack = _decode(data)
+        except msgspec.DecodeError:
+            ack = PubAck()
+        if ack.error is not None:
+            return self._refusal(ack.error, frame)
+        if ack.stream != frame.stream:
+            # Anybody may answer on a subject that no stream takes (trap 15).
+            return NotStored(
+                f"something that is not the stream {frame.stream!r} answered to an event on {frame.subject.decode()}, and"
+                " nothing was stored. Is the stream there (nats stream ls), and does a service subscribe to its events?"
+            )
+        return None
+
+    async def _nobody(self, frame: Frame) -> Exception | None:
+        """Nobody took it: the stream is missing, or has no leader just now (trap 16)."""
+        try:
+            await self._api.call(f"STREAM.INFO.{frame.stream}", timeout=2.0, patience=0.0)
+        except ApiError as error:
+            if error.err_code == NO_STREAM:
+                return NotStored(
+                    f"there is no stream {frame.stream!r}, so nothing would keep an event on {frame.subject.decode()}."
+                    " Start a service that publishes or handles its events first, or name the type in publishes="
+                )
+        except BrokerUnavailable:
+            pass  # the same reason, most likely
+        raise Again(f"nobody takes {frame.subject.decode()} just now: the stream {frame.stream!r} has no leader")
+
+    def _refusal(self, error: AckError, frame: Frame) -> Exception:
+        if error.err_code in TRANSIENT or error.code == 429:
+            raise Again(f"the server said: {error.description} ({error.err_code})")
+        if error.err_code in FULL:
+            return NotStored(
+                f"the stream {frame.stream!r} is full ({error.description}), and refuses events rather than drop old"
+                f" ones. Raise its limits (nats stream edit {frame.stream} --max-bytes=… --max-msgs=…), give the server"
+                " more room, or keep events for a shorter time"
+            )
+        if error.err_code in TOO_LARGE:
+            return EventTooLarge(f"the stream {frame.stream!r} refused {frame.size:,} bytes: {error.description}")
+        return NotStored(
+            f"the stream {frame.stream!r} did not store an event on {frame.subject.decode()}: {error.description}"
+            f" ({error.err_code})"
+        )
+
+
+Answered = tuple[bytes | None, bytes | None] | None
+"""Headers and data of an answer; data is None when the connection was lost, all is None when none came."""
+
+
+class Wave:
+    """Messages that are sent together, and their answers."""
+
+    def __init__(self, count: int) -> None:
+        self.answers: list[Answered] = [None] * count
+        self._open = count
+        self._done = asyncio.Event()
+
+    async def run(self, link: Link, frames: Sequence[Frame], timeout: float) -> None:
+        """Send, and wait for the answers until the time is over."""
+        replies = [link.expect(self._take, index) for index in range(len(frames))]
+        try:
+            async with asyncio.timeout(timeout):
+                link.send(b"".join([frame.publish(reply) for frame, reply in zip(frames, replies, strict=True)]))
+                await link.drained()
+                await self._done.wait()
+        except (TimeoutError, BrokerUnavailable):
+            pass  # what has no answer is not known
+        finally:
+            if self._open:
+                for reply in replies:
+                    link.forget(reply)
+
+    def _take(self, index: int, headers: bytes | None, data: bytes | None) -> None:
+        self.answers[index] = (headers, data)
+        self._open -= 1
+        if not self._open:
+            self._done.set()
+
+
+def _waves(frames: dict[int, Frame]) -> list[list[int]]:
+    """The indices in their order, in portions that bound what is on its way at once."""
+    waves: list[list[int]] = []
+    size = WAVE_BYTES
+    for index, frame in frames.items():
+        if size + frame.size > WAVE_BYTES or len(waves[-1]) >= WAVE_MESSAGES:
+            waves.append([])
+            size = 0
+        waves[-1].append(index)
+        size += frame.size
+    return waves
+
+
+_MAYBE = "the event may be stored or not; publishing it again under the same id is safe"
+_NOT_SENT = "nothing was sent"
