@@ -68,8 +68,11 @@ class _Slot:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
-class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]  # the type of a C class: mypy cannot see it as a base
+class EventMeta(msgspec.StructMeta):
     """Reads ``type=``, ``version=``, ``key=`` and ``optional=``, and checks them and the fields."""
+
+    if TYPE_CHECKING:
+        __tidings__: EventSpec
 
     def __new__(
         mcs,
@@ -85,7 +88,7 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]  # the type of a C 
         **options: Any,
     ) -> EventMeta:
         if namespace.get("__module__") == __name__:
-            return super().__new__(mcs, name, bases, namespace, frozen=True, kw_only=True, **options)  # type: ignore[no-any-return]
+            return super().__new__(mcs, name, bases, namespace, frozen=True, kw_only=True, **options)
         if options:
             known = "type=, version=, key=, upcast= and optional="
             raise DeclarationError(f"{name}: an event class takes {known}, not {', '.join(sorted(options))}=")
@@ -134,6 +137,18 @@ class Event(msgspec.Struct, _Slot, metaclass=EventMeta):
     """
 
     __tidings__: ClassVar[EventSpec]
+
+    if TYPE_CHECKING:  # what the metaclass takes, where type checkers look for it
+
+        def __init_subclass__(
+            cls,
+            *,
+            type: str,
+            version: int,
+            key: str | None = None,
+            optional: bool = False,
+            upcast: Callable[[Any], Any] | None = None,
+        ) -> None: ...
 
 
 _set_stamp = _Slot.__dict__["_stamp"].__set__

@@ -1,0 +1,38 @@
+"""`python -m examples.shop`: run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from examples.shop.demo import Options, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.shop", description="A shop of three services on a bad day."
+    )
+    parser.add_argument("--orders", type=int, default=3000, help="how many orders to publish (3000)")
+    parser.add_argument("--per-second", type=float, default=400.0, help="how fast (400)")
+    parser.add_argument("--seed", type=int, default=7, help="what happens when, at random (7)")
+    parser.add_argument("--folder", type=Path, help="keep everything there; otherwise a temporary folder is removed")
+    parser.add_argument("--forgetful", action="store_true", help="turn `once` off: the comparison must fail")
+    given = parser.parse_args(arguments)
+    options = Options(
+        orders=given.orders,
+        per_second=given.per_second,
+        seed=given.seed,
+        folder=given.folder,
+        forgetful=given.forgetful,
+    )
+    try:
+        return asyncio.run(run(options))
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before the end: nothing was compared\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

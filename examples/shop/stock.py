@@ -1,0 +1,26 @@
+"""The stock: reserves what was ordered. Its order per key is kept, so one process works and another stands by."""
+
+from __future__ import annotations
+
+import os
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from examples.shop import ledger
+from examples.shop.events import OrderPlaced, StockReserved
+from tidings import Delivery, Retry, Service
+
+stock = Service("stock")
+
+# The demo can turn the rule off, to show that its comparison sees what happens then.
+FORGETFUL = os.environ.get("SHOP_FORGETFUL") == "1"
+
+
+@stock.on(OrderPlaced, once=not FORGETFUL, retry=Retry(attempts=3, first=0.2, most=1.0))
+async def reserve(order: OrderPlaced, db: AsyncConnection, delivery: Delivery) -> StockReserved:
+    if order.sku == "flaky" and delivery.attempt <= 2:
+        raise ConnectionError("the warehouse did not answer")
+    if order.sku == "broken":
+        raise ValueError("no such shelf")
+    await ledger.write(db, "stock.reserve", delivery)
+    return StockReserved(order_id=order.order_id, sku=order.sku, quantity=order.quantity)
