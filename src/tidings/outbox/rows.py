@@ -1,0 +1,200 @@
+"""Messages as rows of the outbox: what is written, read and removed, as plain functions of a connection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from tidings.delivery import Message, Route
+from tidings.outbox.tables import RELAY, outbox, relay
+
+CHUNK = 500
+"""Ids in one statement."""
+
+PARKED_UNTIL = 1e18
+"""The `retry_at` of a parked row: it holds its key until a person decides."""
+
+MOST_ERROR = 500
+"""Characters of an error that are kept with its row."""
+
+
+class Row(NamedTuple):
+    """A message that waits, with its place in the order."""
+
+    id: int
+    attempts: int
+    message: Message
+
+
+class Refused(NamedTuple):
+    """A row that could not be published; `retry_at` is in Unix seconds, None parks it."""
+
+    id: int
+    error: str
+    retry_at: float | None
+
+
+class Parked(NamedTuple):
+    """A row that cannot be published as it stands, and holds its key until somebody decides."""
+
+    id: int
+    message: Message
+    error: str
+    created_at: float
+
+
+class OutboxBacklog(NamedTuple):
+    """What waits in the outbox."""
+
+    waiting: int
+    """Rows that are not published yet, the parked ones included."""
+    oldest_seconds: float
+    """How long the oldest of them has waited."""
+    parked: int
+    """Rows that wait for a person."""
+
+
+def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
+    """Write messages in one statement, in their order."""
+    now = time.time()
+    connection.execute(
+        outbox.insert(),
+        [
+            {
+                "message_id": message.id,
+                "stream": message.stream,
+                "type": message.type,
+                "key": message.key,
+                "route": message.route.value,
+                "position": message.position,
+                "due": message.due,
+                "headers": msgspec.json.encode(message.headers).decode(),
+                "body": message.body,
+                "created_at": now,
+            }
+            for message in messages
+        ],
+    )
+
+
+def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> list[Row]:
+    """The first rows that may be published, in order: none whose key has an earlier row that must wait.
+
+    It reads what is there and unsent, never "ids above the last one seen". On SQLite, where one writes at a time, ids
+    become visible in their order, and both would do. On a database with several writers a lower id may be committed
+    after a higher one: a cursor would skip it for ever, and even this query may see the higher one first. There, rows
+    must not be taken while an older transaction that wrote some is still open (PostgreSQL: an id of the transaction
+    in each row, compared with `pg_snapshot_xmin(pg_current_snapshot())`).
+    """
+    earlier = outbox.alias("earlier")
+    held = (
+        sa.exists()
+        .where(earlier.c.retry_at > sa.literal_column("0"))  # written out: so the small index of held rows serves
+        .where(earlier.c.stream == outbox.c.stream, earlier.c.key == outbox.c.key)
+        .where(earlier.c.id < outbox.c.id, earlier.c.retry_at > now)
+    )
+    weight = sa.func.length(outbox.c.body) + sa.func.length(outbox.c.headers)
+    found = connection.execute(
+        sa.select(outbox.c.id, weight).where(outbox.c.retry_at <= now, ~held).order_by(outbox.c.id).limit(most)
+    )
+    ids: list[int] = []
+    total = 0
+    for id, size in found.all():
+        total += size
+        if ids and total > most_bytes:
+            break
+        ids.append(id)
+    if not ids:
+        return []
+    whole = connection.execute(sa.select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.id))
+    return [Row(row.id, row.attempts, _message(row)) for row in whole]
+
+
+def remove(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """Take out rows that the broker has stored."""
+    for start in range(0, len(ids), CHUNK):
+        connection.execute(outbox.delete().where(outbox.c.id.in_(ids[start : start + CHUNK])))
+
+
+def refuse(connection: sa.Connection, refused: Sequence[Refused]) -> None:
+    """Keep what was not stored, with the reason and the time of the next attempt."""
+    for one in refused:
+        connection.execute(
+            outbox.update()
+            .where(outbox.c.id == one.id)
+            .values(
+                attempts=outbox.c.attempts + 1,
+                error=one.error[:MOST_ERROR],
+                retry_at=PARKED_UNTIL if one.retry_at is None else one.retry_at,
+                parked=one.retry_at is None,
+            )
+        )
+
+
+def waits(connection: sa.Connection, now: float) -> bool:
+    """Whether there is any row that may be due."""
+    return connection.scalar(sa.select(outbox.c.id).where(outbox.c.retry_at <= now).limit(1)) is not None
+
+
+def backlog(connection: sa.Connection) -> OutboxBacklog:
+    """How many rows wait, how long the oldest has, and how many of them are parked."""
+    # Not by one query over all rows: the held ones have an index, and the oldest is the first.
+    count = connection.scalar(sa.select(sa.func.count()).select_from(outbox)) or 0
+    oldest = connection.scalar(sa.select(outbox.c.created_at).order_by(outbox.c.id).limit(1))
+    held = sa.and_(outbox.c.retry_at > sa.literal_column("0"), outbox.c.parked == sa.true())
+    parked = connection.scalar(sa.select(sa.func.count()).where(held)) or 0
+    return OutboxBacklog(count, max(0.0, time.time() - oldest) if oldest is not None else 0.0, parked)
+
+
+def parked(connection: sa.Connection, most: int) -> list[Parked]:
+    """The rows that wait for a person, oldest first."""
+    found = connection.execute(sa.select(outbox).where(outbox.c.parked == sa.true()).order_by(outbox.c.id).limit(most))
+    return [Parked(row.id, _message(row), row.error or "", row.created_at) for row in found]
+
+
+def release(connection: sa.Connection, id: int) -> bool:
+    """Let the relay try a parked row once more. False: there is no such row."""
+    statement = outbox.update().where(outbox.c.id == id, outbox.c.parked == sa.true())
+    return bool(connection.execute(statement.values(parked=False, retry_at=0.0)).rowcount)
+
+
+def discard(connection: sa.Connection, id: int) -> bool:
+    """Give up a parked row: its event is never published. False: there is no such row."""
+    return bool(connection.execute(outbox.delete().where(outbox.c.id == id, outbox.c.parked == sa.true())).rowcount)
+
+
+def take_lease(connection: sa.Connection, owner: str, seconds: float) -> bool:
+    """Become, or stay, the one process that publishes: true until `seconds` from now."""
+    now = time.time()
+    free = sa.or_(relay.c.owner == owner, relay.c.owner == "", relay.c.expires_at < now)
+    # A clock that was set back must not leave a lease that lasts for hours.
+    free = sa.or_(free, relay.c.expires_at > now + 10 * seconds)
+    taken = connection.execute(
+        relay.update().where(relay.c.name == RELAY, free).values(owner=owner, expires_at=now + seconds)
+    )
+    return bool(taken.rowcount)
+
+
+def give_lease_back(connection: sa.Connection, owner: str) -> None:
+    """Let another process take over at once."""
+    connection.execute(
+        relay.update().where(relay.c.name == RELAY, relay.c.owner == owner).values(owner="", expires_at=0.0)
+    )
+
+
+def _message(row: Any) -> Message:
+    return Message(
+        id=row.message_id,
+        stream=row.stream,
+        type=row.type,
+        body=row.body,
+        key=row.key,
+        headers=msgspec.json.decode(row.headers, type=dict[str, str]),
+        route=Route(row.route),
+        position=row.position,
+        due=row.due,
+    )

@@ -1,0 +1,116 @@
+"""The claim of a batch: its keys, its effects and the events it causes, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from hashlib import sha256
+from types import TracebackType
+
+import sqlalchemy as sa
+
+from tidings.delivery import Message
+from tidings.errors import TidingsError, WorldError
+from tidings.ports import NEW, Claimed, Key, State
+from tidings.stores._desk import Desk
+from tidings.stores._links import Link
+from tidings.stores._sqlite import Row
+from tidings.stores._transactions import Transaction
+
+MOST_KEY = 256
+"""Characters of a key that are kept as they are. Longer ones would not fit into the indexes of every database."""
+
+
+class SqlClaim:
+    """Keys, inserted when the transaction begins; whatever happens before the commit takes them back."""
+
+    def __init__(self, desk: Desk, link: Link, keys: Sequence[Key]) -> None:
+        self._desk = desk
+        self._link = link
+        self._keys = keys
+        self._stored = [(key.position, _stored(key.key)) for key in keys]
+        self._given_back: set[int] = set()
+        self._transaction = Transaction(desk, link, self._give_back)
+        self.states: Sequence[Claimed] = ()
+
+    async def __aenter__(self) -> SqlClaim:
+        self.states = await self._transaction.open(self._claim)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is not None:
+            await self._transaction.abandon()
+            return
+        try:
+            await self._transaction.commit()
+        except TidingsError:
+            if not (self._transaction.doubtful and await self._took_effect()):
+                raise
+
+    @property
+    def executor(self) -> Executor | None:
+        return self._link.executor
+
+    def resource(self, wanted: type) -> object:
+        return self._transaction.resource(wanted)
+
+    def fail(self, index: int) -> None:
+        if self.states[index].state is State.NEW:
+            self._given_back.add(index)
+
+    async def emit(self, messages: Sequence[Message]) -> bool:
+        self._transaction.emit(messages)
+        return True
+
+    async def flush(self) -> None:
+        """Send what a handler's session holds back, so that its errors come while its handler is still to blame.
+
+        Raises:
+            MisuseError: the handler ended the transaction itself.
+        """
+        await self._transaction.flush()
+
+    def _claim(self, connection: sa.Connection) -> Sequence[Claimed]:
+        """One insert for the batch; what it did not insert was applied before."""
+        first: dict[tuple[str, str], Key] = {}
+        for stored, key in zip(self._stored, self._keys, strict=True):
+            first.setdefault(stored, key)
+        rows: list[Row] = [(*stored, first[stored].event_id, first[stored].digest) for stored in sorted(first)]
+        database = self._desk.database
+        new = database.insert_keys(connection, rows)
+        known = database.find_keys(connection, first.keys() - new) if len(new) < len(first) else {}
+        states: list[Claimed] = []
+        for stored in self._stored:
+            if stored in known:
+                states.append(Claimed(State.DONE, *known[stored]))
+            elif stored in new:
+                new.discard(stored)
+                states.append(NEW)
+            else:  # an equal key of this batch
+                states.append(Claimed(State.DONE, first[stored].event_id, first[stored].digest))
+        return states
+
+    def _give_back(self, connection: sa.Connection) -> None:
+        if self._given_back:
+            self._desk.database.delete_keys(connection, [self._stored[index] for index in sorted(self._given_back)])
+
+    async def _took_effect(self) -> bool:
+        """Look up what became of a commit that failed in an unknown way: its keys are there, or they are not."""
+        wanted = {
+            stored: key.event_id
+            for index, (stored, key, claimed) in enumerate(zip(self._stored, self._keys, self.states, strict=True))
+            if claimed.state is State.NEW and index not in self._given_back
+        }
+        try:
+            found = await self._desk.read(lambda connection: self._desk.database.find_keys(connection, wanted))
+        except WorldError:
+            return False  # not known, so not done: it comes again, and its keys will tell
+        return bool(wanted) and all(key in found and found[key][0] == event_id for key, event_id in wanted.items())
+
+
+def _stored(key: str) -> str:
+    if len(key) <= MOST_KEY:
+        return key
+    return f"{key[: MOST_KEY - 65]}~{sha256(key.encode(errors='surrogatepass')).hexdigest()}"

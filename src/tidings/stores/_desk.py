@@ -1,0 +1,93 @@
+"""What all transactions of one open store share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tidings.errors import Contention, TidingsError
+from tidings.outbox.relay import Wake
+from tidings.stores._links import AsyncLink, Link, ThreadLink, Threads
+from tidings.stores._sqlite import BEGIN, Sqlite
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Connections, the turn to write, and those transactions whose rollback is not done yet."""
+
+    def __init__(
+        self,
+        database: Sqlite,
+        engine: AsyncEngine,
+        sync_engine: sa.Engine,
+        *,
+        lock_timeout: float,
+        ours: bool,
+    ) -> None:
+        self.database = database
+        self.engine = engine
+        self.sync_engine = sync_engine
+        self.lock_timeout = lock_timeout
+        self.wake = Wake()
+        self._ours = ours
+        self.late: set[asyncio.Task[None]] = set()
+        self._threads = Threads()
+        # SQLite lets waiting writers poll, and whoever comes at the right moment wins. Inside one process they queue.
+        self._turn = asyncio.Lock()
+
+    def link(self, *, sync: bool) -> Link:
+        return ThreadLink(self.sync_engine, self._threads) if sync else AsyncLink(self.engine)
+
+    async def take_turn(self) -> None:
+        """Wait until no other transaction of this process writes.
+
+        Raises:
+            Contention: one did for too long.
+        """
+        try:
+            async with asyncio.timeout(self.lock_timeout):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Contention(
+                f"{self.database} was being written by another transaction of this process for more than"
+                f" {self.lock_timeout:g} s. A handler that waits for something else while it holds its connection"
+                " keeps all others from writing"
+            ) from None
+
+    def give_turn(self) -> None:
+        self._turn.release()
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Read without a transaction and without waiting for writers.
+
+        Raises:
+            StoreUnavailable, Contention: it cannot be read.
+        """
+        try:
+            self.database.check_file()
+            async with self.engine.connect() as connection:
+                _ = await connection.execution_options(**{BEGIN: ""})
+                return await connection.run_sync(work)
+        except TidingsError:
+            raise
+        except Exception as error:
+            raise self.database.own_error(error) or error from error
+
+    async def close(self, limit: float) -> None:
+        """Wait for late rollbacks, then let go of all connections and threads."""
+        if self.late:
+            await asyncio.wait(self.late, timeout=limit)
+        self._threads.close()
+        if self._ours:  # a live engine belongs to whoever made it
+            await self.engine.dispose()
+        await asyncio.to_thread(self.sync_engine.dispose)
+
+    async def forget_connections(self) -> None:
+        """Connect anew from now on: the pooled connections lead to a file that is gone."""
+        await self.engine.dispose()
+        await asyncio.to_thread(self.sync_engine.dispose)

@@ -1,0 +1,274 @@
+"""What is particular to SQLite: how to connect, begin, insert keys, and what its errors mean.
+
+Another database of SQLAlchemy's brings a class with the same methods; nothing else in `stores` says its name.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tidings.errors import ConfigurationError, Contention, StoreUnavailable, WorldError
+from tidings.outbox import tables
+
+Row = tuple[str, str, str, bytes]
+"""Handler, key, event id and digest, as the inbox keeps them."""
+
+CHUNK: Final = 1000
+"""Rows in one statement: five parameters each, far below SQLite's limit of 32,766."""
+
+BEGIN: Final = "tidings_begin"
+"""The execution option that says how a transaction begins; empty for reading without one."""
+
+
+class Driver(Protocol):
+    """The attributes that `sqlite3.Connection` and aiosqlite's have in common."""
+
+    @property
+    def in_transaction(self) -> bool: ...
+
+    @property
+    def isolation_level(self) -> str | None: ...
+
+
+def driver_of(connection: sa.Connection) -> Driver:
+    """The driver's own connection, sqlite3's or aiosqlite's."""
+    return cast(Driver, connection.connection.driver_connection)
+
+
+class Sqlite:
+    """One SQLite database file.
+
+    One writer at a time is all that SQLite has, so every transaction that may write says so when it begins: a plain
+    BEGIN that reads first and writes later fails at once, whatever the timeout, when another has written meanwhile.
+    """
+
+    def __init__(self, url: sa.URL, *, lock_timeout: float) -> None:
+        self._url = url
+        self._lock_timeout = lock_timeout
+        self.path = Path(_file_of(url)).absolute()
+        self._inode: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"the SQLite database {self.path}"
+
+    # ------------------------------------------------------------------ connecting
+
+    def async_engine(self) -> AsyncEngine:
+        url = self._url.set(drivername="sqlite+aiosqlite")
+        # AUTOCOMMIT leaves BEGIN to us (the driver would write a deferred one, and only before an INSERT); COMMIT and
+        # ROLLBACK still reach the database. A connection is never given back inside a transaction, so the pool's own
+        # rollback would be one more hop to the driver's thread for nothing.
+        return create_async_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+
+    def sync_engine(self) -> sa.Engine:
+        url = self._url.set(drivername="sqlite+pysqlite")
+        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+
+    def prepare(self, engine: sa.Engine, *, ours: bool) -> None:
+        """Set each new connection up as the promises need it, and begin transactions as writers do."""
+        pragmas = ["PRAGMA synchronous=FULL", f"PRAGMA busy_timeout={int(self._lock_timeout * 1000)}"]
+        if ours:
+            pragmas.append("PRAGMA foreign_keys=ON")
+
+        def connected(connection: sa.Connection) -> None:
+            if "tidings" not in connection.info:
+                cursor = connection.connection.cursor()
+                for pragma in pragmas:
+                    cursor.execute(pragma)
+                cursor.close()
+                connection.info["tidings"] = True
+
+        def begin(connection: sa.Connection) -> None:
+            how = connection.get_execution_options().get(BEGIN, "BEGIN IMMEDIATE")
+            # A live engine may have hooks of its own that began already; its first statement is a write all the same.
+            if how and not driver_of(connection).in_transaction:
+                connection.exec_driver_sql(how)
+
+        event.listen(engine, "engine_connect", connected)
+        event.listen(engine, "begin", begin)
+
+    def set_up(self, connection: sa.Connection) -> None:
+        """Check the server and create what is missing; several processes may do so at once.
+
+        Raises:
+            ConfigurationError: this SQLite is too old, or the file cannot have a write-ahead log.
+        """
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise ConfigurationError(
+                f"SQLite {sqlite3.sqlite_version} is too old: Tidings needs 3.35 or newer, which every Python built"
+                " since 2021 brings"
+            )
+        reading = connection.execution_options(**{BEGIN: ""})
+        mode = reading.exec_driver_sql("PRAGMA journal_mode=WAL").scalar()
+        if mode != "wal":
+            raise ConfigurationError(f"{self} has journal mode {mode} and cannot be switched to WAL, which is needed")
+        current = tables.found_version(reading) == tables.SCHEMA_VERSION
+        connection.rollback()
+        if not current:
+            with connection.execution_options(**{BEGIN: "BEGIN IMMEDIATE"}).begin():
+                tables.ensure(connection)
+        self._inode = self._find()
+
+    # ------------------------------------------------------------------ the file
+
+    def check_file(self) -> None:
+        """See that the file is still the one that was opened: SQLite would go on writing into a deleted one.
+
+        Raises:
+            StoreUnavailable: it was removed or replaced.
+        """
+        found = self._find()
+        if found != self._inode:
+            was = "removed" if found is None else "replaced"
+            raise StoreUnavailable(f"{self} was {was} while it was in use. Nothing more is written until it is back")
+
+    @property
+    def unchanged(self) -> bool:
+        return self._find() == self._inode
+
+    @property
+    def exists(self) -> bool:
+        return self._find() is not None
+
+    def _find(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    # ------------------------------------------------------------------ the inbox
+
+    def insert_keys(self, connection: sa.Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
+        """Insert what is not there yet, and say what that was. Rows come sorted."""
+        now = time.time()
+        new: set[tuple[str, str]] = set()
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            parameters = tuple(chain.from_iterable((*row, now) for row in chunk))
+            found = connection.exec_driver_sql(_insert_statement(len(chunk)), parameters)
+            new.update((handler, key) for handler, key in found)
+        return new
+
+    def find_keys(
+        self, connection: sa.Connection, keys: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], tuple[str, bytes]]:
+        """Which events were applied under these keys: event id and digest by handler and key."""
+        wanted = list(keys)
+        found: dict[tuple[str, str], tuple[str, bytes]] = {}
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            rows = connection.exec_driver_sql(_find_statement(len(chunk)), tuple(chain.from_iterable(chunk)))
+            found.update({(handler, key): (event_id, digest) for handler, key, event_id, digest in rows})
+        return found
+
+    def delete_keys(self, connection: sa.Connection, keys: Sequence[tuple[str, str]]) -> None:
+        """Take keys back that were inserted in this transaction."""
+        connection.exec_driver_sql("DELETE FROM tidings_inbox WHERE handler = ? AND key = ?", list(keys))
+
+    # ------------------------------------------------------------------ transactions and errors
+
+    def in_transaction(self, connection: sa.Connection) -> bool:
+        """Whether the database itself, not only SQLAlchemy, is inside a transaction."""
+        return driver_of(connection).in_transaction
+
+    def will_commit(self, connection: sa.Connection) -> bool:
+        """Whether what is written now waits for a commit: false where each statement commits by itself."""
+        driver = driver_of(connection)
+        # With an isolation level the driver begins before the next INSERT.
+        return driver.in_transaction or driver.isolation_level is not None
+
+    def same_database(self, connection: sa.Connection) -> bool:
+        """Whether a user's connection leads to this database, as far as its URL tells."""
+        url = connection.engine.url
+        if url.get_backend_name() != "sqlite":
+            return False
+        try:
+            return Path(_file_of(url)).resolve() == self.path.resolve()
+        except ConfigurationError:  # in memory, or made by the user's own function
+            return False
+
+    def world(self, error: BaseException) -> WorldError | None:
+        """What an error of the database means, when it is not the statement's own fault."""
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(cause, sa.exc.TimeoutError):
+            return StoreUnavailable(f"{self}: no connection of the engine's pool became free. Make its pool larger")
+        if not isinstance(cause, sqlite3.Error):
+            return None
+        name: str = getattr(cause, "sqlite_errorname", None) or ""
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
+            return Contention(f"{self} is locked by another writer, for more than {self._lock_timeout:g} s")
+        for code, meaning in UNAVAILABLE.items():
+            if name.startswith(code):
+                return StoreUnavailable(f"{self}: {self._explain(code) or meaning} ({cause})")
+        if not name and str(cause).lower() in ("connection closed", "no active connection"):
+            return StoreUnavailable(f"{self}: the connection was closed")
+        return None
+
+    def own_error(self, error: BaseException) -> WorldError | None:
+        """The same for a statement of ours, where no error is the handler's."""
+        known = self.world(error)
+        if known is None and isinstance(error, sa.exc.DBAPIError):
+            reason = " ".join(str(error.orig).split())
+            return StoreUnavailable(f"{self}: {reason}. Are its tables tidings_* as Tidings made them?")
+        return known
+
+    def _explain(self, code: str) -> str:
+        if code != "SQLITE_CANTOPEN":
+            return ""
+        if self.path.is_dir():
+            return "it cannot be opened: it is a folder. Name a file"
+        if not self.path.parent.is_dir():
+            return f"it cannot be opened: there is no folder {self.path.parent}. Make it"
+        return "it cannot be opened. May this user read and write the file and its folder?"
+
+
+UNAVAILABLE: Final = {
+    "SQLITE_CANTOPEN": "it cannot be opened",
+    "SQLITE_READONLY": "it may only be read. May this user write the file and its folder?",
+    "SQLITE_FULL": "there is no room left. Make room on the disk, or raise the database's page limit",
+    "SQLITE_IOERR": "the disk does not work as it should",
+    "SQLITE_NOTADB": "the file is no SQLite database. Name another",
+    "SQLITE_CORRUPT": "the file is damaged. Restore it from a backup",
+    "SQLITE_PERM": "access is denied",
+    "SQLITE_NOLFS": "the file is too large for this file system",
+    "SQLITE_NOMEM": "there is not enough memory",
+}
+
+
+def _file_of(url: sa.URL) -> str:
+    """The file that a URL names, also in SQLite's own form (``file:x.db?mode=ro&uri=true``)."""
+    name = url.database or ""
+    query: dict[str, Any] = dict(url.query)
+    if name in ("", ":memory:", "file::memory:") or query.get("mode") == "memory":
+        raise ConfigurationError(
+            "a SQLite database in memory keeps nothing and cannot be shared by connections. Name a file"
+            " (sqlite:///service.db), or in tests use memory:"
+        )
+    return name.removeprefix("file:") if name.startswith("file:") else name
+
+
+@lru_cache(maxsize=1024)
+def _insert_statement(rows: int) -> str:
+    values = ", ".join(["(?, ?, ?, ?, ?)"] * rows)
+    return (
+        "INSERT INTO tidings_inbox (handler, key, event_id, digest, applied_at)"
+        f" VALUES {values} ON CONFLICT DO NOTHING RETURNING handler, key"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _find_statement(rows: int) -> str:
+    values = ", ".join(["(?, ?)"] * rows)
+    return f"SELECT handler, key, event_id, digest FROM tidings_inbox WHERE (handler, key) IN (VALUES {values})"

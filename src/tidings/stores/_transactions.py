@@ -1,0 +1,208 @@
+"""One write transaction: opened, lent, and ended in a known state whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from tidings.delivery import Message
+from tidings.errors import MisuseError, TidingsError
+from tidings.outbox import rows
+from tidings.outbox.waiting import to_end
+from tidings.stores._desk import Desk
+from tidings.stores._guard import OPTION, Guard
+from tidings.stores._links import Link
+
+log = logging.getLogger("tidings.store")
+
+T = TypeVar("T")
+
+ROLLBACK_LIMIT = 5.0
+"""How long an ending transaction waits for its thread, in seconds, before it goes on without it."""
+
+_inside: ContextVar[Transaction | None] = ContextVar("tidings_transaction", default=None)
+
+
+class Transaction:
+    """A transaction of Tidings' own, with the messages that leave when it commits.
+
+    `open`, then `commit` or `abandon`, each once. After any exception out of `open` or `commit` it is over: rolled
+    back, its connection back in the pool or thrown away.
+    """
+
+    def __init__(self, desk: Desk, link: Link, before_commit: Callable[[sa.Connection], None] | None = None) -> None:
+        self._desk = desk
+        self._link = link
+        self._before_commit = before_commit
+        self._guard = Guard()
+        self._messages: list[Message] = []
+        self._outer: Transaction | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.usable = False
+        self.doubtful = False
+        """The commit failed, and whether it took effect is not known."""
+
+    async def open(self, first: Callable[[sa.Connection], T]) -> T:
+        """Begin, and do the first step in the same round."""
+        outer = _inside.get()
+        if current(self._desk) is not None:
+            raise MisuseError(
+                f"a transaction of {self._desk.database} is open here already, and a second one would wait for it for"
+                " ever. Use the connection that this handler or block was given"
+            )
+        await self._desk.take_turn()
+        try:
+            result = await to_end(self._begin(first))
+        except BaseException as error:
+            await self.abandon()
+            raise self._explained(error) from error
+        self._outer = outer
+        _inside.set(self)
+        return result
+
+    async def _begin(self, first: Callable[[sa.Connection], T]) -> T:
+        def begin(connection: sa.Connection) -> T:
+            connection.begin()
+            result = first(connection)
+            self._guard.start(connection)
+            return result
+
+        self._desk.database.check_file()
+        await self._link.connect(**{OPTION: self._guard})
+        result = await self._link.run(begin)
+        self.usable = True
+        return result
+
+    def resource(self, wanted: type) -> object:
+        """The connection or session on it, as long as the transaction is open.
+
+        Raises:
+            MisuseError: it is over.
+        """
+        if not self.usable:
+            raise MisuseError("this transaction is over. Use its connection only inside the handler or block it is for")
+        return self._link.resource(wanted)
+
+    def emit(self, messages: Sequence[Message]) -> None:
+        """Keep messages, to be written in one statement before the commit."""
+        if not self.usable:
+            raise MisuseError("this transaction is over: an event cannot join it any more")
+        self._messages.extend(messages)
+
+    def lent(self, tx: object) -> bool:
+        """Whether this is the connection or session that this transaction lends."""
+        return self.usable and self._link.lent(tx)
+
+    async def flush(self) -> None:
+        """Send what a session holds back, and see that the transaction is whole."""
+        session = self._link.session
+        if session is not None and (session.new or session.dirty or session.deleted):
+            await self._link.run(lambda connection: session.flush())
+        self._guard.check()
+
+    async def commit(self) -> None:
+        """Flush, write the messages, commit. However often cancelled, the commit is waited for.
+
+        Raises:
+            Contention, StoreUnavailable: it did not commit; with `doubtful` set, it may have.
+            MisuseError: somebody else ended the transaction.
+        """
+        self._leave()
+        try:
+            await to_end(self._link.run(self._finish))
+        except BaseException as error:
+            await self.abandon()
+            raise self._explained(error) from error
+        if self._messages:
+            self._desk.wake.now()
+        await to_end(self._release(broken=False))
+
+    def _finish(self, connection: sa.Connection) -> None:
+        guard, session, database = self._guard, self._link.session, self._desk.database
+        guard.check()
+        if session is not None:
+            session.flush()
+            guard.check()
+        guard.active = False
+        if self._before_commit is not None:
+            self._before_commit(connection)
+        if self._messages:
+            rows.insert(connection, self._messages)
+        database.check_file()
+        try:
+            if session is not None:
+                session.commit()
+            connection.commit()
+        except BaseException:
+            self.doubtful = connection.invalidated or not guard.in_transaction
+            raise
+        if database.in_transaction(connection):  # nothing that SQLAlchemy thinks matters more than this
+            self.doubtful = True
+            raise MisuseError(f"{database} is still inside the transaction that was committed")
+
+    async def abandon(self) -> None:
+        """Roll back and give the connection back, in a time with a limit.
+
+        A sync handler that still runs keeps its thread, and with it the connection; nothing can stop it. Then its
+        rollback follows when it ends, and until then the database stays locked for writing.
+        """
+        self._leave()
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._roll_back())
+            self._desk.late.add(self._ending)
+            self._ending.add_done_callback(self._desk.late.discard)
+        await to_end(_wait(self._ending, ROLLBACK_LIMIT))
+        if not self._ending.done():
+            log.warning(
+                "%s: a transaction was given up, but its thread is still busy; it is rolled back when the thread is"
+                " free, and no other can write until then",
+                self._desk.database,
+            )
+
+    async def _roll_back(self) -> None:
+        def roll_back(connection: sa.Connection) -> bool:
+            self._guard.active = False
+            if not connection.invalidated:
+                connection.connection.rollback()
+            return connection.invalidated or self._desk.database.in_transaction(connection)
+
+        broken = True
+        try:
+            broken = await self._link.run(roll_back)
+        except Exception as error:
+            # Whatever it is: a connection whose rollback fails is thrown away, and the database rolls back by itself.
+            log.debug("%s: the rollback failed: %s", self._desk.database, error)
+        await self._release(broken=broken)
+
+    async def _release(self, *, broken: bool) -> None:
+        try:
+            await self._link.close(broken=broken)
+        except Exception as error:
+            log.warning("%s: a connection could not be closed: %s", self._desk.database, error)
+        finally:
+            self._desk.give_turn()
+
+    def _leave(self) -> None:
+        self.usable = False
+        if _inside.get() is self:
+            _inside.set(self._outer)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, TidingsError) or not isinstance(error, Exception):
+            return error
+        return self._desk.database.own_error(error) or error
+
+
+def current(desk: Desk) -> Transaction | None:
+    """The transaction of this store that is open where this is called."""
+    found = _inside.get()
+    return found if found is not None and found.usable and found._desk is desk else None
+
+
+async def _wait(task: asyncio.Task[None], limit: float) -> None:
+    await asyncio.wait({task}, timeout=limit)
