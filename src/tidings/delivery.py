@@ -177,21 +177,21 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
 class Done(msgspec.Struct, frozen=True):
     """The event took effect now, or is none of this handler's business (`skipped`)."""
 
-    kind: ClassVar = "done"
+    kind: ClassVar[str] = "done"
     skipped: bool = False
 
 
 class Duplicate(msgspec.Struct, frozen=True):
     """The event took effect earlier. `of` is the id of the event that did, when it was another one."""
 
-    kind: ClassVar = "duplicate"
+    kind: ClassVar[str] = "duplicate"
     of: str = ""
 
 
 class Retried(msgspec.Struct, frozen=True):
     """To be handled again, not sooner than `after` seconds from now. `counted` is off for what is no failure."""
 
-    kind: ClassVar = "retry"
+    kind: ClassVar[str] = "retry"
     after: float
     reason: str
     counted: bool = True
@@ -201,7 +201,7 @@ class Retried(msgspec.Struct, frozen=True):
 class DeadLettered(msgspec.Struct, frozen=True):
     """Cannot be handled: a copy is kept for a person to look at. `code` is fit for a metric's label."""
 
-    kind: ClassVar = "dead"
+    kind: ClassVar[str] = "dead"
     reason: str
     code: str = "failed"
     error: BaseException | None = None
@@ -210,7 +210,7 @@ class DeadLettered(msgspec.Struct, frozen=True):
 class Unsettled(msgspec.Struct, frozen=True):
     """The broker could not be told. It will deliver again, and ``once`` makes that harmless."""
 
-    kind: ClassVar = "unsettled"
+    kind: ClassVar[str] = "unsettled"
     wanted: Done | Duplicate | Retried | DeadLettered
     reason: str
 
