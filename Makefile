@@ -40,8 +40,7 @@ check-lint: venv
 check-types: venv
 	$(BIN)/mypy $(TYPED)
 check-api: venv
-	@# It looks for the package with the python that PATH finds first.
-	PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --ignoreexternal --verifytypes tidings
+	$(BIN)/python -m tools.public_api
 check-architecture: venv
 	$(PYTEST) -q tests/architecture
 
