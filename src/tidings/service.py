@@ -19,6 +19,7 @@ from tidings.delivery import Message
 from tidings.errors import ConfigurationError, DeclarationError, MisuseError
 from tidings.event import Event, spec_of
 from tidings.handler import NAME, Handler, Rules, make_handler
+from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.policy import Retry
 from tidings.ports import Broker, Observer, Plan, Store, StreamPlan, Subscription
@@ -72,7 +73,7 @@ class Service:
         self._content = content
         self._handlers: dict[str, Handler] = {}
         self._running: Running | None = None
-        self.observers: list[Observer] = []
+        self.observers: list[Observer] = [OutcomeLog()]
         """Watch every outcome; they can change nothing."""
 
     def __repr__(self) -> str:
@@ -172,12 +173,12 @@ class Service:
         chosen = broker_from(_chosen(broker, self._broker_spec, "TIDINGS_BROKER", "broker", self.name))
         spec = store if store is not None else self._store_spec or os.environ.get("TIDINGS_STORE")
         running = Running(self, chosen, None if spec is None else store_from(spec))
-        async with running.life():
-            self._running = running
-            try:
+        try:
+            async with running.life():
+                self._running = running
                 yield self
-            finally:
-                self._running = None
+        finally:
+            self._running = None  # only now: what still runs while it stops may publish
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:

@@ -1,0 +1,188 @@
+"""Sight: log lines, metrics and health of a service.
+
+::
+
+    async with Observability(stock, port=9464), stock.running():
+        ...
+
+Log lines for every outcome but done are written by each service anyway, through stdlib logging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from tidings.errors import MisuseError
+from tidings.observe._watched import WatchedRunning, WatchedService
+from tidings.ports import Backlog
+from tidings.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from tidings.observe.health import Report
+    from tidings.observe.server import Answer
+
+log = logging.getLogger("tidings.observe")
+
+PORT: Final = 9464
+EVERY: Final = 3.0
+"""Seconds between two looks at what only the loop, the broker and the store can tell."""
+LOOK_TIMEOUT: Final = 2.0
+
+
+class Observability:
+    """Metrics and health of a service on one HTTP port, and a watchdog over its event loop.
+
+    Enter it before the service runs, and on the loop that it runs on: liveness answers while the service still starts.
+    ``/metrics``, ``/health/live`` and ``/health/ready`` are served from a thread, so that a blocked loop can be told.
+
+    * `port`: 0 takes any that is free; None serves nothing, for those who mount `metrics.text()`, `live()` and
+      `ready()` in an application of their own.
+    * `host`: loopback unless told otherwise. Whoever can reach it can read it.
+    * `live_after`: seconds without a beat of the loop after which it is not live any more.
+    * `blocked_after`: seconds after which the stack of a blocked loop is logged.
+
+    Raises:
+        ConfigurationError: on entry, the port is taken or cannot be used.
+    """
+
+    def __init__(
+        self,
+        service: WatchedService,
+        *,
+        port: int | None = PORT,
+        host: str = "127.0.0.1",
+        live_after: float = 5.0,
+        blocked_after: float = 2.0,
+        every: float = EVERY,
+    ) -> None:
+        # What is imported here is heavy, and nobody needs it who only wants log lines.
+        from tidings.observe.health import Health, Progress
+        from tidings.observe.metrics import Metrics
+        from tidings.observe.server import Server
+
+        self._service, self._every, self._blocked_after = service, every, blocked_after
+        self._progress = Progress()
+        self.health = Health(service, live_after=live_after, stuck=lambda: self._progress.troubles)
+        self.metrics = Metrics(
+            service.name,
+            lambda: service.handlers,
+            version=service.version,
+            tidings_version=getattr(sys.modules.get("tidings"), "__version__", ""),
+            lag=self.health.lag,
+        )
+        pages = {"/metrics": self._metrics, "/health/live": self._live, "/health/ready": self._ready}
+        self._server = None if port is None else Server(pages, host=host, port=port)
+        self._tasks = Supervisor()
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where it is served, such as ``http://127.0.0.1:9464``; empty where it is not."""
+        return "" if self._server is None else self._server.url
+
+    def live(self) -> Report:
+        """Whether the process should go on; may be asked on any thread."""
+        return self.health.live()
+
+    def ready(self) -> Report:
+        """Whether it does its work just now; may be asked on any thread."""
+        return self.health.ready()
+
+    async def __aenter__(self) -> Self:
+        from tidings.observe.health import Watchdog
+
+        async with AsyncExitStack() as stack:
+            if self._server is not None:
+                self._server.start()
+                stack.push_async_callback(asyncio.to_thread, self._server.stop)
+            self._service.observers.append(self.metrics)
+            stack.callback(self._service.observers.remove, self.metrics)
+            stack.push_async_callback(self._tasks.cancel)
+            self._tasks.spawn(f"{self._service.name} heartbeat", self.health.beat)
+            self._tasks.spawn(f"{self._service.name} figures", self._figures)
+            watchdog = Watchdog(self.health, blocked_after=self._blocked_after)
+            watchdog.start()
+            stack.callback(watchdog.stop)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.health.stopped()
+        await self._stack.aclose()
+
+    # ── what only the loop can tell ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _figures(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(self._every)
+
+    async def look(self) -> None:
+        """Read backlog, lanes and outbox now, for the next scrape. Runs by itself every few seconds."""
+        from tidings.observe.metrics import Figures, Lanes
+
+        try:
+            running = self._service.active
+        except MisuseError:
+            self.metrics.figures = Figures()
+            return
+        backlogs = await _backlogs(running)
+        lanes = {one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position)) for one in running.workers}
+        outbox = await _outbox(running.store)
+        self.metrics.figures = Figures(connected=not running.broker.trouble, lanes=lanes, outbox=outbox)
+        self._progress.look(backlogs, self.metrics.taken)
+
+    # ── pages, on threads of the server ─────────────────────────────────────────────────────────────────────────────
+
+    def _metrics(self) -> Answer:
+        from tidings.observe.metrics import CONTENT_TYPE
+        from tidings.observe.server import Answer
+
+        return Answer(200, CONTENT_TYPE, self.metrics.text())
+
+    def _live(self) -> Answer:
+        return _page(self.live())
+
+    def _ready(self) -> Answer:
+        return _page(self.ready())
+
+
+async def _backlogs(running: WatchedRunning) -> Mapping[str, Backlog | None]:
+    found: dict[str, Backlog | None] = {}
+    for worker in running.workers:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                found[worker.position] = await worker.backlog()
+        except Exception as error:  # the broker's trouble shows elsewhere; no figure is better than an old one
+            log.debug("%s: its backlog cannot be told: %r", worker.position, error)
+            found[worker.position] = None
+    return found
+
+
+async def _outbox(store: object) -> tuple[int, float] | None:
+    ask = getattr(store, "outbox_backlog", None)
+    if ask is None:
+        return None
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            waiting, oldest_seconds, *_ = await ask()
+    except Exception as error:
+        log.debug("the outbox cannot be looked at: %r", error)
+        return None
+    return waiting, oldest_seconds
+
+
+def _page(report: Report) -> Answer:
+    from tidings.observe.server import Answer
+
+    body = {"status": report.status, "service": report.service, "phase": report.phase, "reasons": report.reasons}
+    return Answer(200 if report.ok else 503, "application/json", json.dumps(body).encode() + b"\n")

@@ -1,0 +1,226 @@
+"""Whether a process lives and is ready, told from outside its event loop: a blocked loop cannot tell it itself.
+
+* **live**: the loop beat a few seconds ago, and no internal task keeps failing. A world that is down is none of that:
+  restarting a process does not bring a broker or a database back, and restarting all of them at once brings a storm.
+* **ready**: live, started, not stopping, and broker, store and handlers are without trouble.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from tidings.errors import MisuseError, WorldError
+from tidings.observe._watched import WatchedRunning, WatchedService, shown
+from tidings.ports import Backlog
+
+log = logging.getLogger("tidings.health")
+
+BEAT: Final = 0.5
+"""Seconds between two beats of the loop."""
+LIVE: Final = 5.0
+"""Seconds without a beat after which the process no longer counts as live."""
+BLOCKED: Final = 2.0
+"""Seconds without a beat after which the loop's stack is logged, once for each time it is blocked."""
+STUCK: Final = 60.0
+"""Seconds in which events wait for a handler, and none is delivered to any process, until that counts as trouble."""
+LAG_WINDOW: Final = 15.0
+"""How long the worst lag is remembered: at least as long as the usual pause between two scrapes."""
+
+_WORLD: Final = tuple(one.__name__ for one in (WorldError, *WorldError.__subclasses__()))
+
+
+class State(msgspec.Struct, frozen=True):
+    """What the loop saw of its service at its last beat. Empty lists are good news."""
+
+    phase: str = "starting"
+    """``starting``, ``running``, ``stopping`` or ``stopped``."""
+    failing: tuple[str, ...] = ()
+    """Internal tasks that keep failing."""
+    troubles: tuple[str, ...] = ()
+    """Why broker, store or handlers cannot work just now."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The answer to a probe."""
+
+    status: str
+    service: str
+    phase: str
+    reasons: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+class Health:
+    """Looks at one service: the loop beats and leaves its `State`, any thread may ask.
+
+    `stuck` are the troubles that only the figures tell, see `Progress`.
+    """
+
+    def __init__(
+        self, service: WatchedService, *, live_after: float = LIVE, stuck: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        self._service, self._live_after, self._stuck = service, live_after, stuck
+        self._state = State()
+        self._running: WatchedRunning | None = None
+        self._beaten = time.monotonic()
+        self._lags: list[tuple[float, float]] = []
+
+    async def beat(self) -> None:
+        """Beat until cancelled: the supervised task on the loop that is watched."""
+        while True:
+            self._state = self._look()
+            self._beaten = expected = time.monotonic()
+            await asyncio.sleep(BEAT)
+            self._keep_lag(time.monotonic() - expected - BEAT)
+
+    def stopped(self) -> None:
+        """The service has ended as it should."""
+        self._state = State("stopped")
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._beaten
+
+    def lag(self) -> float:
+        """The worst that the loop was behind lately, or is just now, in seconds."""
+        return max([self.silent - BEAT, 0.0, *(lag for _, lag in self._lags)])
+
+    def live(self) -> Report:
+        return self._report(self._not_live())
+
+    def ready(self) -> Report:
+        state = self._state
+        phase = [] if state.phase == "running" else [f"the service is {state.phase}"]
+        return self._report([*self._not_live(), *phase, *state.troubles])
+
+    def _not_live(self) -> list[str]:
+        blocked = self.silent > self._live_after
+        return [
+            *([f"the event loop has been blocked for {self.silent:.0f} s"] if blocked else []),
+            *self._state.failing,
+        ]
+
+    def _report(self, reasons: Sequence[str]) -> Report:
+        told = tuple(shown(reason, 500) for reason in reasons)
+        return Report("failing" if told else "ok", self._service.name, self._state.phase, told)
+
+    def _keep_lag(self, lag: float) -> None:
+        """A new list each time: threads read the old one meanwhile."""
+        oldest = time.monotonic() - LAG_WINDOW
+        self._lags = [*(one for one in self._lags if one[0] > oldest), (time.monotonic(), max(lag, 0.0))]
+
+    def _look(self) -> State:
+        try:
+            running = self._running = self._service.active
+        except MisuseError:
+            return State("starting" if self._running is None else "stopped")
+        failing, troubles = [], list(_troubles(running))
+        for name, failure in _failures(running):
+            # A task that fails because the world is down will work again by itself; restarting us would not help it.
+            into = troubles if failure.partition(":")[0] in _WORLD else failing
+            into.append(f"{name} fails: {failure}")
+        phase = "stopping" if running.stopping else "running"
+        return State(phase, tuple(failing), (*troubles, *self._stuck()))
+
+
+def _failures(running: WatchedRunning) -> Iterator[tuple[str, str]]:
+    for tasks in (running.tasks, *running.workers):
+        yield from tasks.failures.items()
+
+
+def _troubles(running: WatchedRunning) -> Iterator[str]:
+    if trouble := running.broker.trouble:
+        yield f"broker: {trouble}"
+    for worker in running.workers:
+        if worker.trouble:
+            yield f"{worker.position} waits: {worker.trouble}"
+
+
+class Progress:
+    """Finds positions at which events wait and none is delivered to anybody: the mark of a consumer that is a zombie."""
+
+    def __init__(self, stuck_after: float = STUCK) -> None:
+        self._stuck_after = stuck_after
+        self._since: dict[str, tuple[float, int, int]] = {}
+        self.troubles: tuple[str, ...] = ()
+
+    def look(self, backlogs: Mapping[str, Backlog | None], taken: Callable[[str], int]) -> None:
+        """Take in the newest backlogs; `taken` counts what this process took up of a position so far."""
+        now = time.monotonic()
+        troubles = []
+        for position, backlog in backlogs.items():
+            if backlog is None or not backlog.pending or backlog.in_flight:
+                self._since.pop(position, None)
+                continue
+            count, pending = taken(position), backlog.pending
+            since, before, more = self._since.get(position, (now, count, pending))
+            if count != before or pending < more:
+                since = now
+            self._since[position] = (since, count, pending)
+            if now - since > self._stuck_after:
+                troubles.append(
+                    f"{position}: {pending} events wait, and for {now - since:.0f} s none was delivered to any"
+                    " process. Restart it if this lasts"
+                )
+        if troubles and not self.troubles:
+            log.warning("%s", "; ".join(troubles))
+        self.troubles = tuple(troubles)
+
+
+class Watchdog:
+    """A thread that logs where the loop stands when it is blocked, and that it goes on when it does.
+
+    Made on the thread of the loop that it watches.
+    """
+
+    def __init__(self, health: Health, *, blocked_after: float = BLOCKED) -> None:
+        self._health, self._blocked_after = health, blocked_after
+        self._loop_thread = threading.get_ident()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="tidings watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        began = 0.0
+        while not self._end.wait(BEAT / 2):
+            silent = self._health.silent
+            if silent > self._blocked_after and not began:
+                began = time.monotonic() - silent
+                self._tell(silent)
+            elif began and silent <= self._blocked_after:
+                log.warning("the event loop goes on after it was blocked for %.1f s", time.monotonic() - silent - began)
+                began = 0.0
+
+    def _tell(self, silent: float) -> None:
+        """The stack goes where `stack_info` goes: below the line in plain logs, a field of its own in JSON."""
+        text = (
+            "the event loop has been blocked for %.1f s, and nothing else runs meanwhile. Let blocking code run in a"
+            " handler that is no coroutine (def instead of async def), or in asyncio.to_thread"
+        )
+        log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (silent,), None, sinfo=self._stack()))
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._loop_thread)
+        if frame is None:
+            return "(its thread has ended)"
+        lines = traceback.format_stack(frame)[-12:]
+        return "The loop stands here (most recent call last):\n" + "".join(lines).rstrip()
