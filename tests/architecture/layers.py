@@ -9,7 +9,7 @@ from __future__ import annotations
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "delivery", "partition", "supervision"),
     ("ports",),
-    ("declaration", "event", "envelope", "evolution", "policy"),
+    ("declaration", "values", "event", "envelope", "evolution", "policy"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters"),
