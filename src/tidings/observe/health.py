@@ -35,7 +35,7 @@ STUCK: Final = 60.0
 LAG_WINDOW: Final = 15.0
 """How long the worst lag is remembered: at least as long as the usual pause between two scrapes."""
 
-_WORLD: Final = tuple(one.__name__ for one in (WorldError, *WorldError.__subclasses__()))
+_WORLD: Final = frozenset(["WorldError", *(one.__name__ for one in WorldError.__subclasses__())])
 
 
 class State(msgspec.Struct, frozen=True):
@@ -107,11 +107,9 @@ class Health:
         return self._report([*self._not_live(), *phase, *state.troubles])
 
     def _not_live(self) -> list[str]:
-        blocked = self.silent > self._live_after
-        return [
-            *([f"the event loop has been blocked for {self.silent:.0f} s"] if blocked else []),
-            *self._state.failing,
-        ]
+        silent = self.silent
+        blocked = [f"the event loop has been blocked for {silent:.0f} s"] if silent > self._live_after else []
+        return [*blocked, *self._state.failing]
 
     def _report(self, reasons: Sequence[str]) -> Report:
         told = tuple(shown(reason, 500) for reason in reasons)
@@ -127,7 +125,8 @@ class Health:
             running = self._running = self._service.active
         except MisuseError:
             return State("starting" if self._running is None else "stopped")
-        failing, troubles = [], list(_troubles(running))
+        failing: list[str] = []
+        troubles = list(_troubles(running))
         for name, failure in _failures(running):
             # A task that fails because the world is down will work again by itself; restarting us would not help it.
             into = troubles if failure.partition(":")[0] in _WORLD else failing
@@ -150,7 +149,7 @@ def _troubles(running: WatchedRunning) -> Iterator[str]:
 
 
 class Progress:
-    """Finds positions at which events wait and none is delivered to anybody: the mark of a consumer that is a zombie."""
+    """Finds positions at which events wait and none is delivered to anybody: so looks a consumer that is a zombie."""
 
     def __init__(self, stuck_after: float = STUCK) -> None:
         self._stuck_after = stuck_after

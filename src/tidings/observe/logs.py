@@ -77,9 +77,7 @@ def _told(outcome: Outcome) -> tuple[int, str, dict[str, object]]:
         return logging.ERROR, f"dead letter ({outcome.code}): {reason}", more
     if isinstance(outcome, Unsettled):
         reason = shown(outcome.reason, LONGEST_REASON)
-        text = (
-            f"unsettled: {outcome.wanted.kind} could not be told to the broker, which will deliver it again: {reason}"
-        )
+        text = f"unsettled: the broker could not be told ({outcome.wanted.kind}) and will deliver it again: {reason}"
         return logging.WARNING, text, {"reason": reason, "wanted": outcome.wanted.kind}
     return logging.DEBUG, outcome.kind, {}
 

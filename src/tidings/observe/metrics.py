@@ -65,13 +65,9 @@ class Metrics:
         self.figures = Figures()
         self._service, self._handlers = service, handlers
         where, of = ("service", "handler"), ("service", "handler", "type")
-        self._received = _counter(
-            "received", "Deliveries that a lane took up, those put back and taken again too", where
-        )
+        self._received = _counter("received", "Deliveries a lane took up, those put back and taken again too", where)
         self._outcomes = _counter("outcomes", "What became of deliveries", (*of, "outcome"))
-        self._retries = _counter(
-            "retries", "Deliveries to be handled again; counted=no is no failure", (*of, "counted")
-        )
+        self._retries = _counter("retries", "To be handled again; counted=no is no failure", (*of, "counted"))
         self._dead = _counter("dead_letters", "Deliveries that became dead letters, by why", (*of, "code"))
         self._duplicates = _counter("duplicates", "Deliveries whose effect had been applied before", (*of, "of"))
         self._size = Histogram("tidings_batch_events", "Events that were settled together", where, buckets=SIZES)
@@ -140,7 +136,7 @@ class _Tally:
         self._seconds(seconds)
 
     def _made(self, key: tuple[str, str, str]) -> Sequence[Counter]:
-        """The children for a type, an outcome and its detail. Only a handler's own types get series, and a place here."""
+        """The children for a type, an outcome and its detail. Only a handler's own types get series, and room."""
         kind, outcome, detail = key
         metrics = self._metrics
         of = (*self._where, kind if kind in self._types else OTHER)
