@@ -35,6 +35,8 @@ DEFAULT_FOLDER: Final = ".tidings"
 
 _LAUNCHES: Final = 4
 """How often one call starts a server: a port that looked free may be gone a moment later."""
+_DAMAGED: Final = 8
+"""How many checks in a row must find a stream missing: one that is being made is, for a moment."""
 _THAW: Final = 10.0
 """Seconds between two restarts because of a write error: where that does not help, it must not go in a circle."""
 
@@ -160,7 +162,7 @@ class EmbeddedServer:
         self._check_started()
         try:
             state = self._files.state()
-            if state is None or state.port != self._port or await probe(state) is not Health.READY:
+            if state is None or state.port != self._port or (await probe(state))[0] is not Health.READY:
                 async with self._starting():
                     self._check_started()  # it may have been stopped while we waited
                     await self._bring_up()
@@ -257,12 +259,14 @@ class EmbeddedServer:
             launched = not self._files.has_server()
             if launched:
                 await _in_thread(self._launch)
-            health = await self._until_ready(end)
+            health, detail = await self._until_ready(end)
             if health is Health.READY:
                 self._joined()
                 return
+            if health is Health.DAMAGED:
+                raise self._damaged(detail)
             if health is Health.FROZEN:
-                await self._thaw()
+                await self._thaw(detail)
             elif self._files.has_server():
                 break
             elif launched:
@@ -274,28 +278,30 @@ class EmbeddedServer:
     def _launch(self) -> None:
         self._process.launch(port=self._port, named=self._named_port is not None, password=self._password)
 
-    async def _thaw(self) -> None:
+    async def _thaw(self, detail: str) -> None:
         """End a server that takes no events since a write failed. Restarting it is the only cure."""
         self._files.check_disk()
         if time.monotonic() - self._thawed < _THAW:
             raise BrokerUnavailable(
-                f"the embedded server of {self.folder} cannot write to its disk: {log_tail(self._files)}. It was"
+                f"the embedded server of {self.folder} cannot write to its disk: {detail}. It was"
                 f" restarted, which did not help, and will be again. Look at the disk"
             )
         _log.warning("restarting the embedded server of %s: since a write failed it stores nothing", self.folder)
         self._thawed = time.monotonic()
         await self._process.end()
 
-    async def _until_ready(self, end: float) -> Health:
-        """READY or FROZEN; SILENT if the server ended or the time is over."""
-        health = Health.SILENT
-        while health is Health.SILENT and time.monotonic() < end and self._files.has_server():
+    async def _until_ready(self, end: float) -> tuple[Health, str]:
+        """What became of it, and why: SILENT if the server ended or the time is over."""
+        health, detail, damaged = Health.SILENT, "", 0
+        while time.monotonic() < end and self._files.has_server():
             state = self._files.state()
             if state is not None:
-                health = await probe(state)
-            if health is Health.SILENT:
-                await asyncio.sleep(POLL)
-        return health
+                health, detail = await probe(state)
+            damaged = damaged + 1 if health is Health.DAMAGED else 0
+            if health in (Health.READY, Health.FROZEN) or damaged == _DAMAGED:
+                return health, detail
+            await asyncio.sleep(POLL if health is Health.SILENT else 0.1)
+        return Health.SILENT, detail
 
     def _joined(self) -> None:
         """Take over where the server is; raises if that is not where it was asked for."""
@@ -308,6 +314,13 @@ class EmbeddedServer:
         self._port, self._password = state.port, password
         self._check_named_port()
         self._process.remember(state)
+
+    def _damaged(self, detail: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"the embedded server of {self.folder} could not read its data back: {detail}. Nothing was removed. Restore"
+            f" the folder from a copy, or give up the events of that stream by removing its folder below"
+            f" {self.folder / 'jetstream'}. What is wrong with it stands in {self._files.log_file}"
+        )
 
     def _not_ready(self) -> BrokerUnavailable:
         state = self._files.state()

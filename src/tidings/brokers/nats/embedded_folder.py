@@ -132,7 +132,8 @@ class Folder:
     """The files of one embedded server."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().absolute()
+        # Without links: the server's command line, by which it is known, must read the same to everybody.
+        self.path = Path(os.path.realpath(Path(path).expanduser()))
         self.settings_file = self.path / "nats-server.conf"
         self.log_file = self.path / "nats-server.log"
         self.stderr_file = self.path / "nats-server.stderr"

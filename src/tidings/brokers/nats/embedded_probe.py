@@ -30,27 +30,35 @@ class Health(Enum):
     """It does not answer, or not yet: it may be starting."""
     FROZEN = "frozen"
     """It answers, but a stream could not be written and stays closed until the server is restarted."""
+    DAMAGED = "damaged"
+    """It answers, but a stream on the disk is not there; for a moment also while one is made or removed."""
 
 
 class _Info(msgspec.Struct):
     server_name: str = ""
-    version: str = ""
 
 
-async def probe(state: State) -> Health:
-    """Ask the server of `state` how it is; another one on the same port does not pass for it."""
+class _Check(msgspec.Struct):
+    error: str = ""
+
+
+async def probe(state: State) -> tuple[Health, str]:
+    """Ask the server of `state` how it is, and why; another one on the same port does not pass for it."""
     try:
         async with asyncio.timeout(_ANSWER):
             info = await _greeting(state.port)
             if info.server_name != state.instance:
-                return Health.SILENT
-            # The whole check: the one for JetStream alone stays green while a full disk keeps a stream from storing.
+                return Health.SILENT, ""
+            # The whole check: the one for JetStream alone stays green while a full disk keeps a stream from storing,
+            # and when a stream could not be read back, which would then be made anew, empty.
             healthy, body = await _get(state.monitor_port, "/healthz")
     except (OSError, EOFError, TimeoutError, ValueError, msgspec.DecodeError):
-        return Health.SILENT
+        return Health.SILENT, ""
     if healthy:
-        return Health.READY
-    return Health.FROZEN if b"write error" in body else Health.SILENT
+        return Health.READY, ""
+    if "write error" in body:
+        return Health.FROZEN, body
+    return (Health.DAMAGED, body) if "could not be recovered" in body else (Health.SILENT, body)
 
 
 async def _greeting(port: int) -> _Info:
@@ -64,7 +72,8 @@ async def _greeting(port: int) -> _Info:
     return msgspec.json.decode(line[5:], type=_Info)
 
 
-async def _get(port: int, path: str) -> tuple[bool, bytes]:
+async def _get(port: int, path: str) -> tuple[bool, str]:
+    """Whether the answer is good, and the error that it gives."""
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
@@ -73,7 +82,9 @@ async def _get(port: int, path: str) -> tuple[bool, bytes]:
             answer = (answer + more)[: 1024 * 1024]
     finally:
         await _close(writer)
-    return answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")), answer
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = msgspec.json.decode(body, type=_Check).error
+    return head.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")), error
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

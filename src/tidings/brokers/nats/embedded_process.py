@@ -168,7 +168,8 @@ class ServerProcess:
         if sys.platform == "linux":
             return _signal_if_named(pid, number, self._files.settings_file)
         else:  # without /proc: the server itself says who it is
-            if await probe(state) is Health.SILENT:
+            health, _ = await probe(state)
+            if health is Health.SILENT:
                 return False
             os.kill(pid, number)
             return True
