@@ -70,10 +70,8 @@ class Metrics:
         self._retries = _counter("retries", "To be handled again; counted=no is no failure", (*of, "counted"))
         self._dead = _counter("dead_letters", "Deliveries that became dead letters, by why", (*of, "code"))
         self._duplicates = _counter("duplicates", "Deliveries whose effect had been applied before", (*of, "of"))
-        self._size = Histogram("tidings_batch_events", "Events that were settled together", where, buckets=SIZES)
-        self._seconds = Histogram(
-            "tidings_batch_seconds", "From taking a batch up until it was settled", where, buckets=SECONDS
-        )
+        self._size = _histogram("batch_events", "Events that were settled together", where, SIZES)
+        self._seconds = _histogram("batch_seconds", "From taking a batch up until it was settled", where, SECONDS)
         for metric in (*self._counters(), self._size, self._seconds):
             registry.register(metric)
         registry.register(_Gauges(self, {"version": tidings_version, "service_version": version}, lag))
@@ -164,6 +162,10 @@ def _kind(outcome: Outcome) -> tuple[str, str]:
 
 def _counter(name: str, text: str, labels: Sequence[str]) -> Counter:
     return Counter(f"tidings_{name}", text, labels, registry=None)
+
+
+def _histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+    return Histogram(f"tidings_{name}", text, labels, buckets=buckets, registry=None)
 
 
 class _Gauges(Collector):

@@ -1,0 +1,248 @@
+"""Live and ready, each way they turn red, told while the loop itself cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.unit.observe.shop import Placed, shop
+from tidings import ConfigurationError, Service, StoreUnavailable
+from tidings.observe import Observability
+from tidings.observe.health import Progress
+from tidings.observe.server import MOST_REQUESTS, Answer, Server
+from tidings.ports import Backlog
+from tidings.testing import MemoryBroker
+
+Answered = tuple[int, dict[str, Any]]
+
+
+def get(url: str, page: str) -> Answered:
+    try:
+        with urllib.request.urlopen(f"{url}{page}", timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+async def ask(sight: Observability, page: str) -> Answered:
+    return await asyncio.to_thread(get, sight.url, page)
+
+
+async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110  # what is waited for changes on threads too
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def seen(service: Service, **options: Any) -> AsyncIterator[tuple[Observability, MemoryBroker]]:
+    broker, sight = MemoryBroker(), Observability(service, port=0, **options)
+    async with sight, service.running(broker=broker):
+        await until(lambda: sight.ready().ok)
+        yield sight, broker
+
+
+async def test_a_service_that_starts_is_live_and_not_ready() -> None:
+    service = shop()
+    async with Observability(service, port=0) as sight:
+        assert (await ask(sight, "/health/live"))[0] == 200
+        status, body = await ask(sight, "/health/ready")
+        assert (status, body["phase"], body["reasons"]) == (503, "starting", ["the service is starting"])
+
+
+async def test_a_service_that_runs_is_live_and_ready() -> None:
+    async with seen(shop()) as (sight, _):
+        for page in ("/health/live", "/health/ready"):
+            assert await ask(sight, page) == (
+                200,
+                {"status": "ok", "service": "shop", "phase": "running", "reasons": []},
+            )
+
+
+async def test_P9_a_service_that_stops_is_live_and_not_ready_and_may_still_publish() -> None:
+    service, broker = Service("shop", publishes=[Placed]), MemoryBroker()
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    found: list[Answered] = []
+
+    @service.on(Placed, idempotent=True)
+    async def handle(event: Placed) -> list[Placed] | None:
+        if event.wanted == "more":
+            return None
+        entered.set()
+        await go_on.wait()
+        service.active.wrapper.message(event)
+        return [Placed(order_id="2", wanted="more")]
+
+    async with Observability(service, port=0) as sight:
+        async with service.running(broker=broker):
+            await service.publish(Placed(order_id="1"))
+            async with asyncio.timeout(5):
+                await entered.wait()
+
+            async def look() -> None:
+                await until(lambda: sight.health.ready().phase == "stopping")
+                found.extend([await ask(sight, "/health/ready"), await ask(sight, "/health/live")])
+                go_on.set()
+
+            looking = asyncio.create_task(look())
+        await looking
+    (not_ready, body), (live, _) = found
+    assert (not_ready, live, body["phase"]) == (503, 200, "stopping")
+    assert len(broker.published(Placed)) == 2
+
+
+async def test_P10_a_broker_that_is_away_makes_it_not_ready_and_leaves_it_live() -> None:
+    """Trap 155: restarting processes because of a broker's outage makes a storm."""
+    async with seen(shop()) as (sight, broker):
+        async with broker.outage():
+            await until(lambda: not sight.ready().ok)
+            status, body = await ask(sight, "/health/ready")
+            assert status == 503
+            assert "broker" in body["reasons"][0]
+            assert (await ask(sight, "/health/live"))[0] == 200
+        await until(lambda: sight.ready().ok)
+
+
+async def test_an_internal_task_that_keeps_failing_makes_it_not_live() -> None:
+    """Trap 153."""
+
+    async def broken() -> None:
+        raise RuntimeError("a bug of ours")
+
+    async with seen(shop()) as (sight, _):
+        sight._service.active.tasks.spawn("shop something", broken)  # type: ignore[attr-defined]  # only tests do this
+        await until(lambda: not sight.live().ok)
+        status, body = await ask(sight, "/health/live")
+        assert status == 503
+        assert body["reasons"] == ["shop something fails: RuntimeError: a bug of ours"]
+
+
+async def test_a_task_that_fails_because_the_store_is_down_makes_it_not_ready_only() -> None:
+    """Trap 155."""
+
+    async def relay() -> None:
+        raise StoreUnavailable("the database does not answer")
+
+    async with seen(shop()) as (sight, _):
+        sight._service.active.tasks.spawn("shop relay", relay)  # type: ignore[attr-defined]  # only tests do this
+        await until(lambda: not sight.ready().ok)
+        assert "the database does not answer" in sight.ready().reasons[0]
+        assert sight.live().ok
+
+
+async def test_P12_a_blocked_loop_is_seen_from_a_thread_and_its_stack_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Trap 154: a time.sleep in an async handler is reported."""
+    service = Service("shop", publishes=[Placed])
+    done, release = asyncio.Event(), threading.Event()
+
+    @service.on(Placed, idempotent=True)
+    async def blocks(event: Placed) -> None:
+        release.wait(20)
+        done.set()
+
+    found: list[Answered] = []
+    async with seen(service, live_after=1.2, blocked_after=0.8) as (sight, _):
+
+        def probe() -> None:
+            end = time.monotonic() + 15
+            while time.monotonic() < end and not found:
+                if (answer := get(sight.url, "/health/live"))[0] != 200:
+                    found.extend([answer, get(sight.url, "/health/ready")])
+                time.sleep(0.05)
+            release.set()
+
+        prober = threading.Thread(target=probe)
+        with caplog.at_level(logging.WARNING, logger="tidings.health"):
+            await service.publish(Placed(order_id="1"))
+            prober.start()
+            async with asyncio.timeout(20):
+                await done.wait()
+            await until(lambda: sight.live().ok)
+            assert sight.health.lag() > 0.5
+            await asyncio.to_thread(prober.join, 5)
+            await until(lambda: len(caplog.records) == 2)
+    (live, why), (ready, _) = found
+    assert (live, ready) == (503, 503)
+    assert "blocked" in why["reasons"][0]
+    blocked, again = caplog.records
+    assert "release.wait(20)" in (blocked.stack_info or "")
+    assert "def instead of async def" in blocked.getMessage()
+    assert "goes on" in again.getMessage()
+
+
+def test_events_that_wait_while_nobody_gets_any_are_trouble() -> None:
+    """Trap 155: a consumer that is a zombie."""
+    progress = Progress(stuck_after=0.05)
+    waiting = {"shop.handle": Backlog(pending=3, in_flight=0)}
+    progress.look(waiting, lambda position: 0)
+    assert not progress.troubles
+    time.sleep(0.06)
+    progress.look(waiting, lambda position: 0)
+    assert "3 events wait" in progress.troubles[0]
+    progress.look(waiting, lambda position: 1)
+    assert not progress.troubles
+    time.sleep(0.06)
+    progress.look({"shop.handle": Backlog(pending=2, in_flight=0)}, lambda position: 1)
+    assert not progress.troubles, "another process works it off"
+    progress.look({"shop.handle": Backlog(pending=2, in_flight=1)}, lambda position: 1)
+    assert not progress.troubles
+
+
+async def test_a_port_in_use_is_said_with_the_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        service = shop()
+        with pytest.raises(ConfigurationError, match=rf"port {port} .* in use .*--port 0"):
+            async with Observability(service, port=port):
+                pass
+        assert len(service.observers) == 1
+
+
+def test_a_page_that_fails_says_so_and_other_paths_are_listed() -> None:
+    def broken() -> Answer:
+        raise RuntimeError("secret")
+
+    server = Server({"/broken": broken, "/fine": lambda: Answer(200, "application/json", b"{}")})
+    server.start()
+    try:
+        assert get(server.url, "/fine?x=1") == (200, {})
+        for page, status in (("/broken", 500), ("/nowhere", 404), ("/fine/..", 404)):
+            with pytest.raises(urllib.error.HTTPError) as failed:
+                urllib.request.urlopen(server.url + page, timeout=5)
+            with failed.value as error:
+                assert error.code == status
+                assert b"secret" not in error.read()
+        assert server.url.startswith("http://127.0.0.1:")  # trap 173
+    finally:
+        server.stop()
+
+
+def test_idle_connections_cannot_use_up_the_threads() -> None:
+    server = Server({"/fine": lambda: Answer(200, "application/json", b"{}")})
+    server.start()
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    idle = [socket.create_connection((host, int(port)), timeout=5) for _ in range(3 * MOST_REQUESTS)]
+    try:
+        time.sleep(0.5)
+        threads = [one for one in threading.enumerate() if "process_request_thread" in one.name]
+        assert len(threads) <= MOST_REQUESTS
+    finally:
+        for one in idle:
+            one.close()
+        server.stop()
