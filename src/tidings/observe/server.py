@@ -78,6 +78,7 @@ class Server:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 64
 
     def __init__(self, host: str, port: int, pages: Pages) -> None:
         self.pages = pages
