@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Final, cast
+
 from tidings.errors import ConfigurationError
 from tidings.ports import Broker
 
-_KNOWN = "nats://, tls:// and embedded:"
+_SCHEMES: Final = {
+    "nats": "tidings.brokers.nats.broker:NatsBroker",
+    "tls": "tidings.brokers.nats.broker:NatsBroker",
+    "embedded": "tidings.brokers.nats.broker:NatsBroker",
+    # For tests: it lives in one process, and forgets everything with it.
+    "memory": "tidings.testing.memory:MemoryBroker",
+}
+_KNOWN: Final = "nats://, tls://, embedded: and, for tests, memory:"
 EXAMPLE_URL = "nats://user:password@host:4222"
 """For messages that ask for a broker: the rest of the package does not know what one is called."""
 
@@ -14,13 +24,16 @@ def broker_from(spec: str | Broker) -> Broker:
     """The broker that a URL names; a live one passes through.
 
     Raises:
-        ConfigurationError: nothing is known under that scheme.
+        ConfigurationError: nothing is known under that scheme, or the URL cannot be read.
     """
     if not isinstance(spec, str):
         return spec
-    scheme = spec.partition(":")[0].lower()
-    if scheme in ("nats", "tls", "embedded"):
-        from tidings.brokers.nats.broker import NatsBroker
-
-        return NatsBroker(spec)
-    raise ConfigurationError(f"no broker is known for {scheme + ':'!r}. Known are {_KNOWN}")
+    scheme, colon, _ = spec.strip().partition(":")
+    where = _SCHEMES.get(scheme.lower()) if colon else None
+    if where is None:
+        # What stands where a scheme should may be anything, a password too: it is not repeated.
+        shown = repr(scheme + ":") if colon and scheme.isalnum() and len(scheme) <= 16 else "what was given"
+        raise ConfigurationError(f"no broker is known for {shown}. Known are {_KNOWN}; write, say, {EXAMPLE_URL}")
+    module, _, name = where.partition(":")
+    made = getattr(import_module(module), name)
+    return cast(Broker, made() if scheme.lower() == "memory" else made(spec.strip()))

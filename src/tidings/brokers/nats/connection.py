@@ -24,7 +24,7 @@ log = logging.getLogger("tidings.nats")
 PING_EVERY = 4.0
 """Seconds without a byte from the server until it is asked whether it is there."""
 PING_TICKS = 8
-"""How many looks, half a second apart, it has to answer. Looks, not seconds: a blocked loop is not the server's fault."""
+"""How many looks, half a second apart, it has to answer. Looks, not seconds: a blocked loop is not its fault."""
 TICK = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 3.0
 
@@ -150,6 +150,7 @@ class Connection:
                 pass
             if link.heard != heard:
                 heard, quiet, asked = link.heard, 0.0, 0
+                link.heard_at = time.monotonic()
                 continue
             quiet += TICK
             if asked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,8 @@ class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes
         self.heard = 0
         """Counts what was read, so that a watchdog can see whether anything was."""
         self._pinged: deque[asyncio.Future[None] | None] = deque()
+        self.heard_at = time.monotonic()
+        """When the watchdog last saw that something was read."""
         self.denied = ""
         """What the server said when it last refused a subject."""
 
@@ -120,6 +123,9 @@ class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes
         self._sinks[sid] = sink
         self.send(b"SUB %b %d\r\n" % (subject, sid))
         return sid
+
+    def drop_sink(self, sid: int) -> None:
+        self._sinks.pop(sid, None)
 
     def replace_sink(self, sid: int, sink: RawSink) -> None:
         self._sinks[sid] = sink

@@ -119,8 +119,8 @@ class Publisher:
         if ack.stream != frame.stream:
             # Anybody may answer on a subject that no stream takes (trap 15).
             return NotStored(
-                f"something that is not the stream {frame.stream!r} answered to an event on {frame.subject.decode()}, and"
-                " nothing was stored. Is the stream there (nats stream ls), and does a service subscribe to its events?"
+                f"something that is not the stream {frame.stream!r} answered to an event on {frame.subject.decode()},"
+                " and nothing was stored. Is the stream there (nats stream ls)? Does a service answer on its subjects?"
             )
         return None
 

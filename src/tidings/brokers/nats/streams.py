@@ -142,7 +142,8 @@ def _check_ours(wanted: dict[str, Any], found: dict[str, Any]) -> None:
     if found.get("retention") != wanted["retention"]:
         raise ConfigurationError(
             f"the stream {name!r} has retention {found.get('retention')!r} where Tidings needs"
-            f" {wanted['retention']!r}, and the server cannot change that: copy what you need, then nats stream rm {name}"
+            f" {wanted['retention']!r}, and the server cannot change that: copy what you need, then"
+            f" nats stream rm {name}"
         )
     if "metadata" in wanted:
         has = (found.get("metadata") or {}).get(PARTITIONS_KEY)

@@ -1,0 +1,235 @@
+"""The JetStream broker: what the parts of this folder are together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Final
+
+from tidings.brokers.nats.api import Api
+from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.consumers import ensure_consumer, event_consumer, existing_positions, retry_consumer
+from tidings.brokers.nats.embedded import EmbeddedServer
+from tidings.brokers.nats.feed import NatsFeed
+from tidings.brokers.nats.names import RETRY_STREAM, durable_of
+from tidings.brokers.nats.options import Options, parse
+from tidings.brokers.nats.ordered import OrderedFeed
+from tidings.brokers.nats.publishing import Publisher
+from tidings.brokers.nats.reading import read_log
+from tidings.brokers.nats.settling import Settler
+from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, retry_stream
+from tidings.brokers.nats.watch import Watch
+from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
+from tidings.errors import ConfigurationError, MisuseError, TidingsError
+from tidings.ports import Drift, Features, Plan, Sink, Subscription
+
+log = logging.getLogger("tidings.nats")
+
+OLDEST: Final = (2, 12, 0)
+ADVISED: Final = (2, 14, 6)
+ROOM_FOR_HEADERS: Final = 64 * 1024
+
+
+class NatsBroker:
+    """A NATS server, or cluster, with JetStream.
+
+    Parameters:
+        url: ``nats://``, ``tls://`` or ``embedded:``; `options.py` says what else may stand in it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._server = EmbeddedServer.from_url(url) if url.startswith("embedded:") else None
+        self._options: Options | None = None if self._server else parse(url)
+        self._features = Features(name="nats", max_bytes=MAX_EVENT_BYTES)
+        self._main: Connection | None = None
+        self._inward: Connection | None = None
+        """Deliveries have a connection of their own: neither road can take the other down (trap 51)."""
+        self._watching: asyncio.Task[None] | None = None
+        self._feeds: list[NatsFeed] = []
+        self._opened = 0
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<NatsBroker {self._options.where if self._options else self._server}>"
+
+    @property
+    def features(self) -> Features:
+        return self._features
+
+    @property
+    def trouble(self) -> str:
+        if self._server is not None and self._server.problem:
+            return self._server.problem
+        if self._watching is not None and self._watching.done() and self._opened:
+            return "nobody looks after the embedded server any more: restart the process"
+        for connection in (self._main, self._inward):
+            if connection is not None and connection.trouble:
+                return connection.trouble
+        if self._main is None:
+            return "not connected"
+        return next((feed.trouble for feed in self._feeds if feed.trouble), "")
+
+    # ── open and close ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, plan: Plan) -> Sequence[Drift]:
+        """Connect, check the server, and create the streams and positions that are missing.
+
+        Each `open` wants a `close` of its own.
+
+        Raises:
+            BrokerUnavailable: it cannot be reached in time.
+            ConfigurationError: the server cannot do what is needed, or a position was orphaned.
+        """
+        async with self._turn:
+            try:
+                main = await self._connect(plan.service)
+                drifts = await self._declare(Api(main), plan)
+            except BaseException:
+                if not self._opened:
+                    await self._disconnect()
+                raise
+            self._opened += 1
+            return drifts
+
+    async def close(self) -> None:
+        """Close the feeds and the connections, once everybody who opened this has closed it. Safe to call twice."""
+        async with self._turn:
+            self._opened = max(0, self._opened - 1)
+            if not self._opened:
+                await self._disconnect()
+
+    async def _connect(self, service: str) -> Connection:
+        if self._main is not None:
+            return self._main
+        if self._server is not None:
+            self._options = parse(await self._server.start())
+            self._watching = asyncio.create_task(self._server.watch(), name="tidings-embedded-watch")
+        assert self._options is not None
+        main = self._main = Connection(self._options, f"tidings {service}")
+        link = await main.start()
+        _check_version(str(link.info.get("version", "")), self._options.where)
+        api = self._api = Api(main)
+        await api.check()
+        most = int(link.info.get("max_payload", 1024 * 1024))
+        if most < 2 * ROOM_FOR_HEADERS:
+            raise ConfigurationError(
+                f"{self._options.where} takes messages of {most:,} bytes at most: set max_payload to 1.2MB or more in"
+                " its configuration, so that dead letters fit with their headers"
+            )
+        self._features = Features(name="nats", max_bytes=min(MAX_EVENT_BYTES, most - ROOM_FOR_HEADERS))
+        self._publisher = Publisher(main, api)
+        self._publisher.max_event, self._publisher.max_payload = self._features.max_bytes, most
+        return main
+
+    async def _declare(self, api: Api, plan: Plan) -> list[Drift]:
+        assert self._options is not None
+        replicas, ack_wait = self._options.replicas, self._options.ack_wait
+        names = sorted({one.stream for one in plan.subscriptions})
+        existing = await existing_positions(api, plan.service, names)
+        declared = {one.position for one in plan.subscriptions}
+        kept = {position: types for position, types in existing.items() if position in declared}
+        for orphan in sorted(set(existing) - declared):
+            plan.check_positions({**kept, orphan: existing[orphan]}, _how_to_remove(orphan, existing[orphan]))
+        drifts = []
+        for stream in plan.streams:
+            drifts += await ensure_stream(api, event_stream(stream, replicas), stream, replicas)
+        for wanted in (retry_stream(replicas), dead_stream(replicas)):
+            drifts += await ensure_stream(api, wanted, None, replicas)
+        for one in plan.subscriptions:
+            drifts += await ensure_consumer(api, one.stream, event_consumer(one, ack_wait))
+            drifts += await ensure_consumer(api, RETRY_STREAM, retry_consumer(one, ack_wait))
+        return drifts
+
+    async def _disconnect(self) -> None:
+        feeds, self._feeds = self._feeds, []
+        await asyncio.gather(*(feed.close() for feed in feeds), return_exceptions=True)
+        for connection in (self._inward, self._main):
+            if connection is not None:
+                await connection.close()
+        self._inward = self._main = None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        if self._server is not None:
+            await self._server.stop()
+
+    # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def publish(self, messages: Sequence[Message], *, timeout: float) -> Sequence[Exception | None]:
+        """Store messages; for each None once it is stored, or why it is not."""
+        if self._main is None:
+            return [_not_open("publish")] * len(messages)
+        return await self._publisher.publish(messages, timeout)
+
+    async def subscribe(self, subscription: Subscription, sink: Sink) -> NatsFeed:
+        """Hand messages to `sink`, never more than the limits allow before others are settled.
+
+        Raises:
+            MisuseError: `open` was not called.
+            BrokerUnavailable: there is no connection just now.
+        """
+        if self._main is None or self._options is None:
+            raise _not_open("subscribe")
+        if self._inward is None:
+            self._inward = Connection(self._options, f"{self._main.name} in")
+            self._settler = Settler(self._inward)
+        await self._inward.start()
+        watch = Watch(self._api, subscription)
+        largest = self._publisher.max_payload + 4096
+        if subscription.ordered:
+            feed: NatsFeed = OrderedFeed(self._inward, subscription, sink, largest=largest, watch=watch, api=self._api)
+        else:
+            feed = NatsFeed(self._inward, subscription, sink, largest=largest, watch=watch)
+        watch.of(feed.events, feed.retries)
+        feed.start()
+        self._feeds.append(feed)
+        return feed
+
+    async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Exception | None]:
+        """Tell the server, confirmed by one round trip; for each None, or why it was not confirmed."""
+        if self._inward is None:
+            return [_not_open("settle")] * len(verdicts)
+        return await self._settler.settle(verdicts)
+
+    def read(
+        self, route: Route, stream: str = "", *, since: datetime | None = None, follow: bool = False
+    ) -> AsyncIterator[Delivery]:
+        """Read a log from its beginning: all events of a stream, or all dead letters.
+
+        Raises:
+            MisuseError: `open` was not called.
+            ConfigurationError: there is no such stream.
+            BrokerUnavailable: the server does not answer for too long; what was read so far was read.
+        """
+        if self._main is None:
+            raise _not_open("read")
+        return read_log(self._main, self._api, route, stream, since, follow)
+
+
+def _how_to_remove(position: str, types: Sequence[str]) -> str:
+    """The commands that remove a position for good."""
+    stream, durable = (types[0] if types else "STREAM").split(".", 1)[0], durable_of(position)
+    return f"nats consumer rm {stream} {durable} -f; nats consumer rm {RETRY_STREAM} {durable} -f"
+
+
+def _check_version(text: str, where: str) -> None:
+    numbers = tuple(int(part) for part in text.split("-")[0].split(".")[:3] if part.isdigit())
+    if numbers < OLDEST:
+        raise ConfigurationError(
+            f"{where} runs nats-server {text or 'of an unknown version'}; Tidings needs {'.'.join(map(str, OLDEST))} or"
+            f" newer (scheduled messages, atomic batches), better {'.'.join(map(str, ADVISED))}: upgrade the server"
+        )
+    if numbers < ADVISED:
+        log.warning(
+            "%s runs nats-server %s: from %s on it keeps consumers and streams that older ones may lose",
+            where,
+            text,
+            ".".join(map(str, ADVISED)),
+        )
+
+
+def _not_open(what: str) -> TidingsError:
+    return MisuseError(f"{what}: the broker is not open; await broker.open(plan) comes first")

@@ -1,0 +1,311 @@
+"""A continuous pull from one consumer: a few requests outstanding, each on a subject of its own.
+
+The server serves waiting requests in turn, and a message does not say which request it answers. With a subscription for
+each, the count is exact, and with it the bound on what may arrive: that one sum is the memory limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tidings.brokers.nats.headers import RawHeaders, own, status_of
+from tidings.brokers.nats.names import slot_in
+from tidings.delivery import NO_HEADERS, Delivery, Route
+
+if TYPE_CHECKING:
+    from tidings.brokers.nats.link import Link
+
+log = logging.getLogger("tidings.nats")
+
+EXPIRES: Final = 30.0
+HEARTBEAT: Final = 5.0
+SILENCE: Final = 2 * HEARTBEAT + 1.0
+"""Seconds without message or heartbeat after which a request is lost: a new leader does not know it, say."""
+SLOTS: Final = 4
+ACK_PREFIX: Final = b"$JS.ACK."
+BEFORE_PULL_AGAIN: Final = 0.25
+"""Seconds until a request is repeated that was refused for a reason that passes."""
+
+_WAIT: Final = 5.0
+_encode = msgspec.json.Encoder().encode
+
+
+class Token:
+    """What the broker needs to know of a delivery it handed over."""
+
+    __slots__ = ("given", "is_open", "pull", "reply", "seq", "size", "stale", "touched")
+
+    def __init__(self, reply: bytes, pull: Pull, size: int, seq: int) -> None:
+        self.reply = reply
+        self.pull = pull
+        self.size = size
+        self.seq = seq
+        self.touched = time.monotonic()
+        """When the server last heard that it is in good hands."""
+        self.stale = False
+        """It may have been delivered to somebody else meanwhile: it may be acknowledged, not given back (trap 22)."""
+        self.is_open = True
+        self.given = False
+        """It was handed over to the core."""
+
+
+Take = Callable[[Token, Delivery, bytes, bytes | None], None]
+"""Takes a delivery in, with its subject and raw headers."""
+
+
+class Slot:
+    """One request at a time."""
+
+    __slots__ = ("inbox", "left", "left_bytes", "pull", "quiet", "serial", "sid", "until")
+
+    def __init__(self, pull: Pull) -> None:
+        self.pull = pull
+        self.inbox = b""
+        self.sid = 0
+        self.serial = 0
+        self.left = self.left_bytes = 0
+        self.until = 0.0
+        self.quiet = 0.0
+
+    def take(self, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
+        """A message, or a word about the request, as it came."""
+        self.quiet = 0.0
+        if not reply.startswith(ACK_PREFIX):
+            if headers is not None:
+                self.pull.told(self, subject, headers)
+            return
+        parts = reply.split(b".")
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>…, or with domain and account before the stream (trap 44)
+        at = 4 if len(parts) == 9 else 6
+        size = len(subject) + len(reply) + len(data) + (0 if headers is None else len(headers))
+        self.left -= 1
+        self.left_bytes -= size
+        pull = self.pull
+        pull.held += 1
+        pull.held_bytes += size
+        seq = int(parts[at + 1])
+        token = Token(reply, pull, size, seq)
+        slots = pull.slots_seen
+        if (slot := slots.get(subject, -1)) == -1:
+            slot = pull.remember_slot(subject)
+        pull.take(
+            token,
+            Delivery(
+                body=data,
+                stream=pull.stream,
+                origin=(pull.stream, seq),
+                token=token,
+                headers=NO_HEADERS if headers is None else RawHeaders(headers),
+                slot=slot,
+                delivered=int(parts[at]),
+                route=pull.route,
+            ),
+            subject,
+            headers,
+        )
+        if self.left <= 0:
+            pull.refill()
+
+
+class Pull:
+    """Keeps asking one consumer for messages, as far as the limits allow."""
+
+    def __init__(
+        self,
+        stream: str,
+        durable: str,
+        route: Route,
+        prefix: str,
+        *,
+        most: int,
+        most_bytes: int,
+        largest: int,
+        take: Take,
+    ) -> None:
+        self.stream = stream
+        self.durable = durable
+        self.route = route
+        self.take = take
+        self.held = self.held_bytes = 0
+        """What was delivered and not settled."""
+        self.trouble = ""
+        self.check_consumer = False
+        """Set when the consumer may be gone; the feed looks."""
+        self.group: dict[str, str] = {}
+        """What a consumer with a priority group wants to read in each request."""
+        self.only_one = False
+        """A standby asks for one message alone."""
+        self.extra = 0
+        """Room beyond the limits, for what a predecessor left."""
+        self.blocked = False
+        """Nothing is asked for now."""
+        self.restart: Callable[[], None] = self.start_over
+        """What to do when requests got lost."""
+        self.on_pin_lost: Callable[[], None] = _nothing
+        self.settled: Callable[[Sequence[Token]], None] = _nothing_of
+        """Called with what is not ours any more; whoever made this pull gives the room back."""
+        self.slots_seen: dict[bytes, int | None] = {}
+        self._next = f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}".encode()
+        self._most, self._most_bytes, self._largest = most, most_bytes, largest
+        self._chunk = max(1, most // SLOTS)
+        self._slots = [Slot(self) for _ in range(SLOTS if most > 1 else 1)]
+        self._link: Link | None = None
+        self._paused_until = 0.0
+
+    @property
+    def asked(self) -> int:
+        return sum(slot.left for slot in self._slots)
+
+    def attach(self, link: Link) -> None:
+        """Start over on a link: whatever was asked before is forgotten there as well as here."""
+        self._link = link
+        for slot in self._slots:
+            slot.inbox = link.own_subject()
+            slot.sid = link.subscribe_raw(slot.inbox + b".*", slot.take)
+            slot.left = slot.left_bytes = 0
+        self._paused_until = 0.0
+        self.refill()
+
+    def detach(self, leftover: Callable[[bytes, bytes, bytes | None, bytes], None] | None = None) -> list[int]:
+        """Ask no more; what is still on its way goes to `leftover` until the returned ids are forgotten."""
+        link, self._link = self._link, None
+        sids = []
+        for slot in self._slots:
+            slot.left = slot.left_bytes = 0
+            if link is not None and link.up:
+                if leftover is not None:
+                    link.replace_sink(slot.sid, leftover)
+                link.unsubscribe_raw(slot.sid, forget=leftover is None)
+                sids.append(slot.sid)
+        return sids
+
+    def start_over(self) -> None:
+        """Forget the requests that are out, and ask anew."""
+        link = self._link
+        self.detach()
+        if link is not None and link.up:
+            self.attach(link)
+
+    def refill(self) -> None:
+        """Ask for as much as there is room for, in portions worth asking for."""
+        link = self._link
+        if (
+            link is None
+            or not link.up
+            or self.blocked
+            or (self._paused_until and time.monotonic() < self._paused_until)
+        ):
+            return
+        asked = asked_bytes = 0
+        for slot in self._slots:
+            if slot.left > 0:
+                asked += slot.left
+                asked_bytes += slot.left_bytes
+        for slot in self._slots:
+            if slot.left > 0:
+                continue
+            if self.only_one and asked:
+                return
+            room = self._most + self.extra - self.held - asked
+            room_bytes = self._most_bytes - self.held_bytes - asked_bytes
+            if room <= 0 or (asked and room < (self._chunk + 1) // 2):
+                return
+            alone = not (self.held or asked)
+            if room_bytes < self._largest and not (alone or self.extra):
+                return
+            batch = 1 if self.only_one else min(room, self._chunk)
+            most_bytes = min(room_bytes, max(self._largest, self._most_bytes // SLOTS))
+            if room_bytes < self._largest:
+                batch, most_bytes = 1, 0
+            self._ask(link, slot, batch, most_bytes)
+            asked += batch
+            asked_bytes += most_bytes
+
+    def _ask(self, link: Link, slot: Slot, batch: int, most_bytes: int) -> None:
+        slot.serial += 1
+        slot.left, slot.left_bytes, slot.quiet = batch, most_bytes, 0.0
+        slot.until = time.monotonic() + EXPIRES + 2.0
+        request: dict[str, object] = {
+            "batch": batch,
+            "expires": int(EXPIRES * 1e9),
+            "idle_heartbeat": int(HEARTBEAT * 1e9),
+            **self.group,
+        }
+        if most_bytes:
+            request["max_bytes"] = most_bytes
+        self._send(link, slot.inbox + b".%d" % slot.serial, request)
+
+    def hold_pin(self, link: Link) -> None:
+        """Tell the server that we are there, though we may have no room: a request that nothing can fit into."""
+        self._send(link, link.own_subject(), {"batch": 1, "max_bytes": 1, "expires": int(1e9), **self.group})
+
+    def _send(self, link: Link, reply: bytes, request: dict[str, object]) -> None:
+        payload = _encode(request)
+        link.send(b"PUB %b %b %d\r\n%b\r\n" % (self._next, reply, len(payload), payload))
+
+    def told(self, slot: Slot, subject: bytes, headers: bytes) -> None:
+        """What the server says about a request."""
+        code, text = status_of(headers)
+        if code == 423:
+            self.on_pin_lost()
+            return
+        if code == 100 or not subject.endswith(b".%d" % slot.serial):
+            return
+        slot.left = slot.left_bytes = 0
+        if code in (404, 408) or text.startswith(("Message Size Exceeds", "Batch Completed")):
+            self.trouble = ""
+            self.refill()
+        elif code == 503 or text.startswith(("Consumer Deleted", "Leadership Change", "Server Shutdown")):
+            # The server is on its way down, the consumer is gone: not at once again.
+            self.check_consumer = self.check_consumer or code == 503 or "Deleted" in text
+            self.pause(BEFORE_PULL_AGAIN)
+        else:
+            self.trouble = f"the server refuses to deliver from {self.durable} of {self.stream}: {code} {text}"
+            log.error("%s", self.trouble)
+            self.pause(_WAIT)
+
+    def pause(self, seconds: float) -> None:
+        self._paused_until = time.monotonic() + seconds
+
+    def tend(self, seconds: float) -> None:
+        """Called every so many seconds: repeat what was lost, go on after a pause."""
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.left <= 0:
+                continue
+            slot.quiet += seconds
+            if slot.quiet > SILENCE:
+                log.warning("no heartbeat from %s of %s: asking again", self.durable, self.stream)
+                self.check_consumer = True
+                self.restart()
+                return
+            if slot.until < now:
+                slot.left = slot.left_bytes = 0
+        if self._paused_until and now >= self._paused_until:
+            self._paused_until = 0.0
+        self.refill()
+
+    def remember_slot(self, subject: bytes) -> int | None:
+        """The partition in a subject, worked out once."""
+        if len(self.slots_seen) > 10_000:
+            self.slots_seen.clear()
+        slot = self.slots_seen[subject] = None if self.route is not Route.EVENT else slot_in(subject)
+        return slot
+
+
+def pin_of(headers: bytes | None) -> str:
+    """The id that the server gave the active one of a priority group."""
+    return own(headers, b"Nats-Pin-Id") or ""
+
+
+def _nothing() -> None:
+    """Where nobody cares."""
+
+
+def _nothing_of(tokens: Sequence[Token]) -> None:
+    """Where nobody cares."""
