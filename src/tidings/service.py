@@ -248,11 +248,13 @@ class Running:
     """The parts of a service while it runs."""
 
     def __init__(self, service: Service, broker: Broker, store: Store | None) -> None:
-        self.service, self.broker, self.store = service, broker, store
-        self.wrapper = Wrapper(service.name, service._published, service._content)
+        self.service: Service = service
+        self.broker: Broker = broker
+        self.store: Store | None = store
+        self.wrapper: Wrapper = Wrapper(service.name, service._published, service._content)
         self.workers: list[Worker] = []
-        self.tasks = Supervisor()
-        self.stopping = False
+        self.tasks: Supervisor = Supervisor()
+        self.stopping: bool = False
 
     @asynccontextmanager
     async def life(self) -> AsyncIterator[None]:
