@@ -140,7 +140,10 @@ class EmbeddedServer:
             with self._files.explained():
                 alone = self._users.acquire()
                 self._users.release()
-                self._users.acquire(shared=True)
+                if not self._users.acquire(shared=True):
+                    raise BrokerUnavailable(
+                        f"another program holds {self.folder}/users.lock for itself. Find it (lsof), end it, try again"
+                    )
             try:
                 await self._settle_port(alone)
                 await self._bring_up()

@@ -119,7 +119,7 @@ def free_port(avoid: Sequence[int] = ()) -> int:
     for outgoing connections, such an attempt could pick the very port it wants to reach, connect to itself and hold
     the port against the server that comes back.
     """
-    low, high = _picked_by_kernel()
+    low, high = kernels_ports()
     ports = [port for port in range(_LOWEST, _HIGHEST) if not low <= port <= high]
     ports = ports or list(range(_LOWEST, _HIGHEST))
     for _ in range(200):
@@ -129,7 +129,8 @@ def free_port(avoid: Sequence[int] = ()) -> int:
     raise BrokerUnavailable(f"no free port between {_LOWEST} and {_HIGHEST} on {HOST}. Name one: embedded:?port=4222")
 
 
-def _picked_by_kernel() -> tuple[int, int]:
+def kernels_ports() -> tuple[int, int]:
+    """The first and the last of the ports that outgoing connections get."""
     try:
         low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()
         return int(low), int(high)

@@ -22,8 +22,10 @@ MARGIN = 1024
 class Frame(msgspec.Struct, gc=False):
     """A message ready to be sent, but for the subject that its answer comes on."""
 
+    id: str
     subject: bytes
     stream: str
+    is_event: bool
     head: bytes
     """The header block without its closing empty line, so that more can be added."""
     body: bytes
@@ -67,7 +69,7 @@ def frame_of(message: Message, max_event: int, max_payload: int) -> Frame:
         lines.append(f"{Header.DUE}: {_stamp(due)}\r\n")
     head = "".join(lines).encode("ascii") + (render(message.headers) if message.headers else b"")
     _check_size(message, len(head), max_event, max_payload)
-    return Frame(subject.encode("ascii"), stream, head, message.body)
+    return Frame(message.id, subject.encode("ascii"), stream, message.route is Route.EVENT, head, message.body)
 
 
 def _stamp(moment: datetime) -> str:

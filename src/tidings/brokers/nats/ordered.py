@@ -3,7 +3,7 @@
 The server pins one client. What its predecessor had open when it died would come again only after the ack wait, behind
 later events of the same keys. So whoever gets the pin takes over first: it gives back, in its predecessor's name, all
 that is open and not its own, waits until that has come, and hands everything over in the order of the stream. Until
-then nothing is handed over. The same happens when a delivery did not reach us: the server numbers them, and a gap tells.
+then nothing is handed over. The same happens when a delivery did not reach us: they are numbered, and a gap tells.
 
 Why not reset the consumer (server 2.14): that forgets how often each message was delivered, and with it the only
 witness of an event that kills its process each time.
@@ -120,7 +120,7 @@ class OrderedFeed(NatsFeed):
         if (link := self._connection.link) is not None:
             await link.round_trip(2.0)  # nothing that we do not ask for any more can come after this
         info = await self._info()
-        self._counter = max(self._counter, info["delivered"]["consumer_seq"])
+        self._counter = info["delivered"]["consumer_seq"]
         missing = info["num_ack_pending"] - len(self._mine(info["delivered"]["stream_seq"]))
         if missing <= 0:
             return

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from tidings.brokers.nats.api import FULL, NO_STREAM, TOO_LARGE, TRANSIENT, Api, ApiError
+from tidings.brokers.nats.atomic import MOST, store_batch, suits
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.frames import Frame, frame_of
 from tidings.brokers.nats.headers import status_of
@@ -21,7 +22,7 @@ from tidings.brokers.nats.link import Link
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, TidingsError
 
-WAVE_MESSAGES: Final = 1000
+WAVE_MESSAGES: Final = MOST
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its answers are waited for."""
 PAUSE: Final = 0.1
@@ -57,6 +58,7 @@ class Publisher:
     def __init__(self, connection: Connection, api: Api) -> None:
         self._connection = connection
         self._api = api
+        self._where = connection.options.where
         self.max_event = 1024 * 1024
         self.max_payload = 1024 * 1024
 
@@ -79,6 +81,7 @@ class Publisher:
     ) -> None:
         """Send a wave until each of its messages is stored or refused, or the time is over."""
         left, sent = indices, False
+        together = suits([frames[index] for index in indices])
         while left:
             try:
                 link = await self._connection.ready(max(end - time.monotonic(), 0.001))
@@ -87,12 +90,24 @@ class Publisher:
                     results[index] = BrokerUnavailable(f"{_MAYBE if sent else _NOT_SENT}: {error}")
                 return
             sent = True
+            if together:
+                together = False
+                if await store_batch(link, [frames[index] for index in left], end - time.monotonic()):
+                    for index in left:
+                        results[index] = None
+                    return
+                for index in left:
+                    results[index] = BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}")
+                if time.monotonic() >= end:
+                    return
+                continue
             wave = Wave(len(left))
             await wave.run(link, [frames[index] for index in left], end - time.monotonic())
-            again = []
+            again: list[int] = []
+            missing: dict[str, Exception | None] = {}
             for index, answer in zip(left, wave.answers, strict=True):
                 try:
-                    results[index] = await self._meaning(answer, frames[index])
+                    results[index] = await self._meaning(answer, frames[index], missing)
                 except Again as reason:
                     results[index] = BrokerUnavailable(f"{_MAYBE}: {reason}")
                     again.append(index)
@@ -101,15 +116,19 @@ class Publisher:
                 return
             await asyncio.sleep(PAUSE)
 
-    async def _meaning(self, answer: Answered, frame: Frame) -> Exception | None:
+    async def _meaning(self, answer: Answered, frame: Frame, missing: dict[str, Exception | None]) -> Exception | None:
         """None for stored; raises Again for what may work with the next attempt."""
         if answer is None:
-            raise Again(f"no answer in time from {self._connection.options.where}")
+            raise Again(f"no answer in time from {self._where}")
         headers, data = answer
         if data is None:
-            raise Again(f"the connection to {self._connection.options.where} was lost while it was stored")
+            raise Again(f"the connection to {self._where} was lost while it was stored")
         if headers is not None and not data and status_of(headers)[0] == 503:
-            return await self._nobody(frame)
+            if frame.stream not in missing:
+                missing[frame.stream] = await self._missing(frame)
+            if (error := missing[frame.stream]) is not None:
+                return error
+            raise Again(f"nobody takes {frame.subject.decode()} just now: the stream {frame.stream!r} has no leader")
         try:
             ack = _decode(data)
         except msgspec.DecodeError:
@@ -124,8 +143,8 @@ class Publisher:
             )
         return None
 
-    async def _nobody(self, frame: Frame) -> Exception | None:
-        """Nobody took it: the stream is missing, or has no leader just now (trap 16)."""
+    async def _missing(self, frame: Frame) -> Exception | None:
+        """Nobody took it: because the stream is missing, or has it no leader just now (trap 16)?"""
         try:
             await self._api.call(f"STREAM.INFO.{frame.stream}", timeout=2.0, patience=0.0)
         except ApiError as error:
@@ -136,7 +155,7 @@ class Publisher:
                 )
         except BrokerUnavailable:
             pass  # the same reason, most likely
-        raise Again(f"nobody takes {frame.subject.decode()} just now: the stream {frame.stream!r} has no leader")
+        return None
 
     def _refusal(self, error: AckError, frame: Frame) -> Exception:
         if error.err_code in TRANSIENT or error.code == 429:
@@ -190,10 +209,13 @@ class Wave:
 
 
 def _waves(frames: dict[int, Frame]) -> list[list[int]]:
-    """The indices in their order, in portions that bound what is on its way at once."""
+    """The indices by stream and in their order, in portions that bound what is on its way at once."""
     waves: list[list[int]] = []
     size = WAVE_BYTES
-    for index, frame in frames.items():
+    stream = ""
+    for index, frame in sorted(frames.items(), key=lambda pair: pair[1].stream):
+        if frame.stream != stream:
+            stream, size = frame.stream, WAVE_BYTES
         if size + frame.size > WAVE_BYTES or len(waves[-1]) >= WAVE_MESSAGES:
             waves.append([])
             size = 0
