@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tidings.brokers.nats import embedded_probe
 from tidings.brokers.nats.embedded import EmbeddedServer, server_version
 from tidings.brokers.nats.embedded_binary import KNOWN_BUILDS, verified_binary
 from tidings.brokers.nats.embedded_folder import Folder, State, explain_os_error, quoted
@@ -149,12 +150,18 @@ def test_every_error_of_the_file_system_comes_with_its_remedy(number: int, kind:
     assert "/data" in str(reason)
 
 
-def test_ports_are_not_among_those_that_outgoing_connections_get() -> None:
-    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    if low > 32_000 or high < 20_000:  # else the kernel hands out all of ours: nothing can be avoided
+def test_ports_are_not_among_those_that_outgoing_connections_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that reconnects to such a port may connect to itself, and hold it against the server that returns."""
+    for low, high in ((32_768, 60_999), (1_024, 31_000), (20_500, 65_535)):
+        monkeypatch.setattr(embedded_probe, "kernels_ports", lambda pair=(low, high): pair)
         assert not any(low <= free_port() <= high for _ in range(50))
-    port = free_port()
-    assert port != free_port(avoid=[port])
+    monkeypatch.setattr(embedded_probe, "kernels_ports", lambda: (1_024, 65_535))
+    assert 20_000 <= free_port() < 32_000  # there are no others to choose from
+
+
+def test_the_kernels_ports_are_read_from_where_it_tells_them() -> None:
+    low, high = embedded_probe.kernels_ports()
+    assert f"{low} {high}" == " ".join(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
 
 
 def installed_elsewhere(where: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
