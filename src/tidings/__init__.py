@@ -9,31 +9,37 @@
 
     @stock.on(OrderPlaced)
     async def reserve(order: OrderPlaced, db: AsyncConnection) -> StockReserved: ...
+
+The names are imported when they are first used, so that a module of events alone does not pay for a service.
 """
 
 from __future__ import annotations
 
-from tidings.delivery import Delivery
-from tidings.errors import (
-    BrokerUnavailable,
-    ConfigurationError,
-    Contention,
-    Dead,
-    DeclarationError,
-    EventError,
-    EventTooLarge,
-    InvalidEvent,
-    MisuseError,
-    NotStored,
-    ProgramError,
-    StoreUnavailable,
-    TidingsError,
-    UndecodableEvent,
-    WorldError,
-)
-from tidings.event import Event, event_id
-from tidings.policy import Retry
-from tidings.service import Service
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidings.delivery import Delivery
+    from tidings.errors import (
+        BrokerUnavailable,
+        ConfigurationError,
+        Contention,
+        Dead,
+        DeclarationError,
+        EventError,
+        EventTooLarge,
+        InvalidEvent,
+        MisuseError,
+        NotStored,
+        ProgramError,
+        StoreUnavailable,
+        TidingsError,
+        UndecodableEvent,
+        WorldError,
+    )
+    from tidings.event import Event, event_id
+    from tidings.policy import Retry
+    from tidings.service import Service
 
 __version__ = "0.1.0"
 
@@ -59,3 +65,17 @@ __all__ = [
     "WorldError",
     "event_id",
 ]
+
+_ELSEWHERE = {"Delivery": "delivery", "Event": "event", "event_id": "event", "Retry": "policy", "Service": "service"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'tidings' has no name {name!r}")
+    value: object = getattr(_import_module(f"tidings.{_ELSEWHERE.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

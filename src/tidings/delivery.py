@@ -25,6 +25,9 @@ MAX_KEY_LENGTH = 256
 PARTITIONS = 64
 """Into how many partitions the keys of a stream fall: fixed when the stream is made."""
 
+Content: TypeAlias = Literal["structured", "binary"]
+"""The two modes in which an event travels: all in one JSON object, or its attributes as headers."""
+
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -49,6 +52,8 @@ class Header:
     """Not before this time: RFC 3339 with zone."""
     LETTER: ClassVar = "tidings-letter"
     """The id of a dead letter: of itself, of the one a marker speaks of, or of the one a redriven copy was."""
+    REDRIVE: ClassVar = "tidings-redrive"
+    """Which redrive of that letter it is: 1 for the first."""
     REDRIVEN_FROM: ClassVar = "tidings-redriven-from"
     """The id of the dead letter whose redriven copy died again."""
     MARKER: ClassVar = "tidings-marker"
@@ -99,14 +104,14 @@ class Envelope(
 
     specversion: Literal["1.0"] = "1.0"
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    source: Annotated[str, msgspec.Meta(min_length=1)]
-    type: str
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     version: str
     """``v1``, ``v2`` and so on."""
     time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_LENGTH)] | None = None
-    correlation_id: str | None = None
-    causation_id: str | None = None
+    correlation_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    causation_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     traceparent: str | None = None
     tracestate: str | None = None
     content_type: str | None = None
@@ -135,6 +140,8 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
 
     failures: int = 0
     """How often the handler has failed on it before, as Tidings counts: in the headers of the retry copy."""
+    first_failed: float = 0.0
+    """When it first failed while its key was held here, in Unix seconds."""
     envelope: Envelope | None = None
     """Set once the bytes were read."""
 
@@ -146,7 +153,7 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     @property
     def event_id(self) -> str:
         """The event's id, or what stands in for it when the bytes could not be read."""
-        return self.envelope.id if self.envelope else self.headers.get(Header.ID, "") or self.origin_text
+        return self.envelope.id if self.envelope else unquote(self.headers.get(Header.ID, "")) or self.origin_text
 
     @property
     def key(self) -> str | None:

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -15,8 +15,12 @@ from tidings.errors import DeclarationError
 from tidings.event import Event, spec_of
 from tidings.evolution import Reader
 from tidings.policy import Retry
+from tidings.ports import Subscription
 
 Function = Callable[..., Any]
+
+BATCH: Final = 64
+BATCH_WITH_STORE: Final = 256
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
@@ -57,6 +61,23 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stream(self) -> str:
         return spec_of(self.events[0]).stream
+
+    @property
+    def batch(self) -> int:
+        """How many events it takes at once, at most."""
+        return self.rules.batch or (BATCH_WITH_STORE if self.rules.once else BATCH)
+
+    @property
+    def subscription(self) -> Subscription:
+        """What it needs from its broker."""
+        return Subscription(
+            position=self.position,
+            stream=self.stream,
+            types=self.reader.types,
+            ordered=self.rules.ordered,
+            start=self.rules.start,
+            max_in_flight=4 * self.batch * self.rules.concurrency,
+        )
 
     def __repr__(self) -> str:
         return f"<Handler {self.position} of {', '.join(self.reader.types)}>"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tidings.context import Scope, current
-from tidings.delivery import Message
-from tidings.envelope import envelope_of, to_binary, to_structured
+from tidings.delivery import Content, Message
+from tidings.envelope import STRUCTURED_HEADERS, envelope_of, to_binary, to_structured
 from tidings.errors import InvalidEvent, MisuseError
 from tidings.event import Event, EventSpec, spec_of
-
-Content = Literal["structured", "binary"]
 
 
 class Wrapper:
@@ -41,6 +39,7 @@ class Wrapper:
                 correlation_id=cause.correlation_id,
                 causation_id=cause.event_id,
                 traceparent=cause.envelope.traceparent if cause.envelope else None,
+                tracestate=cause.envelope.tracestate if cause.envelope else None,
             )
         if self._content == "binary":
             headers, body = to_binary(envelope)
@@ -48,7 +47,12 @@ class Wrapper:
                 id=envelope.id, stream=spec.stream, type=spec.type, key=envelope.key, body=body, headers=headers
             )
         return Message(
-            id=envelope.id, stream=spec.stream, type=spec.type, key=envelope.key, body=to_structured(envelope)
+            id=envelope.id,
+            stream=spec.stream,
+            type=spec.type,
+            key=envelope.key,
+            body=to_structured(envelope),
+            headers=STRUCTURED_HEADERS,
         )
 
     def caused(self, result: Any, scope: Scope) -> Sequence[Message]:

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from tidings.brokers import EXAMPLE_URL, broker_from
-from tidings.calling import make_call, resource_of
-from tidings.claims import Claimer
-from tidings.context import current
-from tidings.delivery import Message
-from tidings.errors import ConfigurationError, DeclarationError, MisuseError
+from tidings.delivery import Content
+from tidings.errors import DeclarationError, MisuseError
 from tidings.event import Event, spec_of
 from tidings.handler import NAME, Handler, Rules, make_handler
-from tidings.observe.logs import OutcomeLog
-from tidings.pipeline import Pipeline
 from tidings.policy import Retry
-from tidings.ports import Broker, Observer, Plan, Store, StreamPlan, Subscription
-from tidings.publisher import Content, Wrapper, refuse_in_handler
-from tidings.settling import Settler
-from tidings.stores import store_from
-from tidings.supervision import Supervisor
-from tidings.worker import Worker
+from tidings.ports import Plan, StreamPlan
 
-log = logging.getLogger("tidings.service")
+if TYPE_CHECKING:
+    import asyncio
+
+    from tidings.ports import Broker, Observer
+    from tidings.running import Running
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PUBLISH_TIMEOUT: Final = 10.0
-GRACE: Final = 20.0
-"""Seconds that handlers have to finish when a service stops: less than the 30 s of common orchestrators."""
-
-BATCH: Final = 64
-BATCH_WITH_STORE: Final = 256
 
 
 class Service:
@@ -70,10 +55,10 @@ class Service:
         self._publishes = tuple(publishes)
         self._lifespan = lifespan
         self._keep = keep
-        self._content = content
+        self.content: Content = content
         self._handlers: dict[str, Handler] = {}
         self._running: Running | None = None
-        self.observers: list[Observer] = [OutcomeLog()]
+        self.observers: list[Observer] = []
         """Watch every outcome; they can change nothing."""
 
     def __repr__(self) -> str:
@@ -145,16 +130,17 @@ class Service:
     @property
     def plan(self) -> Plan:
         """What the code declares: streams and positions."""
-        own = {spec_of(event).stream for event in self._published}
+        own = {spec_of(event).stream for event in self.published}
         streams = sorted(own | {handler.stream for handler in self.handlers})
         return Plan(
             service=self.name,
             streams=tuple(StreamPlan(name=one, keep=self._keep if one in own else None) for one in streams),
-            subscriptions=tuple(map(_subscription, self.handlers)),
+            subscriptions=tuple(handler.subscription for handler in self.handlers),
         )
 
     @property
-    def _published(self) -> tuple[type[Event], ...]:
+    def published(self) -> tuple[type[Event], ...]:
+        """The events it says: those of `publishes`, and those its handlers are annotated to return."""
         returned = [event for handler in self.handlers for event in handler.returns if event is not Event]
         return tuple(dict.fromkeys([*self._publishes, *returned]))
 
@@ -170,15 +156,24 @@ class Service:
         """
         if self._running is not None:
             raise MisuseError(f"{self.name} runs already")
-        chosen = broker_from(_chosen(broker, self._broker_spec, "TIDINGS_BROKER", "broker", self.name))
-        spec = store if store is not None else self._store_spec or os.environ.get("TIDINGS_STORE")
-        running = Running(self, chosen, None if spec is None else store_from(spec))
+        from tidings.running import Running
+
+        running = Running.of(self, broker or self._broker_spec, store or self._store_spec)
         try:
             async with running.life():
                 self._running = running
                 yield self
         finally:
             self._running = None  # only now: what still runs while it stops may publish
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[object]:
+        """Its own lifespan: the one object that it yields, or None."""
+        if self._lifespan is None:
+            yield None
+            return
+        async with self._lifespan(self) as shared:
+            yield shared
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -189,7 +184,7 @@ class Service:
     async def run(self, *, until: asyncio.Event | None = None) -> None:
         """Run until `until` is set, or until cancelled."""
         async with self.running():
-            await (until or asyncio.Event()).wait()
+            await (until or _never()).wait()
 
     @property
     def active(self) -> Running:
@@ -224,15 +219,7 @@ class Service:
         self, events: Sequence[Event], *, tx: object | None = None, timeout: float = PUBLISH_TIMEOUT
     ) -> Sequence[Exception | None]:
         """Publish several events at once, and say for each what became of it: None once it is stored."""
-        active = self.active
-        if tx is None:
-            refuse_in_handler()
-            return await active.broker.publish([active.wrapper.message(event) for event in events], timeout=timeout)
-        if active.store is None:
-            raise MisuseError(f"{self.name} has no store, so no transaction can carry an event")
-        scope = current.get()
-        await active.store.emit(tx, [active.wrapper.message(event, scope) for event in events])
-        return [None] * len(events)
+        return await self.active.publish(events, tx, timeout)
 
     @asynccontextmanager
     async def transaction(self, wanted: type | None = None) -> AsyncIterator[Any]:
@@ -244,112 +231,10 @@ class Service:
             yield tx
 
 
-class Running:
-    """The parts of a service while it runs."""
+def _never() -> asyncio.Event:
+    import asyncio
 
-    def __init__(self, service: Service, broker: Broker, store: Store | None) -> None:
-        self.service: Service = service
-        self.broker: Broker = broker
-        self.store: Store | None = store
-        self.wrapper: Wrapper = Wrapper(service.name, service._published, service._content)
-        self.workers: list[Worker] = []
-        self.tasks: Supervisor = Supervisor()
-        self.stopping: bool = False
-
-    @asynccontextmanager
-    async def life(self) -> AsyncIterator[None]:
-        """Start in the order in which things need each other, and stop the other way round."""
-        async with AsyncExitStack() as stack:
-            store = self._checked_store()
-            if store is not None:
-                await store.open()
-                stack.push_async_callback(store.close)
-            stack.push_async_callback(self.broker.close)
-            for drift in await self.broker.open(self.service.plan):
-                log.warning("%s", drift)
-            shared = await self._shared(stack)
-            stack.push_async_callback(self.tasks.cancel)
-            if store is not None:
-                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._relay_publish))
-            self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
-            stack.push_async_callback(self._stop_workers)
-            for worker in self.workers:
-                await worker.start()
-            yield
-
-    async def _shared(self, stack: AsyncExitStack) -> object:
-        lifespan = self.service._lifespan
-        return None if lifespan is None else await stack.enter_async_context(lifespan(self.service))
-
-    def _checked_store(self) -> Store | None:
-        needing = [handler.position for handler in self.service.handlers if handler.rules.once]
-        if needing and self.store is None:
-            raise ConfigurationError(
-                f"{needing[0]} is to apply each event once, and {self.service.name} has no store to remember it in."
-                f' Write: Service("{self.service.name}", store="sqlite:///shop.db") or set TIDINGS_STORE; or say that'
-                " its effect may safely repeat: idempotent=True"
-            )
-        for handler in self.service.handlers:
-            resource_of(handler, self.store)
-        return self.store
-
-    def _worker(self, handler: Handler, shared: object) -> Worker:
-        resource = resource_of(handler, self.store)
-        claimer = Claimer(handler, self.store, resource)
-        batch = handler.rules.batch or (BATCH_WITH_STORE if handler.rules.once else BATCH)
-        observers = self.service.observers
-        pipeline = Pipeline(
-            handler,
-            broker=self.broker,
-            claimer=claimer,
-            call=make_call(handler, self.store, shared),
-            wrap=self.wrapper.caused,
-            settler=Settler(handler.position, self.broker, service_version=self.service.version, observers=observers),
-            together=1 if claimer.shared and resource is None else batch,
-        )
-        return Worker(
-            _subscription(handler),
-            pipeline,
-            self.broker,
-            lanes=handler.rules.concurrency,
-            batch=batch,
-            observers=observers,
-        )
-
-    async def _stop_workers(self) -> None:
-        self.stopping = True
-        if self.workers:
-            await asyncio.gather(*(worker.stop(GRACE) for worker in self.workers))
-
-    async def _relay_publish(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        return await self.broker.publish(messages, timeout=PUBLISH_TIMEOUT)
-
-
-def _subscription(handler: Handler) -> Subscription:
-    rules = handler.rules
-    batch = rules.batch or (BATCH_WITH_STORE if rules.once else BATCH)
-    return Subscription(
-        position=handler.position,
-        stream=handler.stream,
-        types=handler.reader.types,
-        ordered=rules.ordered,
-        start=rules.start,
-        max_in_flight=4 * batch * rules.concurrency,
-    )
-
-
-def _chosen(
-    given: str | Broker | None, declared: str | Broker | None, variable: str, what: str, service: str
-) -> str | Broker:
-    chosen = given if given is not None else declared if declared is not None else os.environ.get(variable)
-    if chosen:
-        return chosen
-    if sys.stdout.isatty():
-        return "embedded:"
-    raise ConfigurationError(
-        f"{service} has no {what}. Set {variable}={EXAMPLE_URL}, or {variable}=embedded: to start one"
-        f" here, or write Service({service!r}, {what}=…)"
-    )
+    return asyncio.Event()
 
 
 def _check_numbers(concurrency: int, timeout: float, batch: int | None) -> None:

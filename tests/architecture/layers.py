@@ -13,6 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters"),
+    ("running",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names
     ("testing",),
@@ -36,7 +37,7 @@ SHARED_FOLDERS: tuple[str, ...] = ("outbox",)
 REGISTRIES: tuple[str, ...] = ("brokers", "stores", "observe")
 """Folders whose `__init__.py` finds the adapters by name and may therefore import any of them."""
 
-ADAPTER_USERS: tuple[str, ...] = ("service", "", "testing", "cli")
+ADAPTER_USERS: tuple[str, ...] = ("running", "service", "", "testing", "cli")
 """The core modules that may import adapters."""
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {

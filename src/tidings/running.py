@@ -1,0 +1,161 @@
+"""The parts of a service while it runs: started in the order in which they need each other, stopped the other way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final, Protocol
+
+from tidings.brokers import EXAMPLE_URL, broker_from
+from tidings.calling import make_call, resource_of
+from tidings.claims import Claimer
+from tidings.context import current
+from tidings.delivery import Content, Message
+from tidings.errors import ConfigurationError, MisuseError
+from tidings.event import Event
+from tidings.handler import Handler
+from tidings.observe.logs import OutcomeLog
+from tidings.pipeline import Pipeline
+from tidings.ports import Broker, Observer, Plan, Store
+from tidings.publisher import Wrapper, refuse_in_handler
+from tidings.settling import Settler
+from tidings.stores import store_from
+from tidings.supervision import Supervisor
+from tidings.worker import Worker
+
+log = logging.getLogger("tidings.service")
+
+GRACE: Final = 20.0
+"""Seconds that handlers have to finish when a service stops: less than the 30 s of common orchestrators."""
+
+RELAY_TIMEOUT: Final = 10.0
+
+
+class Declared(Protocol):
+    """What a service says of itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def handlers(self) -> Sequence[Handler]: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def published(self) -> Sequence[type[Event]]: ...
+    @property
+    def content(self) -> Content: ...
+    @property
+    def observers(self) -> Sequence[Observer]: ...
+    def enter(self) -> AbstractAsyncContextManager[object]: ...
+
+
+class Running:
+    """One run of a service, in this process."""
+
+    def __init__(self, service: Declared, broker: Broker, store: Store | None) -> None:
+        self.service: Declared = service
+        self.broker: Broker = broker
+        self.store: Store | None = store
+        self.wrapper: Wrapper = Wrapper(service.name, service.published, service.content)
+        self.workers: list[Worker] = []
+        self.tasks: Supervisor = Supervisor()
+        self.stopping: bool = False
+
+    @classmethod
+    def of(cls, service: Declared, broker: str | Broker | None, store: object | None) -> Running:
+        """Find the broker and the store that are named: by the caller, in the code, or in the environment."""
+        spec = store or os.environ.get("TIDINGS_STORE")
+        return cls(service, broker_from(_chosen(broker, service.name)), None if spec is None else store_from(spec))
+
+    async def publish(self, events: Sequence[Event], tx: object | None, timeout: float) -> Sequence[Exception | None]:
+        """Publish to the broker, or into a transaction; for each event None, or why it is not stored."""
+        if tx is None:
+            refuse_in_handler()
+            return await self.broker.publish([self.wrapper.message(event) for event in events], timeout=timeout)
+        if self.store is None:
+            raise MisuseError(f"{self.service.name} has no store, so no transaction can carry an event")
+        scope = current.get()
+        await self.store.emit(tx, [self.wrapper.message(event, scope) for event in events])
+        return [None] * len(events)
+
+    @asynccontextmanager
+    async def life(self) -> AsyncIterator[None]:
+        """Start in the order in which things need each other, and stop the other way round."""
+        async with AsyncExitStack() as stack:
+            store = self._checked_store()
+            if store is not None:
+                await store.open()
+                stack.push_async_callback(store.close)
+            stack.push_async_callback(self.broker.close)
+            for drift in await self.broker.open(self.service.plan):
+                log.warning("%s", drift)
+            shared = await stack.enter_async_context(self.service.enter())
+            stack.push_async_callback(self.tasks.cancel)
+            if store is not None:
+                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._relay_publish))
+            self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
+            stack.push_async_callback(self._stop_workers)
+            for worker in self.workers:
+                await worker.start()
+            yield
+
+    def _checked_store(self) -> Store | None:
+        needing = [handler.position for handler in self.service.handlers if handler.rules.once]
+        if needing and self.store is None:
+            raise ConfigurationError(
+                f"{needing[0]} is to apply each event once, and {self.service.name} has no store to remember it in."
+                f' Write: Service("{self.service.name}", store="sqlite:///shop.db") or set TIDINGS_STORE; or say that'
+                " its effect may safely repeat: idempotent=True"
+            )
+        for handler in self.service.handlers:
+            resource_of(handler, self.store)
+        return self.store
+
+    def _worker(self, handler: Handler, shared: object) -> Worker:
+        resource = resource_of(handler, self.store)
+        claimer = Claimer(handler, self.store, resource)
+        observers = [OutcomeLog(), *self.service.observers]
+        pipeline = Pipeline(
+            handler,
+            broker=self.broker,
+            claimer=claimer,
+            call=make_call(handler, self.store, shared),
+            wrap=self.wrapper.caused,
+            settler=Settler(handler.position, self.broker, service_version=self.service.version, observers=observers),
+            together=1 if claimer.shared and resource is None else handler.batch,
+        )
+        return Worker(
+            handler.subscription,
+            pipeline,
+            self.broker,
+            lanes=handler.rules.concurrency,
+            batch=handler.batch,
+            observers=observers,
+        )
+
+    async def _stop_workers(self) -> None:
+        self.stopping = True
+        if self.workers:
+            await asyncio.gather(*(worker.stop(GRACE) for worker in self.workers))
+
+    async def _relay_publish(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        return await self.broker.publish(messages, timeout=RELAY_TIMEOUT)
+
+
+def _chosen(named: str | Broker | None, service: str) -> str | Broker:
+    """On a terminal a broker is started where none is named; elsewhere a missing one is an error."""
+    chosen = named or os.environ.get("TIDINGS_BROKER")
+    if chosen:
+        return chosen
+    if sys.stdout.isatty():
+        return "embedded:"
+    raise ConfigurationError(
+        f"{service} has no broker. Set TIDINGS_BROKER={EXAMPLE_URL}, or TIDINGS_BROKER=embedded: to start one"
+        f" here, or write Service({service!r}, broker=…)"
+    )
