@@ -328,17 +328,17 @@ async def test_another_server_on_the_noted_port_does_not_pass_for_ours(folder: P
 
 
 async def test_nobodys_server_is_ended_by_those_who_leave_while_others_come(folder: Path) -> None:
-    async def come_and_go(number: int) -> None:
-        for turn in range(6):
+    async def come_and_go(pause: float) -> None:
+        for _ in range(12):
             server = EmbeddedServer(folder)
             url = await server.start()
+            await asyncio.sleep(pause)
             password = url.split(":")[2].split("@")[0]
-            for _ in range(3):
-                await asyncio.sleep((number + turn) % 3 * 0.005)
-                assert await asyncio.to_thread(answer_to, url, password) == "PONG\r\n"
+            assert await asyncio.to_thread(answer_to, url, password) == "PONG\r\n"
             await server.stop()
+            await asyncio.sleep(pause)
 
-    await asyncio.gather(*(come_and_go(number) for number in range(4)))
+    await asyncio.gather(come_and_go(0.0), come_and_go(0.003), come_and_go(0.011))
     assert servers_of(folder) == []
 
 
