@@ -40,7 +40,8 @@ class NatsBroker:
     """
 
     def __init__(self, url: str) -> None:
-        self._server = EmbeddedServer.from_url(url) if url.startswith("embedded:") else None
+        embedded, self._settings = _split(url) if url.startswith("embedded:") else ("", "")
+        self._server = EmbeddedServer.from_url(embedded) if embedded else None
         self._options: Options | None = None if self._server else parse(url)
         self._features = Features(name="nats", max_bytes=MAX_EVENT_BYTES)
         self._main: Connection | None = None
@@ -104,7 +105,7 @@ class NatsBroker:
         if self._main is not None:
             return self._main
         if self._server is not None:
-            self._options = parse(await self._server.start())
+            self._options = parse(await self._server.start() + self._settings)
             self._watching = asyncio.create_task(self._server.watch(), name="tidings-embedded-watch")
         assert self._options is not None
         main = self._main = Connection(self._options, f"tidings {service}")
@@ -233,3 +234,14 @@ def _check_version(text: str, where: str) -> None:
 
 def _not_open(what: str) -> TidingsError:
     return MisuseError(f"{what}: the broker is not open; await broker.open(plan) comes first")
+
+
+def _split(url: str) -> tuple[str, str]:
+    """What of an ``embedded:`` URL the server is to know, and what the connection to it."""
+    address, _, query = url.partition("?")
+    settings = [one for one in query.split("&") if one]
+    server = [one for one in settings if one.startswith("port=")]
+    connection = [one for one in settings if not one.startswith("port=")]
+    if connection:
+        parse("nats://localhost?" + "&".join(connection))  # a wrong one is said now, not when it connects
+    return address + ("?" + "&".join(server) if server else ""), "?" + "&".join(connection) if connection else ""

@@ -20,7 +20,7 @@ DEAD_STREAM = "tidings-dead"
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _TYPE = re.compile(rf"{_TOKEN}(\.{_TOKEN})+")
 _STREAM = re.compile(_TOKEN)
-_POSITION = re.compile(rf"{_TOKEN}\.[A-Za-z0-9_-]+")
+_POSITION = re.compile(r"[A-Za-z0-9-]+\.[A-Za-z0-9-]+")
 
 
 def stream_of(route: Route, stream: str) -> str:
@@ -41,10 +41,10 @@ def check_stream(name: str) -> None:
 
 @lru_cache(maxsize=4096)
 def durable_of(position: str) -> str:
-    """``stock.reserve`` becomes ``stock_reserve``; an underscore is doubled, so that no two positions share a name."""
+    """``stock.reserve`` becomes ``stock_reserve``; no position has an underscore, so no two share a name."""
     if not _POSITION.fullmatch(position):
-        raise ConfigurationError(f"{position!r} cannot be a position: service.name, of letters, digits, - and _")
-    return position.replace("_", "__").replace(".", "_")
+        raise ConfigurationError(f"{position!r} cannot be a position: service.name, of letters, digits and -")
+    return position.replace(".", "_")
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,36 @@
+"""Brokers by URL scheme."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tidings.brokers import broker_from
+from tidings.errors import ConfigurationError
+from tidings.testing.memory import MemoryBroker
+
+
+def test_a_scheme_finds_its_broker() -> None:
+    assert broker_from("nats://localhost").features.name == "nats"
+    assert broker_from("tls://localhost").features.name == "nats"
+    assert broker_from("memory:").features.name == "memory"
+
+
+def test_a_live_broker_passes_through() -> None:
+    broker = MemoryBroker()
+    assert broker_from(broker) is broker
+
+
+@pytest.mark.parametrize("spec", ["http://x", "", "localhost:4222", "nats", "hunter2-and-more-of-a-password:"])
+def test_an_unknown_scheme_is_refused_with_those_that_are_known(spec: str) -> None:
+    with pytest.raises(ConfigurationError, match="nats://, tls://, embedded:") as refused:
+        broker_from(spec)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_no_brokers_library_is_imported_before_it_is_used() -> None:
+    script = "import sys, tidings.brokers; print([m for m in ('nats', 'tidings.testing') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

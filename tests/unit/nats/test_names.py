@@ -1,0 +1,71 @@
+"""Streams, subjects and durable names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidings.brokers.nats import names
+from tidings.errors import ConfigurationError, InvalidEvent
+from tidings.partition import slot_of
+
+
+def test_an_events_subject_says_type_and_partition() -> None:
+    assert names.event_subject("order", "order.placed", "k1") == f"order.placed.{slot_of('k1')}"
+    assert names.event_subject("order", "order.placed", None) == "order.placed"
+
+
+@pytest.mark.parametrize(
+    "type", ["order", "order.", "order.*", "order.>", "order.a b", "order..x", "order.a\r\nPUB x 0\r\n"]
+)
+def test_trap_45_no_type_reaches_beyond_its_subject(type: str) -> None:
+    with pytest.raises(InvalidEvent, match="cannot be a type"):
+        names.event_subject("order", type, None)
+
+
+def test_a_type_of_another_stream_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="does not belong to the stream 'order'"):
+        names.event_subject("order", "payment.made", None)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "a/b", "tidings-retry", "tidings-dead"])
+def test_trap_45_a_stream_has_a_plain_name_of_its_own(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be a stream"):
+        names.check_stream(name)
+
+
+def test_a_durable_name_is_the_position_with_an_underscore() -> None:
+    assert names.durable_of("stock.reserve-all") == "stock_reserve-all"
+
+
+@pytest.mark.parametrize("position", ["stock", "stock.reserve_all", "a.b.c", "a.*", "a. b", ".b", "a."])
+def test_trap_45_a_position_has_no_room_for_more(position: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be a position"):
+        names.durable_of(position)
+
+
+@given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
+def test_each_waiting_copy_has_a_plain_subject_of_its_own(one: str, other: str) -> None:
+    subject = names.wait_subject("stock.reserve", one)
+    assert subject.startswith("tidings-retry.wait.stock_reserve.")
+    assert subject.isascii()
+    assert subject.count(".") == 3
+    assert (subject == names.wait_subject("stock.reserve", other)) is (one == other)
+
+
+def test_the_filters_of_a_position_never_overlap() -> None:
+    assert names.filters_of(["order.placed"]) == ["order.placed", "order.placed.*"]
+    assert names.filters_of(["order.placed", "order.placed.eu", "order.placed"]) == [
+        "order.placed",
+        "order.placed.*",
+        "order.placed.eu.*",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("subject", "slot"),
+    [(b"order.placed.7", 7), (b"order.placed.63", 63), (b"order.placed.64", None), (b"order.placed", None)],
+)
+def test_the_partition_is_read_off_the_subject(subject: bytes, slot: int | None) -> None:
+    assert names.slot_in(subject) == slot
