@@ -40,7 +40,7 @@ def store_from(spec: object) -> Store:
 
 def _by_url(url: str) -> Store:
     # A URL may hold a password, so no message shows more of it than its scheme.
-    scheme, colon, _ = url.partition(":")
+    scheme, colon, rest = url.partition(":")
     scheme = scheme.lower() if colon else ""
     database = scheme.partition("+")[0]
     if scheme == "memory":
@@ -50,7 +50,9 @@ def _by_url(url: str) -> Store:
     if scheme in ("sqlite", "sqlite+aiosqlite"):
         from tidings.stores.sqlalchemy import SqlAlchemyStore
 
-        return SqlAlchemyStore(url)
+        if not rest.startswith("///"):
+            raise ConfigurationError(f"{scheme}: name a file after three slashes, such as sqlite:///file.db")
+        return SqlAlchemyStore(f"{scheme}:{rest}")
     if database in NOT_BUILT:
         raise ConfigurationError(f"a store on {NOT_BUILT[database]} ({scheme}:) is not built yet. There are: {KNOWN}")
     if database == "sqlite":

@@ -35,6 +35,8 @@ class Desk:
         self.lock_timeout = lock_timeout
         self.wake = Wake()
         self._ours = ours
+        self.hooks: list[Callable[[], None]] = []
+        """What takes out again what was hooked into the engines."""
         self.late: set[asyncio.Task[None]] = set()
         self._threads = Threads()
         # SQLite lets waiting writers poll, and whoever comes at the right moment wins. Inside one process they queue.
@@ -83,6 +85,8 @@ class Desk:
         if self.late:
             await asyncio.wait(self.late, timeout=limit)
         self._threads.close()
+        while self.hooks:
+            self.hooks.pop()()
         if self._ours:  # a live engine belongs to whoever made it
             await self.engine.dispose()
         await asyncio.to_thread(self.sync_engine.dispose)

@@ -9,13 +9,16 @@ after it.
 from __future__ import annotations
 
 import re
+import sqlite3
+from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
 
 from tidings.errors import MisuseError, TidingsError
-from tidings.stores._sqlite import Driver, driver_of
+from tidings.stores._sqlite import driver_of
 
 OPTION: Final = "tidings_guard"
 
@@ -28,12 +31,14 @@ REMEDY: Final = "Return from the handler to commit, raise to roll back, and use 
 class Guard:
     """What happened on one connection while it was lent."""
 
-    __slots__ = ("_driver", "active", "trouble")
+    __slots__ = ("_driver", "active", "cut_off", "trouble")
 
     def __init__(self) -> None:
         self.active = False
+        self.cut_off = False
+        """A statement was cancelled; the connection is good for a rollback and no more."""
         self.trouble: TidingsError | None = None
-        self._driver: Driver | None = None
+        self._driver: sqlite3.Connection | None = None
 
     def start(self, connection: sa.Connection) -> None:
         """Watch from here on: the transaction is open."""
@@ -55,11 +60,19 @@ class Guard:
         if self.trouble is not None:
             raise self.trouble
 
+    def interrupt(self) -> None:
+        """Stop a statement that runs now, in whatever thread it does."""
+        try:
+            if self._driver is not None:
+                self._driver.interrupt()
+        except sqlite3.ProgrammingError:
+            pass  # it was closed meanwhile
+
     @property
     def in_transaction(self) -> bool:
         try:
             return self._driver is not None and self._driver.in_transaction
-        except ValueError:  # aiosqlite's word for a closed connection
+        except sqlite3.ProgrammingError:  # it is closed
             return False
 
 
@@ -68,8 +81,8 @@ def guard_of(connection: sa.Connection) -> Guard | None:
     return guard if guard is not None and guard.active else None
 
 
-def watch(engine: sa.Engine) -> None:
-    """Install the hooks; they do nothing on connections that no guard is on."""
+def watch(engine: sa.Engine) -> Callable[[], None]:
+    """Install the hooks; they do nothing on connections that no guard is on. Returns what takes them out again."""
 
     def commit(connection: sa.Connection) -> None:
         if guard := guard_of(connection):
@@ -100,3 +113,19 @@ def watch(engine: sa.Engine) -> None:
     # First of all: a new transaction must not even begin on a connection whose first one was ended.
     event.listen(engine, "begin", begin, insert=True)
     event.listen(engine, "before_cursor_execute", execute)
+
+    def error(context: ExceptionContext) -> None:
+        """Keep a connection whose statement was cancelled, for a rollback of our own.
+
+        SQLAlchemy would close it, which waits for the statement and, while a cursor lives on in some traceback, leaves
+        the transaction open and the file locked.
+        """
+        guard = guard_of(context.connection) if context.connection is not None else None
+        if guard is not None and not isinstance(context.original_exception, Exception):
+            guard.cut_off = True
+            context.is_disconnect = False
+            guard.interrupt()
+
+    # SQLAlchemy keeps this one with the dialect, which a live engine shares with its owner's other connections.
+    event.listen(engine.dialect, "handle_error", error)
+    return lambda: event.remove(engine.dialect, "handle_error", error)

@@ -78,6 +78,7 @@ class AsyncLink:
             self._session = AsyncSession(
                 self._connection, expire_on_commit=False, join_transaction_mode="control_fully"
             )
+            self._session.sync_session.connection()  # it joins the transaction now, so that ending it is seen
         return self._session
 
     def lent(self, tx: object) -> bool:
@@ -134,6 +135,7 @@ class ThreadLink:
             return self._connection
         if self._session is None:
             self._session = Session(self._connection, expire_on_commit=False, join_transaction_mode="control_fully")
+            self._session.connection()
         return self._session
 
     def lent(self, tx: object) -> bool:

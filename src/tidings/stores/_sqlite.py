@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -28,22 +28,17 @@ CHUNK: Final = 1000
 """Rows in one statement: five parameters each, far below SQLite's limit of 32,766."""
 
 BEGIN: Final = "tidings_begin"
-"""The execution option that says how a transaction begins; empty for reading without one."""
+"""The execution option that says how a transaction begins; empty for reading, and for engines that begin by hooks."""
+IMMEDIATE: Final = "BEGIN IMMEDIATE"
 
 
-class Driver(Protocol):
-    """The attributes that `sqlite3.Connection` and aiosqlite's have in common."""
+def driver_of(connection: sa.Connection) -> sqlite3.Connection:
+    """SQLite's own connection, also where aiosqlite stands before it.
 
-    @property
-    def in_transaction(self) -> bool: ...
-
-    @property
-    def isolation_level(self) -> str | None: ...
-
-
-def driver_of(connection: sa.Connection) -> Driver:
-    """The driver's own connection, sqlite3's or aiosqlite's."""
-    return cast(Driver, connection.connection.driver_connection)
+    Only to ask about its transaction and to interrupt it, which every thread may do.
+    """
+    driver: Any = connection.connection.driver_connection
+    return cast(sqlite3.Connection, driver if isinstance(driver, sqlite3.Connection) else driver._conn)
 
 
 class Sqlite:
@@ -90,9 +85,8 @@ class Sqlite:
                 connection.info["tidings"] = True
 
         def begin(connection: sa.Connection) -> None:
-            how = connection.get_execution_options().get(BEGIN, "BEGIN IMMEDIATE")
-            # A live engine may have hooks of its own that began already; its first statement is a write all the same.
-            if how and not driver_of(connection).in_transaction:
+            how = connection.get_execution_options().get(BEGIN, IMMEDIATE)
+            if how:
                 connection.exec_driver_sql(how)
 
         event.listen(engine, "engine_connect", connected)
@@ -109,14 +103,23 @@ class Sqlite:
                 f"SQLite {sqlite3.sqlite_version} is too old: Tidings needs 3.35 or newer, which every Python built"
                 " since 2021 brings"
             )
-        reading = connection.execution_options(**{BEGIN: ""})
-        mode = reading.exec_driver_sql("PRAGMA journal_mode=WAL").scalar()
+        # On the driver's connection, because a live engine may have hooks that begin; and it cannot be switched then.
+        cursor = connection.connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        (mode,) = cursor.fetchone() or ("unknown",)
+        cursor.close()
         if mode != "wal":
             raise ConfigurationError(f"{self} has journal mode {mode} and cannot be switched to WAL, which is needed")
+        how = connection.get_execution_options().get(BEGIN, IMMEDIATE)
+        reading = connection.execution_options(**{BEGIN: ""})
         current = tables.found_version(reading) == tables.SCHEMA_VERSION
+        if self.in_transaction(connection):
+            # A live engine has hooks that begin, such as SQLAlchemy's documentation gives; they follow ours.
+            connection.engine.update_execution_options(**{BEGIN: ""})
+            how = ""
         connection.rollback()
         if not current:
-            with connection.execution_options(**{BEGIN: "BEGIN IMMEDIATE"}).begin():
+            with connection.execution_options(**{BEGIN: how}).begin():
                 tables.ensure(connection)
         self._inode = self._find()
 
@@ -178,6 +181,11 @@ class Sqlite:
         connection.exec_driver_sql("DELETE FROM tidings_inbox WHERE handler = ? AND key = ?", list(keys))
 
     # ------------------------------------------------------------------ transactions and errors
+
+    def lock(self, connection: sa.Connection) -> None:
+        """Become the writer, where the transaction did not begin as one: by a first statement that writes nothing."""
+        if not connection.get_execution_options().get(BEGIN, IMMEDIATE):
+            connection.exec_driver_sql("DELETE FROM tidings_relay WHERE 0")
 
     def in_transaction(self, connection: sa.Connection) -> bool:
         """Whether the database itself, not only SQLAlchemy, is inside a transaction."""

@@ -43,6 +43,8 @@ class Transaction:
         self._messages: list[Message] = []
         self._outer: Transaction | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._lent = False
+        """What fails now is the borrower's statement, not one of ours."""
         self.usable = False
         self.doubtful = False
         """The commit failed, and whether it took effect is not known."""
@@ -68,6 +70,7 @@ class Transaction:
     async def _begin(self, first: Callable[[sa.Connection], T]) -> T:
         def begin(connection: sa.Connection) -> T:
             connection.begin()
+            self._desk.database.lock(connection)
             result = first(connection)
             self._guard.start(connection)
             return result
@@ -75,7 +78,7 @@ class Transaction:
         self._desk.database.check_file()
         await self._link.connect(**{OPTION: self._guard})
         result = await self._link.run(begin)
-        self.usable = True
+        self.usable = self._lent = True
         return result
 
     def resource(self, wanted: type) -> object:
@@ -128,7 +131,7 @@ class Transaction:
         if session is not None:
             session.flush()
             guard.check()
-        guard.active = False
+        self._lent = guard.active = False
         if self._before_commit is not None:
             self._before_commit(connection)
         if self._messages:
@@ -165,11 +168,14 @@ class Transaction:
             )
 
     async def _roll_back(self) -> None:
+        # What runs there still must not keep the others waiting; its result is not wanted any more.
+        self._guard.interrupt()
+
         def roll_back(connection: sa.Connection) -> bool:
             self._guard.active = False
             if not connection.invalidated:
                 connection.connection.rollback()
-            return connection.invalidated or self._desk.database.in_transaction(connection)
+            return connection.invalidated or self._guard.cut_off or self._desk.database.in_transaction(connection)
 
         broken = True
         try:
@@ -195,7 +201,8 @@ class Transaction:
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, TidingsError) or not isinstance(error, Exception):
             return error
-        return self._desk.database.own_error(error) or error
+        database = self._desk.database
+        return (database.world(error) if self._lent else database.own_error(error)) or error
 
 
 def current(desk: Desk) -> Transaction | None:

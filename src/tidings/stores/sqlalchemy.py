@@ -54,13 +54,11 @@ class SqlAlchemyStore:
     ) -> None:
         self._given = target if isinstance(target, AsyncEngine) else None
         url = target.url if isinstance(target, AsyncEngine) else sa.make_url(target)
-        if url.get_backend_name() != "sqlite" or url.get_driver_name() not in ("pysqlite", "aiosqlite"):
+        if url.drivername not in ("sqlite", "sqlite+aiosqlite"):
             raise ConfigurationError(
-                f"{url.drivername}: this store speaks to SQLite (sqlite:///file.db); PostgreSQL and MariaDB are not"
-                " built yet"
+                f"{url.drivername}: this store speaks to SQLite through aiosqlite (sqlite:///file.db); PostgreSQL and"
+                " MariaDB are not built yet"
             )
-        if self._given is not None and url.get_driver_name() != "aiosqlite":
-            raise ConfigurationError("the engine must be one of create_async_engine('sqlite+aiosqlite:///…')")
         self._database = Sqlite(url, lock_timeout=lock_timeout)
         self._lock_timeout, self._poll, self._lease = lock_timeout, poll, lease
         self._desk: Desk | None = None
@@ -95,10 +93,11 @@ class SqlAlchemyStore:
         else:
             engine = self._given.execution_options(isolation_level="AUTOCOMMIT")
         sync_engine = database.sync_engine()
+        desk = Desk(database, engine, sync_engine, lock_timeout=self._lock_timeout, ours=self._given is None)
         for one, ours in ((engine.sync_engine, self._given is None), (sync_engine, True)):
-            watch(one)
+            desk.hooks.append(watch(one))
             database.prepare(one, ours=ours)
-        return Desk(database, engine, sync_engine, lock_timeout=self._lock_timeout, ours=self._given is None)
+        return desk
 
     async def _set_up(self, desk: Desk) -> None:
         for left in reversed(range(OPEN_TRIES)):

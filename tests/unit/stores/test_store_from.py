@@ -1,0 +1,87 @@
+"""`store_from`: the store that a URL stands for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tidings.errors import ConfigurationError
+from tidings.stores import store_from
+from tidings.stores.memory import MemoryStore
+from tidings.stores.sqlalchemy import SqlAlchemyStore
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "sqlite+aiosqlite:///x.db", "SQLite:////tmp/x.db"])
+def test_a_sqlite_url_gives_the_sqlalchemy_store(url: str) -> None:
+    assert isinstance(store_from(url), SqlAlchemyStore)
+
+
+def test_memory_gives_the_memory_store() -> None:
+    assert isinstance(store_from("memory:"), MemoryStore)
+
+
+async def test_a_live_engine_is_taken(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    assert isinstance(store_from(engine), SqlAlchemyStore)
+    await engine.dispose()
+
+
+def test_a_store_is_returned_as_it_is() -> None:
+    store = MemoryStore()
+    assert store_from(store) is store
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://bob:s3cret@db/shop", "PostgreSQL"),
+        ("postgresql+asyncpg://bob:s3cret@db/shop", "PostgreSQL"),
+        ("mysql+asyncmy://bob:s3cret@db/shop", "MariaDB"),
+        ("redis://:s3cret@db/0", "Redis"),
+    ],
+)
+def test_what_is_not_built_yet_says_so_and_names_what_is(url: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="not built yet") as caught:
+        store_from(url)
+    assert name in str(caught.value)
+    assert "sqlite:///file.db" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["oracle://bob:s3cret@db", "shop.db", "", "bob:s3cret@db/shop", "sqlite+pysqlite:///x", "sqlite:x.db"]
+)
+def test_an_unknown_url_is_refused_with_what_is_known_and_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"sqlite:///file\.db") as caught:
+        store_from(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [42, None, b"sqlite:///x.db"])
+def test_what_is_no_url_and_no_engine_is_refused(spec: object) -> None:
+    with pytest.raises(ConfigurationError, match="URL"):
+        store_from(spec)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="memory:"):
+        store_from(url)
+
+
+async def test_an_engine_of_another_database_is_refused(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine
+
+    engine = create_engine(f"sqlite:///{tmp_path}/x.db")
+    with pytest.raises(ConfigurationError, match="AsyncEngine"):
+        store_from(engine)
+    engine.dispose()
+
+
+def test_no_library_is_imported_before_it_is_needed() -> None:
+    code = "import sys, tidings.stores; sys.exit(any(name in sys.modules for name in ('sqlalchemy', 'aiosqlite')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
