@@ -7,9 +7,6 @@ from typing import Protocol
 
 from tidings.ports import Backlog, Broker, Observer
 
-LONGEST_TEXT = 200
-"""Characters of an id, a key or a type that a log line or a health report shows."""
-
 
 class WatchedReader(Protocol):
     @property
@@ -69,11 +66,3 @@ class WatchedService(Protocol):
     @property
     def active(self) -> WatchedRunning:
         """Raises MisuseError while the service does not run."""
-
-
-def shown(text: str, most: int = LONGEST_TEXT) -> str:
-    """Text from outside as one line may hold it: control characters escaped, so that nothing can forge a line."""
-    cut = text[:most]
-    if not cut.isprintable():
-        cut = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in cut)
-    return cut if len(text) <= most else cut + "…"

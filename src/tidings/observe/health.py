@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from tidings.errors import MisuseError, WorldError
-from tidings.observe._watched import WatchedRunning, WatchedService, shown
+from tidings.observe._text import shown
+from tidings.observe._watched import WatchedRunning, WatchedService
 from tidings.ports import Backlog
 
 log = logging.getLogger("tidings.health")

@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 
 from tidings.context import current
 from tidings.delivery import DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Unsettled
-from tidings.observe._watched import shown
+from tidings.observe._text import shown
 from tidings.ports import Settled
 
 log = logging.getLogger("tidings.outcomes")

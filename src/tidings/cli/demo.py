@@ -1,0 +1,46 @@
+"""``tidings demo``: the shop of the repository, with three services, a real broker and a bad day."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+from cyclopts import Parameter
+
+from tidings.cli.failures import CommandError, Status
+from tidings.cli.options import Json
+
+_MODULE: Final = "examples.shop"
+FAST: Final = 500
+"""Orders of a short demo."""
+
+
+def demo(
+    *,
+    orders: Annotated[int | None, Parameter(help="How many orders to publish.")] = None,
+    fast: Annotated[bool, Parameter(help=f"A short one: {FAST} orders.")] = False,
+    json: Json = False,
+) -> NoReturn:
+    """Publish orders while messages are doubled and workers and the server are killed; then count what was applied."""
+    root = _root()
+    number = orders if orders is not None else FAST if fast else None
+    arguments = [] if number is None else ["--orders", str(number)]
+    if json:
+        arguments.append("--json")
+    os.chdir(root)
+    # In the place of this process, so that signals and the exit status are the demo's own.
+    os.execv(sys.executable, [sys.executable, "-m", _MODULE, *arguments])
+
+
+def _root() -> Path:
+    """The folder in which the examples stand: here, or the repository that this package was installed from."""
+    for root in (Path.cwd(), Path(__file__).parents[3]):
+        if (root / "examples" / "shop" / "__main__.py").is_file():
+            return root
+    raise CommandError(
+        "the demo stands in the repository of Tidings, in examples/shop, and is not part of the installed package."
+        " Clone the repository and write: make demo",
+        Status.CONFIGURATION,
+    )

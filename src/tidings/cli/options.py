@@ -1,0 +1,55 @@
+"""The options that several commands share, each written once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tidings.brokers import EXAMPLE_URL
+from tidings.cli.failures import CommandError, Status
+
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object a line, for programs.")]
+
+BrokerUrl = Annotated[
+    str | None,
+    Parameter(
+        name="--broker",
+        help=f"The broker, such as {EXAMPLE_URL} or embedded:. Otherwise TIDINGS_BROKER, and on a terminal embedded:",
+    ),
+]
+
+CLI_SERVICE = "tidings-cli"
+"""Under this name the command line speaks to a broker. It has no handlers, and so no positions."""
+
+
+def broker_url(given: str | None) -> str:
+    """The broker to use: as given, as TIDINGS_BROKER says, or on a terminal the embedded one.
+
+    Raises:
+        CommandError: nothing names one, and nobody sits in front of it.
+    """
+    url = given or os.environ.get("TIDINGS_BROKER")
+    if url:
+        return url
+    if sys.stdout.isatty():
+        return "embedded:"
+    raise CommandError(
+        f"no broker is named. Write --broker {EXAMPLE_URL} or set TIDINGS_BROKER; embedded: is the one of this folder,"
+        " which tidings up starts",
+        Status.CONFIGURATION,
+    )
+
+
+def public(spec: object) -> str:
+    """A URL as it may be shown: without user, password, token and options. A live object is named by its class."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
+    address = spec.partition("?")[0]
+    scheme, slashes, rest = address.partition("://")
+    if not slashes:
+        return address
+    hosts, slash, path = rest.partition("/")
+    return f"{scheme}://{hosts.rpartition('@')[2]}{slash}{path}"

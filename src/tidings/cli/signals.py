@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM: the first asks to stop with grace, the second ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+from tidings.cli.failures import Status
+
+DEADLINE: Final = 28.0
+"""Seconds that a stop may take in all: less than the 30 s after which common orchestrators kill."""
+
+
+class Stop:
+    """Takes the signals of this process. Until `bind` they raise KeyboardInterrupt, afterwards they call back.
+
+    Plain signal handlers, not those of the event loop: they run also while the loop is blocked.
+    """
+
+    def __init__(self, *, ignore_interrupt: bool = False) -> None:
+        self._asked = False
+        self._call: Callable[[], object] | None = None
+        self._last: Callable[[], object] = bool
+        signal.signal(signal.SIGTERM, self._on)
+        # A terminal sends Ctrl-C to every process in front of it; a worker hears from its parent.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else self._on)
+
+    @property
+    def asked(self) -> bool:
+        return self._asked
+
+    def bind(self, call: Callable[[], object], *, last: Callable[[], object] = bool) -> None:
+        """From now on the first signal calls `call`, and the second `last` before the process ends.
+
+        Both run on the main thread and at any moment, so they must only set something.
+        """
+        self._call, self._last = call, last
+        if self._asked:
+            call()
+
+    def ask(self) -> None:
+        """As the first signal does; for other threads too."""
+        if not self._asked:
+            self._asked = True
+            deadline = threading.Timer(DEADLINE, self._too_late)
+            deadline.daemon = True
+            deadline.start()
+        if self._call is not None:
+            self._call()
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            _say("tidings: ended at once; what was not finished is delivered again\n")
+            self._last()
+            os._exit(Status.INTERRUPTED)
+        if self._call is None:
+            self._asked = True
+            raise KeyboardInterrupt
+        _say("tidings: stopping; what runs is finished first (once more to end at once)\n")
+        self.ask()
+
+    def _too_late(self) -> None:
+        _say(f"tidings: not stopped after {DEADLINE:.0f} s; ended. What was not finished is delivered again\n")
+        self._last()
+        os._exit(Status.FAILED)
+
+
+def _say(text: str) -> None:
+    """Straight to the descriptor: a signal may come in the middle of another write."""
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        pass  # nobody listens any more, which is no reason not to stop

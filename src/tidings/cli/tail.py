@@ -1,0 +1,130 @@
+"""``tidings tail``: the events of a stream or of a type, as they stand in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import msgspec
+from cyclopts import Parameter
+
+from tidings.brokers import broker_from
+from tidings.cli.failures import CommandError, Status
+from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
+from tidings.cli.output import Out
+from tidings.delivery import Delivery, Route
+from tidings.envelope import read_envelope, to_structured
+from tidings.errors import UndecodableEvent
+from tidings.event import TYPE_PATTERN
+from tidings.ports import Broker, Plan
+
+_SPAN: Final = re.compile(r"(\d+)(s|m|h|d)")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_STREAM: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+def tail(
+    what: Annotated[str, Parameter(help="A stream (order) or a type (order.placed).")],
+    /,
+    *,
+    since: Annotated[str | None, Parameter(help="From this time on: 2026-01-31T12:00:00Z, or 10m, 2h, 3d ago.")] = None,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"], help="Go on with what comes, until Ctrl-C.")] = False,
+    limit: Annotated[int | None, Parameter(help="End after so many events.")] = None,
+    last: Annotated[int | None, Parameter(help="Only the last so many of what is stored.")] = None,
+    broker: BrokerUrl = None,
+    json: Json = False,
+) -> int:
+    """Print events, oldest first, without taking a position: nobody else sees a difference."""
+    stream, _, rest = what.partition(".")
+    if not (TYPE_PATTERN.fullmatch(what) if rest else _STREAM.fullmatch(what)):
+        raise CommandError(f"{what!r} is neither a stream (order) nor a type (order.placed)", Status.USAGE)
+    if last is not None and (follow or last < 1):
+        raise CommandError("--last takes a number from 1, and does not go with --follow", Status.USAGE)
+    if limit is not None and limit < 1:
+        raise CommandError("--limit takes a number from 1", Status.USAGE)
+    log = Log(stream, what if rest else "", _moment(since), follow)
+    return asyncio.run(_tail(broker_url(broker), log, limit, last, Out(json)))
+
+
+class Log(msgspec.Struct, frozen=True):
+    """What is to be read."""
+
+    stream: str
+    type: str
+    since: datetime | None
+    follow: bool
+
+    async def events(self, broker: Broker) -> AsyncIterator[Delivery]:
+        async for delivery in broker.read(Route.EVENT, self.stream, since=self.since, follow=self.follow):
+            try:
+                delivery.envelope = read_envelope(delivery.body, delivery.headers)
+            except UndecodableEvent:
+                pass  # shown as it is: garbage is what one looks for
+            if not self.type or delivery.envelope is None or delivery.envelope.type == self.type:
+                yield delivery
+
+
+async def _tail(url: str, log: Log, limit: int | None, last: int | None, out: Out) -> int:
+    broker = broker_from(url)
+    try:
+        await broker.open(Plan(service=CLI_SERVICE))
+        await print_events(broker, log, limit, last, out)
+    finally:
+        await broker.close()
+    return Status.OK
+
+
+async def print_events(broker: Broker, log: Log, limit: int | None, last: int | None, out: Out) -> None:
+    """Print what `log` says, up to `limit` events, or only the `last` ones."""
+    kept: deque[Delivery] = deque(maxlen=last)
+    count = 0
+    async for delivery in log.events(broker):
+        if last is not None:
+            kept.append(delivery)
+            continue
+        _print(delivery, out)
+        count += 1
+        if count == limit:
+            return
+    for delivery in list(kept)[:limit]:
+        _print(delivery, out)
+
+
+def _print(delivery: Delivery, out: Out) -> None:
+    envelope = delivery.envelope
+    if envelope is None:
+        try:
+            read_envelope(delivery.body, delivery.headers)
+        except UndecodableEvent as error:
+            text = f"{delivery.origin_text}  unreadable ({error.code}): {error}"
+            record: dict[str, Any] = {"unreadable": error.code, "origin": delivery.origin_text}
+            out.tell(text, **record, body_base64=base64.b64encode(delivery.body).decode())
+        return
+    if out.json:
+        out.write(to_structured(envelope).decode())
+        return
+    time = envelope.time.astimezone(UTC).isoformat(timespec="milliseconds") if envelope.time else "-"
+    data = bytes(envelope.data).decode("utf-8", "replace")
+    out.text(
+        f"{time}  {envelope.type} {envelope.version}  {envelope.key or '-'}  {envelope.id}  {' '.join(data.split())}"
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time as people write it: how long ago, or RFC 3339 with zone."""
+    if text is None:
+        return None
+    if span := _SPAN.fullmatch(text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise CommandError(f"--since {text}: a time with its zone (2026-01-31T12:00:00Z), or 10m, 2h, 3d", Status.USAGE)
+    return found
