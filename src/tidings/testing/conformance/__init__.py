@@ -1,0 +1,42 @@
+"""The conformance suite: what every broker adapter must show, run unchanged on each, with a ledger as the oracle.
+
+An adapter's author writes a `Rig` and a test class::
+
+    import pytest_asyncio
+    from tidings.testing.conformance import Conformance, Rig
+
+    class TestMyBroker(Conformance):
+        @pytest_asyncio.fixture
+        async def rig(self) -> AsyncIterator[Rig]:
+            rig = MyRig()
+            yield rig
+            await rig.close()
+
+and runs ``pytest -p tidings.testing.conformance.plugin``, with ``--conformance=full`` for the full sizes. What the
+adapter's `Features` do not claim is listed as ``not supported`` at the end, with the sizes and the ledgers' numbers.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(
+        f"{__name__}.{part}"
+        for part in (
+            "bench",
+            "consumer",
+            "ledger",
+            "ordering",
+            "outages",
+            "positions",
+            "publishing",
+            "routes",
+            "settling",
+        )
+    )
+)
+
+from tidings.testing.conformance.bench import Bench  # noqa: E402  # assertions are to speak
+from tidings.testing.conformance.rig import Rig  # noqa: E402
+from tidings.testing.conformance.suite import Conformance, PortConformance  # noqa: E402
+
+__all__ = ["Bench", "Conformance", "PortConformance", "Rig"]

@@ -1,0 +1,211 @@
+"""What a test of the suite works with: clients, consumers, messages of its own, sizes, and a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+import pytest
+
+from tidings.delivery import Header, Message, Route
+from tidings.ports import Broker, Features, Plan, StreamPlan, Subscription
+from tidings.testing.conformance.consumer import Consumer, Judge, id_of
+from tidings.testing.conformance.ledger import Ledger
+from tidings.testing.conformance.rig import Rig
+
+SHORTER = 50
+"""By how much the short mode divides the sizes, down to what keeps a test meaningful."""
+
+PUBLISH_TIMEOUT = 10.0
+
+Feature = Literal["restart", "durable", "history", "ordered", "delayed", "deduplicates"]
+
+
+class Bench:
+    """One test's place at a rig. Its streams and positions carry the test's name and a unique end.
+
+    Parameters:
+        patience: seconds that a wait may take; nothing is judged by how long it took.
+    """
+
+    def __init__(self, rig: Rig, test: str, *, full: bool = False, patience: float = 30.0) -> None:
+        self.rig = rig
+        self.full = full
+        self.patience = patience * (4 if full else 1)
+        self.ledger = Ledger()
+        self.sizes: dict[str, tuple[int, int]] = {}
+        words = re.sub(r"[^a-z0-9]+", "-", re.sub(r"^test_(P\d+_)*", "", test).lower()).strip("-")
+        self.name = f"c-{words[:36].strip('-')}-{uuid.uuid4().hex[:8]}"
+        self._clients: list[Broker] = []
+        self._consumers: list[Consumer] = []
+
+    @property
+    def features(self) -> Features:
+        return self.rig.features
+
+    @property
+    def stream(self) -> str:
+        return self.name
+
+    @property
+    def type(self) -> str:
+        return f"{self.stream}.happened"
+
+    def needs(self, *features: Feature) -> None:
+        """Go on only where the adapter claims these; else the test is reported as not supported."""
+        for feature in features:
+            if not getattr(self.features, feature):
+                pytest.skip(f"not supported: {feature} ({self.features.name})")
+
+    def size(self, what: str, full: int, least: int) -> int:
+        """How many of something: all of them in full mode, a fiftieth in short mode but never less than `least`."""
+        used = full if self.full else max(min(least, full), full // SHORTER)
+        self.sizes[what] = (used, full)
+        return used
+
+    def report(self) -> str:
+        """The sizes and the numbers of the ledger, in a line."""
+        sizes = [f"{what}={used}" + (f"/{full}" if used != full else "") for what, (used, full) in self.sizes.items()]
+        return " ".join([*sizes, *([str(self.ledger)] if self.ledger.deliveries or self.ledger.effects else [])])
+
+    # ── plans and clients ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def subscription(self, handler: str = "handler", **more: Any) -> Subscription:
+        """The position `handler` of this test's service on its stream; `more` goes to `Subscription`."""
+        return Subscription(
+            **{"position": f"{self.name}.{handler}", "stream": self.stream, "types": (self.type,), **more}
+        )
+
+    def plan(self, *subscriptions: Subscription, streams: Sequence[str] = ()) -> Plan:
+        names = {self.stream, *streams, *(one.stream for one in subscriptions)}
+        return Plan(
+            service=self.name,
+            streams=tuple(StreamPlan(name=name) for name in sorted(names)),
+            subscriptions=subscriptions,
+        )
+
+    async def client(self, *subscriptions: Subscription, plan: Plan | None = None) -> Broker:
+        """A client as another process would have, opened with the plan; closed at the end of the test."""
+        client = await self.rig.broker()
+        self._clients.append(client)
+        async with asyncio.timeout(self.patience):
+            await client.open(self.plan(*subscriptions) if plan is None else plan)
+        return client
+
+    async def consumer(
+        self, subscription: Subscription, judge: Judge | None = None, *, client: Broker | None = None, pace: float = 0.0
+    ) -> Consumer:
+        """A running consumer; without `client` as a process of its own."""
+        if client is None:
+            client = await self.client(subscription)
+        consumer = Consumer(f"consumer-{len(self._consumers)}", client, subscription, self.ledger, judge, pace)
+        self._consumers.append(consumer)
+        await consumer.start()
+        return consumer
+
+    # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def message(self, id: str, *, key: str | None = None, size: int = 0, **more: Any) -> Message:
+        """A message whose body begins with its id, padded to `size` bytes."""
+        body = id.encode().ljust(size, b" ") if size else id.encode()
+        headers = {} if key is None else {"x-key": key}
+        wanted = {"id": f"{self.name}-{id}", "stream": self.stream, "type": self.type, "body": body, "key": key}
+        return Message(**{**wanted, "headers": headers, **more})
+
+    def copy(self, message: Message, route: Route, position: str, due: float | None = None) -> Message:
+        """A message as the core sends it to the retry route of a position, or to the dead letters."""
+        headers = {**message.headers, Header.STREAM: message.stream, Header.HANDLER: position}
+        if message.key is not None:
+            headers[Header.KEY] = message.key
+        if route is Route.DEAD:
+            headers[Header.LETTER] = message.id
+        return msgspec.structs.replace(
+            message, id=f"{message.id}-{route.value}", route=route, position=position, due=due, headers=headers
+        )
+
+    async def publish(self, client: Broker, messages: Sequence[Message]) -> None:
+        """Publish what has to be accepted, and enter it."""
+        for message, error in zip(messages, await self.try_publish(client, messages), strict=True):
+            assert error is None, f"publishing {message.id} failed: {error!r}"
+
+    async def try_publish(
+        self, client: Broker, messages: Sequence[Message], timeout: float = PUBLISH_TIMEOUT
+    ) -> Sequence[Exception | None]:
+        """Publish, and enter what was accepted and what was not."""
+        errors = await client.publish(messages, timeout=timeout)
+        assert len(errors) == len(messages), "publish answers for each message, in order"
+        for message, error in zip(messages, errors, strict=True):
+            id = id_of(message)
+            if error is None:
+                self.ledger.accepted(id)
+            else:
+                self.ledger.refused[id] = error
+        return errors
+
+    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> None:
+        """Publish again and again, under the same ids, until all are accepted."""
+        deadline = time.monotonic() + self.patience
+        waiting = list(messages)
+        while waiting:
+            errors = await self.try_publish(client, waiting, timeout=2.0)
+            waiting = [message for message, error in zip(waiting, errors, strict=True) if error is not None]
+            if waiting:
+                last = next(error for error in errors if error is not None)
+                assert time.monotonic() < deadline, f"{len(waiting)} messages were never accepted: {last!r}"
+                await asyncio.sleep(0.1)
+
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that has to come true.
+
+        Raises:
+            AssertionError: it did not, with the numbers.
+        """
+        deadline = time.monotonic() + self.patience
+        while not condition():
+            for consumer in self._consumers:
+                consumer.check()
+            if time.monotonic() > deadline:
+                raise AssertionError(f"after {self.patience:g} s still not: {what}; {self.ledger}")
+            await self.ledger.changed(0.05)
+
+    async def until_equal(self, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+        """Ask until the answer is the wanted one: brokers count with a delay."""
+        deadline = time.monotonic() + self.patience
+        while (found := await ask()) != wanted:
+            assert time.monotonic() < deadline, f"after {self.patience:g} s it is {found}, not {wanted}"
+            await asyncio.sleep(0.1)
+
+    async def until_settled(self, position: str, ids: Sequence[str] | None = None) -> None:
+        """Wait until each of these, or of all that was accepted, took effect here and was confirmed."""
+        wanted = list(self.ledger.published) if ids is None else ids
+        try:
+            await self.until(lambda: self.ledger.is_settled(position, wanted), f"{position} has all")
+        except AssertionError:
+            self.ledger.check(position, ids)  # says what is missing, if something is
+            raise
+
+    async def nothing_more(self, seconds: float = 0.3) -> None:
+        """Give what should not come the time to come."""
+        await asyncio.sleep(seconds)
+        for consumer in self._consumers:
+            consumer.check()
+
+    async def close(self) -> None:
+        """End the consumers and clients of this test."""
+        problems = []
+        closing: list[Consumer | Broker] = [*self._consumers, *self._clients]
+        for one in closing:
+            try:
+                async with asyncio.timeout(15):
+                    await one.close()
+            except Exception as error:
+                problems.append(error)
+        if problems:
+            raise ExceptionGroup(f"closing after {self.name}", problems)

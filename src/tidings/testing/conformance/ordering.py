@@ -1,0 +1,62 @@
+"""Order: one process at a time takes from an ordered position, and whoever comes after it goes on in order."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tidings.testing.conformance.bench import Bench
+from tidings.testing.conformance.consumer import Consumer
+
+
+class Ordering:
+    """Part of the suite."""
+
+    async def test_P8_the_order_of_keys_holds_while_consumers_come_and_go(self, bench: Bench) -> None:
+        bench.needs("ordered")
+        count, many = bench.size("messages", 1000, 300), bench.size("consumers", 10, 5)
+        keys = 16
+        subscription = bench.subscription(ordered=True, max_in_flight=40)
+        client = await bench.client(subscription)
+        consumers = [await bench.consumer(subscription, pace=0.005) for _ in range(many)]
+
+        async def publish() -> None:
+            for start in range(0, count, 20):
+                await bench.publish(
+                    client, [bench.message(str(n), key=f"k{n % keys}") for n in range(start, min(count, start + 20))]
+                )
+
+        publishing = asyncio.create_task(publish())
+        left = list(consumers)
+        for part in range(1, many):
+            await bench.until(lambda most=part * count // many: len(bench.ledger.effects) >= most, "a part")  # type: ignore[misc]
+            active = self._active(left)
+            await active.close()
+            left.remove(active)
+        await publishing
+        await bench.until_settled(subscription.position)
+        bench.ledger.check(subscription.position)
+        found = bench.ledger.keys(subscription.position)
+        assert len(found) == keys
+        for key, ids in found.items():
+            assert ids == sorted(ids, key=int), f"{key} is out of order: {ids}"
+
+    def _active(self, consumers: list[Consumer]) -> Consumer:
+        """The one that took from the position; only one may have."""
+        took = [consumer for consumer in consumers if consumer.taken]
+        assert len(took) == 1, f"{len(took)} processes took from an ordered position at the same time"
+        return took[0]
+
+    async def test_P8_a_standby_takes_over_in_order_what_the_active_one_had(self, bench: Bench) -> None:
+        bench.needs("ordered")
+        count = bench.size("messages", 100, 20)
+        subscription = bench.subscription(ordered=True)
+        first = await bench.consumer(subscription, lambda delivery: None)
+        await bench.publish(first.client, [bench.message(str(number), key="k") for number in range(count)])
+        await bench.until(lambda: len(first.taken) == count, "the first has all")
+        second = await bench.consumer(subscription)
+        await bench.nothing_more(0.5)
+        assert second.taken == [], "a standby took something"
+        await first.close()
+        await bench.until_settled(subscription.position)
+        assert second.ids == [str(number) for number in range(count)]
+        bench.ledger.check(subscription.position)

@@ -1,0 +1,46 @@
+"""For pytest: the option of the suite, and what it prints at the end. ``-p tidings.testing.conformance.plugin``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+
+class Report(NamedTuple):
+    """What a test has to say besides that it passed."""
+
+    broker: str
+    test: str
+    text: str
+
+
+REPORTS = pytest.StashKey[list[Report]]()
+
+_NOT_SUPPORTED = "not supported: "
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tidings")
+    group.addoption(
+        "--conformance",
+        choices=("short", "full"),
+        default="short",
+        help="the sizes of the conformance suite: short divides them by 50, down to what keeps a test meaningful",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reports = config.stash.get(REPORTS, [])
+    missing = [
+        report.longrepr[2].partition(_NOT_SUPPORTED)[2] + ": " + report.nodeid.rpartition("::")[2]
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and _NOT_SUPPORTED in report.longrepr[2]
+    ]
+    if not reports and not missing:
+        return
+    terminalreporter.section(f"conformance ({config.getoption('--conformance')})")
+    for broker, test, text in reports:
+        terminalreporter.line(f"{broker}  {test}  {text}")
+    for line in missing:
+        terminalreporter.line(_NOT_SUPPORTED + line)

@@ -1,0 +1,3 @@
+"""For all tests: the options of the suite that ships with the package."""
+
+pytest_plugins = ["tidings.testing.conformance.plugin"]
