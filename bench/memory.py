@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,20 +60,20 @@ async def measure(events: int, seconds: float) -> tuple[float, float]:
         url = await server.start()
         try:
             rate = await fill(url, events)
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "tidings", "run", "slow_worker:service", "--broker", url, "--port", "0"],
+            worker = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tidings.cli", "run", "slow_worker:service", "--broker", url, "--port", "0"),
                 cwd=folder,
-                env=os.environ,
                 stdout=subprocess.DEVNULL,
             )
             try:
                 await asyncio.sleep(seconds)
-                if worker.poll() is not None:
+                if worker.returncode is not None:
                     raise RuntimeError(f"the worker ended with {worker.returncode}")
                 return rate, peak_mb(worker.pid)
             finally:
-                worker.terminate()
-                worker.wait(timeout=60)
+                if worker.returncode is None:
+                    worker.terminate()
+                    await worker.wait()
         finally:
             await server.stop()
 

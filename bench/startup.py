@@ -50,7 +50,18 @@ def import_cost(rounds: int) -> tuple[float, float]:
 
 def until_ready(url: str, folder: Path) -> float:
     """Seconds from typing `tidings run` until it says that it is ready, against a running server."""
-    command = [sys.executable, "-m", "tidings", "run", "shop_startup:service", "--broker", url, "--port", "0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "tidings.cli",
+        "run",
+        "shop_startup:service",
+        "--broker",
+        url,
+        "--port",
+        "0",
+        "--json",
+    ]
     began = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -67,7 +78,7 @@ def until_ready(url: str, folder: Path) -> float:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if entry.get("event") == "ready":
+            if "ready" in entry:
                 return time.perf_counter() - began
         raise RuntimeError("tidings run ended before it was ready")
     finally:

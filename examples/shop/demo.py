@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import os
 import random
 import signal
@@ -58,7 +59,7 @@ class Demo:
         self.workers = Workers(self.broker, stores, folder, env)
         self.front = Service("orders-front", broker=self.broker, publishes=[OrderPlaced])
         self.accepted: set[str] = set()
-        self.repeated = self.refused = self.server_kills = 0
+        self.repeated = self.refused = self.server_kills = self.dead = 0
 
     async def run(self) -> Report:
         """Start everything, do the damage, wait until all is quiet, compare."""
@@ -107,7 +108,7 @@ class Demo:
                 self.screen.say(await what if inspect.isawaitable(what) else what)
             wave = orders[at : at + WAVE]
             await self._until_stored(wave)
-            await self._repeat([order for order in wave if self.rng.random() < trouble.DUPLICATE_SHARE])
+            await self._repeat([order for order in wave if self._is_repeated(order)])
             self._show()
             ahead = (at + len(wave)) / self.options.per_second - (time.monotonic() - began)
             await asyncio.sleep(max(0.0, ahead))
@@ -122,6 +123,10 @@ class Demo:
             if left:
                 self.refused += len(left)
                 await asyncio.sleep(0.2)
+
+    def _is_repeated(self, order: OrderPlaced) -> bool:
+        """Not those that are meant to die: each of their copies would be a letter of its own."""
+        return order.sku != "broken" and self.rng.random() < trouble.DUPLICATE_SHARE
 
     async def _repeat(self, orders: Sequence[OrderPlaced]) -> None:
         if orders:
@@ -146,7 +151,7 @@ class Demo:
 
     def _kill_worker(self, service: str) -> str:
         pid = self.workers.kill_one(service, self.rng)
-        return f"no {service} worker was there to kill" if pid is None else f"killed a {service} worker (SIGKILL {pid})"
+        return f"no worker of {service} to kill" if pid is None else f"killed a worker of {service} (SIGKILL {pid})"
 
     def _kill_server(self) -> str:
         pid = self.server.pid
@@ -167,18 +172,19 @@ class Demo:
 
     async def _wait_until_quiet(self, broken: set[str]) -> None:
         meant = trouble.GARBAGE + trouble.UNKNOWN_VERSIONS + trouble.BROKEN
-        last, since = None, time.monotonic()
+        last: object = None
+        since = time.monotonic()
         while time.monotonic() - since < QUIET:
             stages = self._stages(broken)
-            dead = self.workers.outcomes["dead"]
-            now = ([(stage.applied, stage.twice) for stage in stages], dead, self.workers.outcomes["duplicate"])
+            self.dead = len(await list_letters(self.front.active.broker, state=None))
+            now = ([(stage.applied, stage.twice) for stage in stages], self.dead, self.workers.outcomes["duplicate"])
             if now != last:
                 last, since = now, time.monotonic()
-            done = all(stage.lost == 0 for stage in stages) and dead >= meant
+            done = all(stage.lost == 0 for stage in stages) and self.dead >= meant
             if done and time.monotonic() - since > 2.0:
                 return
             self._show()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
 
     async def _compare(self, broken: set[str]) -> Report:
         letters = await list_letters(self.front.active.broker, state=None)
@@ -203,7 +209,9 @@ class Demo:
             published=len(self.accepted),
             total=self.options.orders + trouble.BROKEN,
             applied=applied,
-            outcomes=self.workers.outcomes,
+            retried=self.workers.outcomes["retry"],
+            redelivered=self.workers.outcomes["duplicate"],
+            dead=self.dead,
         )
 
 
@@ -214,6 +222,10 @@ async def run(options: Options) -> int:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidings-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
+        logs = logging.FileHandler(folder / "demo.log")
+        logging.getLogger("tidings").addHandler(logs)
+        stack.callback(logging.getLogger("tidings").removeHandler, logs)
+        stack.callback(logs.close)
         screen = stack.enter_context(Screen([handler for _, handler in STAGES]))
         try:
             report = await Demo(options, folder, screen).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 import msgspec
@@ -79,7 +79,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         console.print(
             f"{self.worker_kills} workers and {self.server_kills} servers were killed;"
             f" {self.refused} publishes were refused meanwhile and repeated;"
-            f" {self.repeated} orders were sent twice on purpose."
+            f" {self.repeated} orders were sent twice on purpose.",
+            soft_wrap=True,
         )
         console.print(
             f"{self.dead} dead letters; {self.dead_expected} were meant"
@@ -112,19 +113,19 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Something happened."""
-        self._console.print(f"[dim]{time.monotonic() - self._began:5.1f} s[/dim]  {text}")
+        self._console.print(f"[dim]{time.monotonic() - self._began:5.1f} s[/dim]  {text}", soft_wrap=True)
 
-    def show(self, *, published: int, total: int, applied: Sequence[int], outcomes: Mapping[str, int]) -> None:
+    def show(
+        self, *, published: int, total: int, applied: Sequence[int], retried: int, redelivered: int, dead: int
+    ) -> None:
         """How far everything is."""
         if self._live is not None:
             table = Table()
             for heading in ("published", *self._handlers, "retried", "redelivered", "dead"):
                 table.add_column(heading, justify="right")
-            numbers = [*applied, outcomes["retry"], outcomes["duplicate"], outcomes["dead"]]
-            table.add_row(f"{published}/{total}", *map(str, numbers))
+            table.add_row(f"{published}/{total}", *map(str, [*applied, retried, redelivered, dead]))
             self._live.update(table)
         elif time.monotonic() - self._last > 2:
             self._last = time.monotonic()
             stages = " ".join(f"{name}={count}" for name, count in zip(self._handlers, applied, strict=True))
-            others = f"retried={outcomes['retry']} redelivered={outcomes['duplicate']} dead={outcomes['dead']}"
-            self.say(f"published={published}/{total} {stages} {others}")
+            self.say(f"published={published}/{total} {stages} retried={retried} redelivered={redelivered} dead={dead}")

@@ -54,7 +54,9 @@ def duplicate(order: OrderPlaced, number: int) -> Message:
 def garbage(rng: random.Random) -> list[Message]:
     """Bytes that are no event."""
     return [
-        Message(id=f"garbage-{number}-{rng.random()}", stream="order", type="order.placed", body=rng.randbytes(40))
+        Message(
+            id=f"garbage-{number}-{rng.random()}", stream="order", type="order.placed", body=b"\xff" + rng.randbytes(40)
+        )
         for number in range(GARBAGE)
     ]
 
@@ -77,4 +79,3 @@ def schedule(
 ) -> list[tuple[int, Callable[[], Awaitable[str] | str]]]:
     """Spread the kills over the load: after how many orders each one comes."""
     return [(total * (place + 1) // (len(kills) + 1), kill) for place, kill in enumerate(kills)]
-

@@ -91,7 +91,7 @@ class Workers:
 
     async def _spawn(self, service: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tidings", "run", f"examples.shop.{service}:{service}"),
+            *(sys.executable, "-m", "tidings.cli", "run", f"examples.shop.{service}:{service}"),
             *("--broker", self._broker, "--store", self._stores[service], "--port", "0", "--json"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -117,7 +117,7 @@ class Workers:
             return
         if outcome := entry.get("outcome"):
             self.outcomes[str(outcome)] += int(entry.get("count", 1))
-        elif entry.get("event") == "ready":
+        elif "ready" in entry:
             self.ready += 1
 
 
