@@ -58,8 +58,11 @@ class Claimer:
         return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
 
     def of_the_store(self, error: Exception) -> WorldError | None:
-        """What a handler's error means, when it was the store's: a lock, or a database that is gone."""
-        return None if self._once is None else self._once.translate(error)
+        """What a handler's error means, when it was the store's: a lock, or a database that is gone.
+
+        A handler that does not use the store's connection has errors of its own only.
+        """
+        return None if self._once is None or self._resource is None else self._once.translate(error)
 
     def key(self, delivery: Delivery, event: Event) -> Key:
         """What is applied once: the event's id, or the field of the newest version that the handler named."""

@@ -6,6 +6,7 @@ bytes and headers, and what Tidings has to say in headers of its own.
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Mapping
@@ -16,15 +17,38 @@ from urllib.parse import quote, unquote
 from tidings.delivery import DeadLettered, Delivery, Header, Message, Retried, Route
 
 MAX_TRACEBACK = 6000
-"""Characters of a traceback that a dead letter keeps: its end, where the cause stands."""
+"""Bytes of a traceback that a dead letter keeps: its end, where the cause stands."""
+
+MAX_REASON = 2000
+"""Bytes of a reason that a copy keeps: its beginning."""
+
+_HANDLED = frozenset({"failed", "rejected", "copy-too-large"})
+"""The codes of those that a handler has seen once more than their copy says."""
 
 _SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_OUTER_SPACES = re.compile(r"\A +| +\Z")
+_HALF = re.compile(r"%.?\Z")
 _OURS = "tidings-"
 
 
 def header_text(value: str) -> str:
-    """Text as a header can hold it: printable ASCII, the rest percent-encoded."""
-    return quote(value.strip(), safe=_SAFE)
+    """Text as a header can hold it: printable ASCII, the rest percent-encoded, and spaces where a transport trims."""
+    text = quote(value, safe=_SAFE, errors="backslashreplace")
+    return _OUTER_SPACES.sub(lambda found: "%20" * len(found[0]), text)
+
+
+def _beginning(text: str, most: int) -> str:
+    """The first bytes of a header's text, without half of an encoded one."""
+    return text if len(text) <= most else _HALF.sub("", text[:most])
+
+
+def _end(text: str, most: int) -> str:
+    """The last bytes of a header's text, without half of an encoded one."""
+    if len(text) <= most:
+        return text
+    start = len(text) - most
+    half = text.find("%", start - 2, start)
+    return text[start if half < 0 else half + 3 :]
 
 
 def plain_text(value: str) -> str:
@@ -35,12 +59,22 @@ def plain_text(value: str) -> str:
 def restore(delivery: Delivery) -> None:
     """Read what Tidings wrote on a copy when it went onto the retry route."""
     count = delivery.headers.get(Header.FAILURES, "0")
-    delivery.failures = int(count) if count.isascii() and count.isdigit() else 0
+    delivery.failures = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else 0
 
 
 def origin_of(delivery: Delivery) -> str:
     """Where the first copy of a message stood, also when this one came by the retry route."""
-    return delivery.headers.get(Header.ORIGIN) or delivery.origin_text
+    return plain_text(_kept(delivery, Header.ORIGIN)) or delivery.origin_text
+
+
+def _kept(delivery: Delivery, header: str) -> str:
+    """What Tidings wrote on a copy. On an event the same header is a stranger's, and says nothing."""
+    return delivery.headers.get(header, "") if delivery.route is Route.RETRY else ""
+
+
+def _redrive(delivery: Delivery) -> str:
+    """Which dead letter a redriven copy was, and which redrive it is: what fails again after that is something new."""
+    return f"{_kept(delivery, Header.LETTER)}:{_kept(delivery, Header.REDRIVE)}"
 
 
 def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
@@ -48,7 +82,7 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
     failures = delivery.failures + (1 if retried.counted else 0)
     now = time.time()
     return Message(
-        id=_digest("retry", origin_of(delivery), position, delivery.headers.get(Header.LETTER, ""), str(failures)),
+        id=_digest("retry", origin_of(delivery), position, _redrive(delivery), str(failures)),
         route=Route.RETRY,
         position=position,
         stream=delivery.stream,
@@ -58,7 +92,7 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
         headers={
             **_common(delivery, position, now),
             Header.FAILURES: str(failures),
-            Header.REASON: header_text(retried.reason),
+            Header.REASON: _beginning(header_text(retried.reason), MAX_REASON),
         },
         due=now + retried.after,
     )
@@ -66,7 +100,7 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
 
 def letter_id(delivery: Delivery, position: str) -> str:
     """The same for every copy of one death: a crash between storing a letter and the ack leaves two with one id."""
-    return _digest("dead", origin_of(delivery), position, delivery.headers.get(Header.LETTER, ""))
+    return _digest("dead", origin_of(delivery), position, _redrive(delivery))
 
 
 def dead_letter(
@@ -78,16 +112,16 @@ def dead_letter(
     headers = {
         **_common(delivery, position, now),
         Header.LETTER: letter,
-        Header.FAILURES: str(delivery.failures + (1 if dead.code == "failed" else 0)),
-        Header.REASON: header_text(dead.reason[:2000]),
+        Header.FAILURES: str(delivery.failures + (1 if dead.code in _HANDLED else 0)),
+        Header.REASON: _beginning(header_text(dead.reason), MAX_REASON),
         Header.ERROR: header_text(dead.code),
         Header.SERVICE_VERSION: header_text(service_version),
     }
-    if redriven := delivery.headers.get(Header.LETTER):
+    if redriven := _kept(delivery, Header.LETTER):
         headers[Header.REDRIVEN_FROM] = redriven
     if dead.error is not None:
-        text = "".join(traceback.format_exception(dead.error))
-        headers[Header.TRACEBACK] = header_text(text[-MAX_TRACEBACK:])
+        text = "".join(traceback.format_exception(dead.error)).strip()
+        headers[Header.TRACEBACK] = _end(header_text(text), MAX_TRACEBACK)
     pieces = [delivery.body[at : at + room] for at in range(0, len(delivery.body), room)] or [b""]
     return [
         Message(
@@ -110,23 +144,29 @@ def original_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _common(delivery: Delivery, position: str, now: float) -> dict[str, str]:
-    stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+    stamp = _stamp(now)
+    first = _stamp(delivery.first_failed) if delivery.first_failed else stamp
     headers = {
         **original_headers(delivery.headers),
         Header.ID: header_text(delivery.event_id),
         Header.ORIGIN: header_text(origin_of(delivery)),
         Header.STREAM: delivery.stream,
         Header.HANDLER: position,
-        Header.FIRST_FAILURE: delivery.headers.get(Header.FIRST_FAILURE, stamp),
+        Header.FIRST_FAILURE: _kept(delivery, Header.FIRST_FAILURE) or first,
         Header.LAST_FAILURE: stamp,
     }
     if (kind := _type_of(delivery)) != "":
         headers[Header.TYPE] = header_text(kind)
     if (key := delivery.key) is not None:
         headers[Header.KEY] = header_text(key)
-    if (redriven := delivery.headers.get(Header.LETTER)) is not None:
-        headers[Header.LETTER] = redriven
+    for header in (Header.LETTER, Header.REDRIVE):
+        if kept := _kept(delivery, header):
+            headers[header] = kept
     return headers
+
+
+def _stamp(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
 def _type_of(delivery: Delivery) -> str:

@@ -61,7 +61,7 @@ class Fold:
     def __init__(self, *, bodies: bool = False) -> None:
         self.letters: dict[str, Letter] = {}
         self._bodies = bodies
-        self._parts: dict[str, dict[int, bytes]] = {}
+        self._parts: dict[tuple[str, int], dict[int, bytes]] = {}
 
     def add(self, message: Delivery) -> None:
         """Take in the next message of the log. A stranger's message is none of its business."""
@@ -72,15 +72,17 @@ class Fold:
         if marker := headers.get(Header.MARKER):
             self._mark(letter_id, marker)
             return
-        number, _, count = headers.get(Header.PART, "1/1").partition("/")
-        parts = self._parts.setdefault(letter_id, {})
-        parts[int(number)] = message.body if self._bodies else b""
-        if len(parts) < int(count):
+        number, _, of = headers.get(Header.PART, "1/1").partition("/")
+        count = _number(of)
+        parts = self._parts.setdefault((letter_id, count), {})
+        parts[_number(number)] = message.body if self._bodies else b""
+        if len(parts) < count:
             return
-        del self._parts[letter_id]
+        del self._parts[letter_id, count]
         known = self.letters.get(letter_id)
         if known is not None:
             known.copies += 1
+            known.state = "dead"  # it died once more, after whatever was done about it
             return
         self.letters[letter_id] = _letter(letter_id, message, b"".join(body for _, body in sorted(parts.items())))
 
@@ -141,6 +143,7 @@ async def redrive(broker: Broker, letter: Letter) -> None:
         Header.STREAM: letter.stream,
         Header.HANDLER: letter.position,
         Header.LETTER: letter.id,
+        Header.REDRIVE: str(letter.redriven + 1),
         Header.FAILURES: "0",
     }
     if letter.type:
@@ -181,7 +184,7 @@ async def _mark(broker: Broker, letter: Letter, marker: str) -> None:
     await _store(
         broker,
         Message(
-            id=f"{letter.id}:{marker}:{letter.redriven + 1}",
+            id=f"{letter.id}:{marker}:{letter.redriven + 1}:{letter.copies}",
             route=Route.DEAD,
             position=letter.position,
             stream=letter.stream,
@@ -227,7 +230,7 @@ def _letter(letter_id: str, message: Delivery, body: bytes) -> Letter:
         event_id=plain_text(headers.get(Header.ID, "")),
         code=plain_text(headers.get(Header.ERROR, "")),
         reason=plain_text(headers.get(Header.REASON, "")),
-        failures=int(headers.get(Header.FAILURES, "0")),
+        failures=_number(headers.get(Header.FAILURES, "")),
         first_failure=headers.get(Header.FIRST_FAILURE, ""),
         last_failure=headers.get(Header.LAST_FAILURE, ""),
         origin=plain_text(headers.get(Header.ORIGIN, "")),
@@ -237,3 +240,8 @@ def _letter(letter_id: str, message: Delivery, body: bytes) -> Letter:
         headers=original_headers(headers),
         body=body,
     )
+
+
+def _number(text: str) -> int:
+    """A count from a header; 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0

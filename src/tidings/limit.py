@@ -36,8 +36,10 @@ class Limit:
         self._started = self._loop.time()
 
     def end(self) -> None:
-        """The current event has ended, whichever way."""
+        """The current event has ended, whichever way: a timeout that it swallowed is taken back."""
         self._started = None
+        if self._expired:
+            self.took_back()
 
     def took_back(self) -> bool:
         """Whether a cancellation that was just caught was the limit's own; if so, it is undone."""

@@ -22,9 +22,12 @@ class Holds:
         return key in self._waiting
 
     def hold(self, key: str, delivery: Delivery, due: float) -> None:
-        """Keep a failed delivery until `due` (loop time); its followers, if there are some already, stay behind it."""
-        self._waiting.setdefault(key, deque()).appendleft(delivery)
-        self._due[key] = due
+        """Keep a failed delivery until `due` (loop time); where its key is held already, it stays behind that one."""
+        if key in self._waiting:
+            self._waiting[key].append(delivery)
+        else:
+            self._waiting[key] = deque([delivery])
+            self._due[key] = due
 
     def follow(self, key: str, delivery: Delivery) -> None:
         """Queue a delivery behind the one that is held."""

@@ -20,28 +20,22 @@ import msgspec
 from tidings.claims import Claimer
 from tidings.context import Scope, current
 from tidings.copies import restore
-from tidings.delivery import (
-    DeadLettered,
-    Decision,
-    Delivery,
-    Done,
-    Duplicate,
-    Message,
-    Retried,
-    Route,
-)
+from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried, Route
 from tidings.envelope import read_envelope
-from tidings.errors import Contention, WorldError
+from tidings.errors import Contention, StoreUnavailable, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.limit import Limit
 from tidings.order import Holds
 from tidings.policy import BUSY_PAUSE, decide, describe
 from tidings.ports import Broker, Claim, Claimed, State
-from tidings.settling import COPY_TIMEOUT, Settler
+from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
 
 BATCH_SECONDS: Final = 0.05
 """A batch closes after this much time in handlers, so that what is done is settled soon."""
+
+CRASH_PAUSE: Final = 5.0
+"""How long a batch stays away over which the pipeline itself, not a handler, failed."""
 
 Call = Callable[[Event, Claim, Delivery], Awaitable[Any]]
 Wrap = Callable[[Any, Scope], Sequence[Message]]
@@ -55,6 +49,8 @@ class Work(msgspec.Struct, eq=False):
     decision: Decision | None = None
     alone: bool = False
     """After an error of the database itself, which does not tell whose fault it was."""
+    first: bool = False
+    """It failed behind an event of its key, which is to be applied before anything is decided about this one."""
 
 
 class _Failed(Exception):
@@ -93,7 +89,8 @@ class Pipeline:
         """Take a batch to its end; return what could not be begun, and why: the world is down, or we are stopping.
 
         With `holds` the order of keys is kept: what waits for its next attempt, or behind such an event, stays there,
-        unsettled. Raises nothing but cancellation, and then has given back everything that was not decided.
+        unsettled. Raises nothing but cancellation, unless there is a mistake in here; whatever was neither decided nor
+        held has been given back then.
         """
         began = time.monotonic()
         works = [self._read(delivery) for delivery in batch]
@@ -107,9 +104,11 @@ class Pipeline:
                 await self._attempt(group)
         except WorldError as error:
             trouble = describe(error)
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError) as error:
+            self._next_group(works, holds)  # what follows a held event stays behind it
+            after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")
             for work in works:
-                work.decision = work.decision or Retried(after=0.0, reason="shutdown", counted=False)
+                work.decision = Retried(after=after, reason=reason, counted=False)
             await self._settle(works, None, began)
             raise
         return [work.delivery for work in works], trouble
@@ -135,24 +134,34 @@ class Pipeline:
             for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
                 holds.follow(work.delivery.key or "", work.delivery)
                 works.remove(work)
-        return works[:1] if works and works[0].alone else works[: self._together]
+        most = 1 if works and works[0].alone else self._together
+        return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
 
     # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
 
     async def _attempt(self, group: list[Work]) -> None:
         decided: dict[int, Decision] = {}
         try:
-            async with self._claimer.open([(work.delivery, work.event) for work in group if work.event]) as claim:
+            async with self._claimer.open(
+                [(work.delivery, work.event) for work in group if work.event is not None]
+            ) as claim:
                 caused = await self._handle_all(group, claim, decided)
                 if caused and not await claim.emit([message for _, message in caused]):
                     await self._publish(group, caused, claim, decided)
         except _Failed as failed:
-            failed.work.decision = self._decide(failed.error, failed.work)
+            before = {name for work in group[: group.index(failed.work)] for name in self._names(work)}
+            if before.isdisjoint(self._names(failed.work)):
+                failed.work.decision = self._decide(failed.error, failed.work)
+            failed.work.first = True
         except Contention:
             self._together = max(1, self._together // 2)
             raise
         except WorldError:
             raise
+        except asyncio.CancelledError as error:
+            if _we_are_cancelled():
+                raise
+            raise StoreUnavailable("the store or the broker cancelled what it was asked for") from error
         except Exception as error:
             if len(group) > 1:
                 for work in group:
@@ -174,13 +183,16 @@ class Pipeline:
         with Limit(self._handler.rules.timeout) as limit:
             for index, work in enumerate(group):
                 claimed = claim.states[index]
-                if left_out and self._must_wait(work, left_out):
-                    claim.fail(index)
-                elif claimed.state is not State.NEW:
+                new = claimed.state is State.NEW
+                closed = new and index > 0 and (self.stopping or time.monotonic() > closes)
+                if closed or (left_out and not left_out.isdisjoint(self._names(work))):
+                    left_out.update(self._names(work))
+                    if new:
+                        claim.fail(index)
+                elif not new:
                     decided[index] = self._known(work, claimed)
-                elif index and (self.stopping or time.monotonic() > closes):
-                    claim.fail(index)
-                    self._leave_out(work, left_out)
+                    if claimed.state is State.BUSY:
+                        left_out.update(self._names(work))
                 else:
                     try:
                         messages = await self._handle(work, claim, limit)
@@ -189,7 +201,7 @@ class Pipeline:
                             raise self._claimer.of_the_store(error) or _Failed(work, error) from error
                         claim.fail(index)
                         decided[index] = self._decide(error, work)
-                        self._leave_out(work, left_out)
+                        left_out.update(self._names(work))
                     else:
                         decided[index] = DONE
                         caused.extend((index, message) for message in messages)
@@ -211,18 +223,31 @@ class Pipeline:
         finally:
             limit.end()
             current.reset(token)
-        limit.took_back()  # a handler that swallowed its timeout has ended all the same
         return () if result is None else self._wrap(result, scope)
 
     async def _publish(
         self, group: list[Work], caused: list[tuple[int, Message]], claim: Claim, decided: dict[int, Decision]
     ) -> None:
-        """Without a SQL store the broker has stored what was caused before the claim is marked done."""
+        """Without a SQL store the broker has stored what was caused before the claim is marked done.
+
+        Where it has not, the event is not done either, and what must wait for it is handled again after it.
+        """
         errors = await self._broker.publish([message for _, message in caused], timeout=COPY_TIMEOUT)
-        for (index, _), error in zip(caused, errors, strict=True):
-            if error is not None and isinstance(decided.get(index), Done):
+        failed = {index: error for (index, _), error in zip(caused, errors, strict=True) if error is not None}
+        left_out: set[str] = set()
+        for index in sorted(decided) if failed else ():
+            work = group[index]
+            if (error := failed.get(index)) is not None:
+                if self._claimer.shared:
+                    raise _Failed(work, error)
+                decided[index] = self._decide_unpublished(error, work)
+            elif left_out and not left_out.isdisjoint(self._names(work)):
+                del decided[index]
+            else:
+                continue
+            left_out.update(self._names(work))
+            if claim.states[index].state is State.NEW:
                 claim.fail(index)
-                decided[index] = self._decide(error, group[index])
 
     def _known(self, work: Work, claimed: Claimed) -> Decision:
         if claimed.state is State.BUSY:
@@ -234,12 +259,6 @@ class Pipeline:
             return DeadLettered(reason=reason, code="conflict")
         return Duplicate(of=claimed.event_id)
 
-    def _leave_out(self, work: Work, left_out: set[str]) -> None:
-        left_out.update(self._names(work))
-
-    def _must_wait(self, work: Work, left_out: set[str]) -> bool:
-        return not left_out.isdisjoint(self._names(work))
-
     def _names(self, work: Work) -> list[str]:
         """What makes an event wait for an earlier one that was not applied: same key once, same key in order."""
         assert work.event is not None
@@ -247,6 +266,11 @@ class Pipeline:
         if self._handler.rules.ordered and work.delivery.key is not None:
             names.append(f"key {work.delivery.key}")
         return names
+
+    def _decide_unpublished(self, error: Exception, work: Work) -> Decision:
+        if isinstance(error, WorldError):  # the broker's failure, not the event's
+            return Retried(after=COPY_PAUSE, reason=describe(error), counted=False)
+        return self._decide(error, work)
 
     def _decide(self, error: Exception, work: Work) -> Decision:
         return decide(error, work.delivery, self._handler.rules.retry)

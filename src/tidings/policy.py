@@ -59,6 +59,9 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry) -> Decision:
 
 def describe(error: BaseException) -> str:
     """An error in one line, cut to what fits a header."""
-    text = " ".join(str(error).split())
     name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of the user's that cannot be printed must not stop its event from being decided
+        text = "(its message cannot be printed)"
     return f"{name}: {text}"[:1000] if text else name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from tidings.copies import dead_letter, retry_copy
@@ -58,47 +58,59 @@ class Settler:
         outcomes: list[Outcome] = [decision for _, decision in ended]
         verdicts: list[tuple[int, Verdict]] = []
         copies: list[int] = []
+        failed: list[Delivery] = []
         for place, (delivery, decision) in enumerate(ended):
             if isinstance(decision, Done | Duplicate):
                 verdicts.append((place, ACK))
             elif isinstance(decision, DeadLettered):
                 copies.append(place)
             elif holds is not None and delivery.key is not None:
-                delivery.failures += decision.counted
-                holds.hold(delivery.key, delivery, asyncio.get_running_loop().time() + decision.after)
+                _hold(holds, delivery.key, delivery, decision.after)
+                if decision.counted:
+                    failed.append(delivery)
             elif decision.counted:
                 copies.append(place)
             else:
                 verdicts.append((place, Release(decision.after)))
         if copies:
-            verdicts += await self._store(ended, copies, outcomes)
+            verdicts += await self._store(ended, copies, outcomes, holds)
         if verdicts:
-            errors = await self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
+            told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
+            errors = await _answers(told, len(verdicts))
             for (place, _), failure in zip(verdicts, errors, strict=True):
                 if failure is not None:
                     outcomes[place] = Unsettled(ended[place][1], describe(failure))
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
+        for delivery in failed:
+            delivery.first_failed = delivery.first_failed or time.time()
+            delivery.failures += 1
 
-    async def _store(self, ended: Ended, places: list[int], outcomes: list[Outcome]) -> list[tuple[int, Verdict]]:
-        """Retry copies and dead letters: acknowledged once stored, given back for a while where they could not be."""
+    async def _store(
+        self, ended: Ended, places: list[int], outcomes: list[Outcome], holds: Holds | None
+    ) -> list[tuple[int, Verdict]]:
+        """Retry copies and dead letters: acknowledged once stored, kept away for a while where they could not be."""
         copies = {place: self._copies(*ended[place]) for place in places}
         flat = [message for messages in copies.values() for message in messages]
-        errors = iter(await self._broker.publish(flat, timeout=COPY_TIMEOUT))
+        errors = iter(await _answers(self._broker.publish(flat, timeout=COPY_TIMEOUT), len(flat)))
         verdicts: list[tuple[int, Verdict]] = []
         too_large: list[int] = []
         for place, messages in copies.items():
+            delivery, decision = ended[place]
             failed = [error for error in [next(errors) for _ in messages] if error is not None]
             if not failed:
                 verdicts.append((place, ACK))
-            elif isinstance(failed[0], EventTooLarge) and isinstance(ended[place][1], Retried):
-                reason = f"too large for the retry route: {describe(failed[0])}"
-                ended[place] = (ended[place][0], DeadLettered(reason=reason, code="too-large"))
-                outcomes[place] = ended[place][1]
+            elif isinstance(failed[0], EventTooLarge) and isinstance(decision, Retried):
+                reason = f"{decision.reason}; too large for the retry route: {describe(failed[0])}"
+                outcomes[place] = dead = DeadLettered(reason=reason, code="copy-too-large", error=decision.error)
+                ended[place] = (delivery, dead)
                 too_large.append(place)
             else:
-                outcomes[place] = Unsettled(ended[place][1], f"its copy was not stored: {describe(failed[0])}")
-                verdicts.append((place, Release(COPY_PAUSE)))
-        return verdicts + (await self._store(ended, too_large, outcomes) if too_large else [])
+                outcomes[place] = Unsettled(decision, f"its copy was not stored: {describe(failed[0])}")
+                if holds is not None and delivery.key is not None:
+                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
+                else:
+                    verdicts.append((place, Release(COPY_PAUSE)))
+        return verdicts + (await self._store(ended, too_large, outcomes, holds) if too_large else [])
 
     def _copies(self, delivery: Delivery, decision: Decision) -> list[Message]:
         if isinstance(decision, Retried):
@@ -112,3 +124,19 @@ class Settler:
                 observer.settled(self._position, batch, time.monotonic() - began)
             except Exception:
                 log.exception("observer %r failed; it changes nothing", observer)
+
+
+def _hold(holds: Holds, key: str, delivery: Delivery, after: float) -> None:
+    holds.hold(key, delivery, asyncio.get_running_loop().time() + after)
+
+
+async def _answers(call: Awaitable[Sequence[Exception | None]], count: int) -> Sequence[Exception | None]:
+    """What a broker answered. One that breaks its word and raises has, for all that is known, done nothing."""
+    try:
+        return await call
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            raise
+        log.exception("the broker raised where it should have answered")
+        return [error if isinstance(error, Exception) else RuntimeError("the broker cancelled its answer")] * count

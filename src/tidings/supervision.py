@@ -32,7 +32,9 @@ class Supervisor:
             began = loop.time()
             try:
                 await run()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():
+                    raise
                 self.failures[name] = f"{type(error).__name__}: {error}"
                 log.exception("%s failed; it is started again in %.1f s", name, pause)
             else:
@@ -46,7 +48,8 @@ class Supervisor:
 
     def _forgive(self, name: str, failure: str | None) -> None:
         """A task that has not failed again since is well."""
-        if failure is not None and self.failures.get(name) is failure and not self._tasks[name].done():
+        task = self._tasks.get(name)
+        if failure is not None and self.failures.get(name) is failure and task is not None and not task.done():
             del self.failures[name]
 
     async def wait(self, *names: str, timeout: float | None = None) -> bool:
@@ -64,3 +67,9 @@ class Supervisor:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=30)
+
+
+def _we_are_cancelled() -> bool:
+    """Whether somebody cancelled this task, and a library did not just raise what looks like it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from tidings.delivery import Delivery, Release
 from tidings.order import Holds
@@ -21,8 +21,6 @@ log = logging.getLogger("tidings.worker")
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
-CRASH_PAUSE = 5.0
-"""How long a batch stays away over which a lane itself, not a handler, failed."""
 
 
 class Lane:
@@ -32,6 +30,7 @@ class Lane:
         self.queue = queue
         self.holds = Holds() if ordered else None
         self.busy = False
+        self.trouble = ""
         self._wake: asyncio.Future[None] | None = None
 
     def take(self, most: int) -> list[Delivery]:
@@ -91,13 +90,16 @@ class Worker:
         self._lanes = [Lane(deque() if ordered else shared, ordered) for _ in range(lanes)]
         self._feed: Feed | None = None
         self._tasks = Supervisor()
-        self._stopping = False
-        self.trouble = ""
-        """Why the handler cannot work just now: its store is down. Empty while all is well."""
+        self._stopping = asyncio.Event()
 
     @property
     def position(self) -> str:
         return self._subscription.position
+
+    @property
+    def trouble(self) -> str:
+        """Why the handler cannot work just now: its store is down. Empty while all is well."""
+        return next((lane.trouble for lane in self._lanes if lane.trouble), "")
 
     @property
     def failures(self) -> dict[str, str]:
@@ -122,20 +124,25 @@ class Worker:
         self._feed = await self._broker.subscribe(self._subscription, sink)
 
     async def stop(self, grace: float) -> None:
-        """Take no more, finish the events that run, give the rest back at once; after `grace` seconds give up."""
-        self._stopping = self._pipeline.stopping = True
+        """Take no more, finish the events that run, give the rest back at once; after `grace` seconds give up.
+
+        In order, the rest waits for the events that run: one of them may have to go back before what follows it.
+        """
+        self._pipeline.stopping = True
+        self._stopping.set()
         if self._feed is not None:
-            await self._feed.stop()
+            await _survive("stop", self._feed.stop())
         for lane in self._lanes:
             lane.wake()
+        if not self._subscription.ordered:
+            await self._give_back(self._emptied())
         names = [f"{self.position} lane {number}" for number in range(len(self._lanes))]
         if not await self._tasks.wait(*names, timeout=grace):
             log.warning("%s: a handler was still running after %.0f s; its event is given back", self.position, grace)
         await self._tasks.cancel()
-        rest = [delivery for lane in self._lanes for delivery in self._emptied(lane)]
-        await self._give_back(rest, 0.0)
+        await self._give_back(self._emptied())
         if self._feed is not None:
-            await self._feed.close()
+            await _survive("close", self._feed.close())
 
     async def backlog(self) -> Backlog | None:
         """How far behind the position is, or None before the start."""
@@ -156,48 +163,64 @@ class Worker:
 
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
-        while not self._stopping:
+        while not self._stopping.is_set():
             batch = lane.take(self._batch)
             if not batch:
+                lane.trouble = ""
                 await lane.sleep(lane.until_due())
                 continue
-            rest, trouble = await self._process(lane, batch)
-            self.trouble = trouble
+            rest, lane.trouble = await self._process(lane, batch)
             lane.put_back(rest)
-            if trouble and not self._stopping:
+            if lane.trouble and not self._stopping.is_set():
                 if not pause:
-                    log.warning("%s waits: %s", self.position, trouble)
+                    log.warning("%s waits: %s", self.position, lane.trouble)
                 pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-                await self._pause(lane, pause)
+                await self._pause(pause)
             else:
                 pause = 0.0
 
     async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
         lane.busy = True
-        for observer in self._observers:
-            observer.received(self.position, len(batch))
+        self._notify(len(batch))
         try:
             return await self._pipeline.process(batch, lane.holds)
         except Exception:
-            log.exception("%s: a lane failed over %d events; they are given back", self.position, len(batch))
-            await self._give_back(batch, CRASH_PAUSE)
+            log.exception("%s: the pipeline failed over %d events; they were given back", self.position, len(batch))
             return [], ""
         finally:
             lane.busy = False
 
-    async def _pause(self, lane: Lane, seconds: float) -> None:
-        """Wait even when events arrive: only a stop ends it early."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while not self._stopping and (left := until - loop.time()) > 0:
-            await lane.sleep(left)
-            await asyncio.sleep(0.01)
+    def _notify(self, count: int) -> None:
+        for observer in self._observers:
+            try:
+                observer.received(self.position, count)
+            except Exception:
+                log.exception("observer %r failed; it changes nothing", observer)
 
-    def _emptied(self, lane: Lane) -> list[Delivery]:
-        rest = list(lane.queue) + (lane.holds.clear() if lane.holds else [])
-        lane.queue.clear()
+    async def _pause(self, seconds: float) -> None:
+        """Wait even when events arrive, which may wake another lane: only a stop ends it early."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _emptied(self) -> list[Delivery]:
+        """Take out everything that is not begun, in order: what is held came before what is queued."""
+        rest: list[Delivery] = []
+        for lane in self._lanes:
+            rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]
+            lane.queue.clear()
         return rest
 
-    async def _give_back(self, deliveries: Sequence[Delivery], after: float) -> None:
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
-            await self._broker.settle([(delivery, Release(after)) for delivery in deliveries])
+            await self._broker.settle([(delivery, Release()) for delivery in deliveries])
+
+
+async def _survive(what: str, call: Awaitable[None]) -> None:
+    """A feed that cannot end properly must not keep its deliveries from being given back."""
+    try:
+        await call
+    except Exception:
+        log.exception("a feed failed to %s", what)

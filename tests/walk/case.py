@@ -1,0 +1,194 @@
+"""One case of the walk: which events arrive, in which setting, and a process of the real service that takes them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from tests.walk.broker import Session
+from tests.walk.stores import LeaseStore, TransactionalStore, Tx, WalkStore
+from tests.walk.world import Boom, DriverError, Faults, Mute, Stored, World
+from tidings.delivery import Delivery, Envelope, Route
+from tidings.envelope import to_structured
+from tidings.errors import Dead
+from tidings.event import Event, encode_data
+from tidings.policy import Retry
+from tidings.ports import Settled
+from tidings.running import Running
+from tidings.service import Service
+from tidings.worker import Worker
+
+StoreKind = Literal["none", "lease", "tx"]
+
+RETRY = Retry(attempts=5, first=0.5, most=2.0)
+TIMEOUT = 1.0
+POSITION = "walk.step"
+FOREVER = 1000.0
+
+
+class Stepped(Event, type="walk.stepped", version=1, key="key"):
+    key: str
+    number: int
+    bad: bool = False
+
+
+class Followed(Event, type="walk.followed", version=1, key="key"):
+    key: str
+    number: int
+
+
+class Setting(NamedTuple):
+    """What arrives, and how it is handled."""
+
+    store: StoreKind = "tx"
+    ordered: bool = True
+    keys: str = "a"
+    """One event for each letter, which is its key."""
+    twice: bool = False
+    """Each event is stored twice, as by a publisher that never heard the answer."""
+    bad: bool = False
+    """The first event fails at every attempt."""
+    lanes: int = 1
+    skip: int = 0
+    """How many chances a fault lets pass, so that it strikes inside a batch."""
+
+    def __str__(self) -> str:
+        order = "ordered" if self.ordered else "unordered"
+        flags = "".join(f" {flag}" for flag in ("twice", "bad") if getattr(self, flag))
+        return f"{self.store} {order} {self.keys}{flags} lanes={self.lanes} skip={self.skip}"
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of its events, in their order."""
+        return [f"{key}{number}" for number, key in enumerate(self.keys, 1)]
+
+
+def new_world(setting: Setting, faults: Faults) -> World:
+    """The broker holds the setting's events, and nothing has been handled yet."""
+    world = World(faults, remembers=setting.store != "none")
+    events = [_event(number, key, setting.bad and number == 1) for number, key in enumerate(setting.keys, 1)]
+    if setting.twice:
+        events = [event for event in events for _ in range(2)] if len(events) < 3 else events + events
+    if "garbage" in faults.names:
+        events.insert(1, (b"{'no': json", "garbage", ""))
+    for number, (body, event, key) in enumerate(events, 1):
+        world.put(Stored(number=number, body=body, headers={}, route=Route.EVENT, event=event, key=key))
+    return world
+
+
+def _event(number: int, key: str, bad: bool) -> tuple[bytes, str, str]:
+    data = msgspec.Raw(encode_data(Stepped(key=key, number=number, bad=bad)))
+    envelope = Envelope(id=f"{key}{number}", source="walk", type="walk.stepped", version="v1", key=key, data=data)
+    return to_structured(envelope), envelope.id, key
+
+
+class Moment(NamedTuple):
+    """Something that a handler did with an event, and when."""
+
+    what: Literal["start", "fail"]
+    at: float
+    attempt: int
+
+
+class Watch:
+    """An observer that keeps what it was told, and fails when asked to."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.told: list[Settled] = []
+
+    def received(self, position: str, count: int) -> None:
+        if self._world.faults.take("observer"):
+            raise Boom("observer")
+
+    def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
+        self.told.extend(batch)
+        if self._world.faults.take("observer"):
+            raise Boom("observer")
+
+
+class Process:
+    """A process that runs the service on a world, with the parts that a running service has."""
+
+    def __init__(self, setting: Setting, world: World) -> None:
+        self.setting, self.world = setting, world
+        self.session = Session(world)
+        self.store: WalkStore | None = None
+        if setting.store != "none":
+            self.store = TransactionalStore(world) if setting.store == "tx" else LeaseStore(world)
+        self.watch = Watch(world)
+        self.moments: dict[str, list[Moment]] = defaultdict(list)
+        self.worker = self._worker()
+
+    def _worker(self) -> Worker:
+        service = Service("walk", publishes=[Followed])
+        service.observers.append(self.watch)
+        on = service.on(
+            Stepped,
+            name="step",
+            idempotent=self.store is None,
+            order="key" if self.setting.ordered else None,
+            concurrency=self.setting.lanes,
+            timeout=TIMEOUT,
+            retry=RETRY,
+        )
+        if self.setting.store == "tx":
+            on(self._step_in_tx)
+        else:
+            on(self._step)
+        return Running(service, self.session, self.store)._worker(service.handlers[0], None)
+
+    async def _step_in_tx(self, event: Stepped, tx: Tx, delivery: Delivery) -> Followed:
+        if self.world.faults.take("driver"):
+            raise DriverError("locked")
+        await self._suffer(event, delivery)
+        tx.effects.append(delivery.event_id)
+        return Followed(key=event.key, number=event.number)
+
+    async def _step(self, event: Stepped, delivery: Delivery) -> Followed:
+        await self._suffer(event, delivery)
+        self.world.ledger.append(delivery.event_id)
+        return Followed(key=event.key, number=event.number)
+
+    async def _suffer(self, event: Stepped, delivery: Delivery) -> None:
+        """Whatever can go wrong in a handler."""
+        take = self.world.faults.take
+        self._note("start", delivery)
+        await asyncio.sleep(0)
+        if event.bad or take("raise"):
+            self._note("fail", delivery)
+            raise Boom("raise")
+        if take("mute"):
+            self._note("fail", delivery)
+            raise Mute
+        if take("dead"):
+            raise Dead("meant")
+        if take("cancel"):
+            self._note("fail", delivery)
+            raise asyncio.CancelledError
+        if take("hang"):
+            self._note("fail", delivery, TIMEOUT)
+            await asyncio.sleep(FOREVER)
+        if take("swallow"):
+            self._note("fail", delivery, TIMEOUT)
+            await self._swallow()
+        if take("slow"):
+            await asyncio.sleep(0.06)
+
+    async def _swallow(self) -> None:
+        try:
+            await asyncio.sleep(FOREVER)
+        except asyncio.CancelledError:
+            raise Boom("something else") from None
+
+    def _note(self, what: Literal["start", "fail"], delivery: Delivery, later: float = 0.0) -> None:
+        at = asyncio.get_running_loop().time() + later
+        self.moments[delivery.event_id].append(Moment(what, at, delivery.attempt))
+
+    def die(self) -> None:
+        """Nothing that is still done in its name reaches the broker or the store."""
+        self.session.disconnect()
+        if self.store is not None:
+            self.store.dead = True
