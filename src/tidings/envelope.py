@@ -1,14 +1,14 @@
 """Between envelope and bytes: CloudEvents 1.0, structured (one JSON object) or binary (attributes as headers).
 
-Sources: the CloudEvents 1.0.2 core specification, its JSON format, and its NATS binding for the names of the headers.
-``docs/reference/wire.md`` shows what stands where, byte for byte.
+Sources: the CloudEvents 1.0.2 core specification and JSON format; for attributes as headers the rules that its HTTP
+binding and the 1.0.3 drafts share. ``docs/reference/wire.md`` shows what stands where, byte for byte.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -16,13 +16,16 @@ import msgspec
 from tidings.delivery import MAX_EVENT_BYTES, Envelope
 from tidings.errors import EventTooLarge, UndecodableEvent
 from tidings.event import Event, encode_data, key_of, spec_of, stamp_of
+from tidings.values import MAX_DEPTH, UNFIT, holds_nul, nests_deeper
 
-MAX_DEPTH = 64
-"""How deep arrays and objects may nest in an event."""
+CONTENT_TYPE: Final = "content-type"
+STRUCTURED: Final = "application/cloudevents+json"
+STRUCTURED_HEADERS: Final[Mapping[str, str]] = {CONTENT_TYPE: STRUCTURED}
+"""What stands beside the body in structured mode, by which other readers tell the modes apart."""
 
-CONTENT_TYPE = "content-type"
-STRUCTURED = "application/cloudevents+json"
+_ANY_FORMAT = "application/cloudevents"
 _PREFIX = "ce-"
+_MARK = _PREFIX + "specversion"
 
 _ATTRIBUTES = {
     field: _PREFIX + name
@@ -30,8 +33,18 @@ _ATTRIBUTES = {
 }
 _SAFE_IN_HEADERS = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace('"', "")
 
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
+_QUOTED_PAIR = re.compile(r"\\(.)")
+
+
+class _Base64(msgspec.Struct):
+    data_base64: bytes = b""
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Envelope).decode
+_decode_base64 = msgspec.json.Decoder(_Base64).decode
 
 
 def envelope_of(
@@ -42,9 +55,14 @@ def envelope_of(
     correlation_id: str | None = None,
     causation_id: str | None = None,
     traceparent: str | None = None,
+    tracestate: str | None = None,
 ) -> Envelope:
-    """Wrap an event: `source` is the service that says it, `id` only differs from its own for caused events."""
+    """Wrap an event: `source` is the service that says it, `id` only differs from its own for caused events.
+
+    A trace context that is none (W3C Trace Context) is left out: it may come from anybody (trap 170).
+    """
     spec, stamp = spec_of(event), stamp_of(event)
+    traced = traceparent is not None and _TRACEPARENT.fullmatch(traceparent) is not None
     return Envelope(
         id=id or stamp.id,
         source=source,
@@ -54,7 +72,8 @@ def envelope_of(
         key=key_of(event),
         correlation_id=correlation_id or id or stamp.id,
         causation_id=causation_id,
-        traceparent=traceparent,
+        traceparent=traceparent if traced else None,
+        tracestate=tracestate if traced and tracestate and _TRACESTATE.fullmatch(tracestate) else None,
         content_type="application/json",
         data=msgspec.Raw(encode_data(event)),
     )
@@ -82,13 +101,12 @@ def to_binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     Raises:
         EventTooLarge: more than 1 MiB.
     """
-    headers = {CONTENT_TYPE: "application/json"}
+    headers = {CONTENT_TYPE: envelope.content_type or "application/json"}
     for field, header in _ATTRIBUTES.items():
         value = getattr(envelope, field)
-        if value is None or field in ("data", "content_type"):
-            continue
-        text = value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
-        headers[header] = quote(text, safe=_SAFE_IN_HEADERS)
+        if value is not None and field != "data":
+            text: str = value if isinstance(value, str) else msgspec.to_builtins(value)
+            headers[header] = quote(text, safe=_SAFE_IN_HEADERS)
     body = bytes(envelope.data)
     _check_size(len(body) + sum(len(name) + len(value) for name, value in headers.items()), envelope)
     return headers, body
@@ -98,36 +116,51 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     """Read either mode. Size and depth are checked before anything is decoded.
 
     Raises:
-        UndecodableEvent: with the code that says why.
+        UndecodableEvent: with the code that says why; nothing else, whatever the bytes and headers are.
     """
-    if not body:
-        raise UndecodableEvent("empty", "the message has no bytes")
-    if len(body) > MAX_EVENT_BYTES:
-        raise UndecodableEvent("too-large", f"{len(body)} bytes; an event has at most {MAX_EVENT_BYTES}")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(body):
-        raise UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}")
-    if _PREFIX + "specversion" in headers:
+    _check_bytes(body)
+    if _MARK in headers and not _says_structured(headers):
         return _from_headers(body, headers)
     try:
+        return _from_body(body)
+    except UndecodableEvent:
+        # Names of headers know no case, but to look for other spellings first would cost every message.
+        if _MARK not in headers and any(name.lower() == _MARK for name in headers) and not _says_structured(headers):
+            return _from_headers(body, headers)
+        raise
+
+
+def _from_body(body: bytes) -> Envelope:
+    try:
         envelope = _decode(body)
+        if not bytes(envelope.data):
+            data = _decode_base64(body).data_base64
+            if not data:
+                raise UndecodableEvent("bad-data", "the envelope has neither data nor data_base64")
+            _check_bytes(data)
+            envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(data))
     except msgspec.ValidationError as error:
         raise _not_an_envelope(str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except RecursionError:
+        raise UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}") from None
+    except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
         raise UndecodableEvent("not-json", f"the bytes are no JSON: {error}") from None
-    if not bytes(envelope.data):
-        raise UndecodableEvent("bad-data", "the envelope has no data (data_base64 is not read)")
+    key = envelope.key
+    if not envelope.id.isprintable() or (key is not None and not key.isprintable()):
+        for name, value in (("id", envelope.id), ("subject", key or "")):
+            _check_text(name, value)
     return envelope
 
 
 def _from_headers(body: bytes, headers: Mapping[str, str]) -> Envelope:
+    given = {name.lower(): value for name, value in headers.items()}
     found: dict[str, Any] = {}
     for name in Envelope.__struct_encode_fields__:
-        value = headers.get(_PREFIX + name)
-        if value is not None:
-            found[name] = unquote(value)
-    if content_type := headers.get(CONTENT_TYPE):
+        value = given.get(_PREFIX + name)
+        if value is not None and name != "data":
+            found[name] = _plain(name, value)
+    if content_type := given.get(CONTENT_TYPE):
         found["datacontenttype"] = content_type
-    found.pop("data", None)
     try:
         envelope = msgspec.convert(found, Envelope, strict=True)
     except msgspec.ValidationError as error:
@@ -135,34 +168,50 @@ def _from_headers(body: bytes, headers: Mapping[str, str]) -> Envelope:
     return msgspec.structs.replace(envelope, data=msgspec.Raw(body))
 
 
+def _plain(name: str, value: str) -> str:
+    """The text of an attribute: first without quotes, which old writers set, then percent-decoded, once."""
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = _QUOTED_PAIR.sub(r"\1", value[1:-1])
+    if "%" in value:
+        try:
+            value = unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            problem = f"the header {_PREFIX}{name} is percent-encoded, but no UTF-8"
+            raise UndecodableEvent("bad-attribute", problem) from None
+    if not value.isprintable():
+        _check_text(name, value)
+    return value
+
+
+def _says_structured(headers: Mapping[str, str]) -> bool:
+    """Attributes may be copied into headers in structured mode too; the content type decides."""
+    return any(
+        name.lower() == CONTENT_TYPE and value.strip().lower().startswith(_ANY_FORMAT)
+        for name, value in headers.items()
+    )
+
+
+def _check_bytes(body: bytes) -> None:
+    if not body:
+        raise UndecodableEvent("empty", "the message has no bytes")
+    if len(body) > MAX_EVENT_BYTES:
+        raise UndecodableEvent("too-large", f"{len(body)} bytes; an event has at most {MAX_EVENT_BYTES}")
+    if nests_deeper(body):
+        raise UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}")
+    if holds_nul(body):
+        raise UndecodableEvent("bad-data", "a text holds the character U+0000, which PostgreSQL cannot store")
+
+
+def _check_text(name: str, value: str) -> None:
+    if found := UNFIT.search(value):
+        raise UndecodableEvent("bad-attribute", f"{name} holds the character U+{ord(found[0]):04X}, which no text may")
+
+
 def _not_an_envelope(why: str) -> UndecodableEvent:
     code = (
         "not-an-envelope" if "missing required field" in why or why.startswith("Expected `object`") else "bad-attribute"
     )
     return UndecodableEvent(code, f"the message is no CloudEvents 1.0 envelope with a version: {why}")
-
-
-def _too_deep(body: bytes) -> bool:
-    """Count the nesting outside strings; only called for what has many brackets."""
-    depth = 0
-    inside = escaped = False
-    for byte in body:
-        if inside:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                inside = False
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"{[":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif byte in b"}]":
-            depth -= 1
-    return False
 
 
 def _check_size(size: int, envelope: Envelope) -> None:

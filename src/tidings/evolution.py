@@ -52,31 +52,40 @@ class Reader:
             )
         try:
             event = decode(envelope.data)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UndecodableEvent:
+            raise
+        except Exception as error:  # also what the program's own __post_init__ and _missing_ raise
             raise UndecodableEvent(
                 "bad-data", f"the data of {envelope.type} {envelope.version} does not fit its class: {error}"
-            ) from None
+            ) from error
         set_stamp(event, envelope)
         return event
 
 
+Step = tuple[Callable[[Any], Event], type[Event]]
+"""An upcast, and the class that it makes."""
+
+
 def _versions(event: type[Event]) -> Iterable[tuple[str, Decode]]:
     """Each version that can be read, with the way from its bytes to `event`."""
-    spec = spec_of(event)
+    spec, target = spec_of(event), event
     yield spec.wire_version, spec.decode
-    steps: list[Callable[[Any], Event]] = []
+    steps: tuple[Step, ...] = ()
     while spec.upcast is not None and spec.upcast_from is not None:
-        steps.insert(0, spec.upcast)
-        spec = spec_of(spec.upcast_from)
-        yield spec.wire_version, _chain(spec.type, spec.wire_version, spec.decode, tuple(steps))
+        steps = ((spec.upcast, target), *steps)
+        target = spec.upcast_from
+        spec = spec_of(target)
+        yield spec.wire_version, _chain(spec.type, spec.wire_version, spec.decode, steps)
 
 
-def _chain(kind: str, version: str, decode: Decode, steps: tuple[Callable[[Any], Event], ...]) -> Decode:
+def _chain(kind: str, version: str, decode: Decode, steps: tuple[Step, ...]) -> Decode:
     def decode_and_lift(data: bytes | msgspec.Raw) -> Event:
         event = decode(data)
         try:
-            for step in steps:
+            for step, target in steps:
                 event = step(event)
+                if not isinstance(event, target):
+                    raise TypeError(f"the upcast returned {type(event).__name__}, not {target.__name__}")
         except Exception as error:
             raise UndecodableEvent(
                 "upcast-failed", f"{kind} {version} could not be brought up to date: {type(error).__name__}: {error}"
