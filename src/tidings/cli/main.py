@@ -13,12 +13,13 @@ from tidings import __version__
 from tidings.cli.failures import MEANINGS, CommandError, Status, debugging, explain
 from tidings.cli.output import fail
 
-_STATUSES = "\n\n".join(f"{int(status)}: {meaning}" for status, meaning in MEANINGS.items())
+_STATUSES = "\n".join(f"- {int(status)}: {meaning}" for status, meaning in MEANINGS.items())
 
 app = App(
     name="tidings",
     help="Events between microservices: none lost, none applied twice, each one traceable.",
-    help_epilogue=f"Exit statuses\n\n{_STATUSES}\n\nTIDINGS_DEBUG=1 shows the traceback of a failure.",
+    help_epilogue=f"Exit statuses:\n\n{_STATUSES}\n\nTIDINGS_DEBUG=1 shows the traceback of a failure.",
+    help_format="markdown",
     version=__version__,
     default_parameter=Parameter(negative=""),
     result_action="return_value",
@@ -26,17 +27,44 @@ app = App(
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
 )
-app.command("tidings.cli.run:run", name="run", help="Run a service, or several processes of it.")
-app.command("tidings.cli.up:up", name="up", help="Start, or join, the embedded server of a folder.")
-app.command("tidings.cli.publish:publish", name="publish", help="Publish one event, or many from a file or a pipe.")
-app.command("tidings.cli.tail:tail", name="tail", help="Print the events of a stream or of a type.")
-app.command("tidings.cli.demo:demo", name="demo", help="Three services, a real broker and a bad day.")
-
 dead = App(name="dead", help="What could not be handled: list, show, redrive, discard.")
-dead.command("tidings.cli.dead:list_", name="list", help="List dead letters, grouped by what they died of.")
-dead.command("tidings.cli.dead:show", name="show", help="Show whole letters: story, body and traceback.")
-dead.command("tidings.cli.dead:redrive", name="redrive", help="Give letters back to the handler that failed.")
-dead.command("tidings.cli.dead:discard", name="discard", help="Say that letters need nothing any more.")
+
+# The first line of a help stands in the list of commands, so it is here: the modules are imported when they are called.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run:run": (
+        "Run a service, or several processes of it.",
+        "Until SIGTERM or Ctrl-C; it then finishes what runs, gives the rest back, and ends with 0.",
+    ),
+    "up:up": (
+        "Start, or join, the embedded server of a folder.",
+        "It stays in the foreground and brings the server back when it dies. Ctrl-C leaves it; what is stored stays.",
+    ),
+    "publish:publish": (
+        "Publish one event, or many from a file or a pipe.",
+        "Each is checked by its class, and what became of it is said.",
+    ),
+    "tail:tail": (
+        "Print the events of a stream or of a type.",
+        "Oldest first, and without taking a position: nobody else sees a difference.",
+    ),
+    "demo:demo": (
+        "Three services, a real broker and a bad day.",
+        "Messages are doubled, workers and the server are killed; the end counts what was applied.",
+    ),
+    "dead:list": ("List dead letters, grouped by what they died of.", ""),
+    "dead:show": ("Show whole letters: story, headers, body and traceback.", ""),
+    "dead:redrive": (
+        "Give letters back to the handler that failed.",
+        "And to no other. With a store each is applied at most once, however often it is redriven.",
+    ),
+    "dead:discard": ("Say that letters need nothing any more.", "They leave the list; their bytes stay in the log."),
+}
+for _place, _help in _COMMANDS.items():
+    _module, _name = _place.split(":")
+    _function = "list_" if _name == "list" else _name
+    (dead if _module == "dead" else app).command(
+        f"tidings.cli.{_module}:{_function}", name=_name, help="\n\n".join(filter(None, _help))
+    )
 app.command(dead)
 
 
@@ -53,7 +81,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = app(arguments)
     except CycloptsError as error:
-        fail(f"{error}. tidings {_command(arguments)}--help shows what there is", Status.USAGE, json=json)
+        fail(
+            f"{str(error).rstrip('.')}. tidings {_command(arguments)}--help shows what there is",
+            Status.USAGE,
+            json=json,
+        )
         return Status.USAGE
     except BrokenPipeError:
         # Whatever is flushed on the way out would raise again.
@@ -69,13 +101,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The words before the first argument of a command, to point at its help."""
-    known: dict[str, tuple[str, ...]] = {"dead": ("list", "show", "redrive", "discard")}
-    first = arguments[0] if arguments else ""
-    if first not in ("run", "up", "publish", "tail", "demo", "dead"):
-        return ""
-    second = arguments[1] if len(arguments) > 1 and arguments[1] in known.get(first, ()) else ""
-    return f"{first} {second} ".replace("  ", " ")
+    """The command that was meant, as far as it was understood, to point at its help."""
+    words = [word for word in arguments[:2] if not word.startswith("-")]
+    if words[:1] == ["dead"] and ":".join(words) in _COMMANDS:
+        return f"{' '.join(words)} "
+    return f"{words[0]} " if words and any(words[0] == place.partition(":")[0] for place in _COMMANDS) else ""
 
 
 __all__ = ["CommandError", "app", "main", "run"]

@@ -38,9 +38,9 @@ class Out:
         """For people only: a drawn table on a terminal, tab-separated columns elsewhere."""
         if self.json:
             return
-        shown = [[shown(cell) for cell in row] for row in rows]
+        cells = [[shown(cell) for cell in row] for row in rows]
         if not self.terminal:
-            for row in [list(columns), *shown]:
+            for row in [list(columns), *cells]:
                 self.write("\t".join(row))
             return
         from rich.console import Console
@@ -48,7 +48,7 @@ class Out:
         from rich.text import Text
 
         table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-        for row in shown:
+        for row in cells:
             table.add_row(*map(Text, row))
         Console(highlight=False).print(table)
 

@@ -29,13 +29,18 @@ TIMEOUT: Final = 10.0
 
 def publish(
     target: Annotated[str, Parameter(help="module:EventClass; or the module, or module:service, and --type.")],
-    data: Annotated[str | None, Parameter(help="The event's data as JSON; - reads it from stdin.")] = None,
+    data: Annotated[
+        str | None, Parameter(help="The event's data as JSON; - reads it from stdin.", allow_leading_hyphen=True)
+    ] = None,
     /,
     *,
     type: Annotated[str | None, Parameter(help="The event's type, where the target holds several.")] = None,
     ndjson: Annotated[
         str | None,
-        Parameter(help='A file, or -, with a line for each event: {"type": …, "data": {…}} or a CloudEvents envelope.'),
+        Parameter(
+            help='A file, or -, with a line for each event: {"type": …, "data": {…}} or a CloudEvents envelope.',
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     source: Annotated[str, Parameter(help="Who says it: the source of the events that have none.")] = CLI_SERVICE,
     broker: BrokerUrl = None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_module
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -21,7 +23,8 @@ class Stop:
     Plain signal handlers, not those of the event loop: they run also while the loop is blocked.
     """
 
-    def __init__(self, *, ignore_interrupt: bool = False) -> None:
+    def __init__(self, *, json: bool = False, ignore_interrupt: bool = False) -> None:
+        self._json = json or not sys.stderr.isatty()
         self._asked = False
         self._call: Callable[[], object] | None = None
         self._last: Callable[[], object] = bool
@@ -54,24 +57,24 @@ class Stop:
 
     def _on(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            _say("tidings: ended at once; what was not finished is delivered again\n")
+            self._say("ended at once; what was not finished is delivered again")
             self._last()
             os._exit(Status.INTERRUPTED)
         if self._call is None:
             self._asked = True
             raise KeyboardInterrupt
-        _say("tidings: stopping; what runs is finished first (once more to end at once)\n")
+        self._say("stopping; what runs is finished first (once more to end at once)")
         self.ask()
 
     def _too_late(self) -> None:
-        _say(f"tidings: not stopped after {DEADLINE:.0f} s; ended. What was not finished is delivered again\n")
+        self._say(f"not stopped after {DEADLINE:.0f} s; ended. What was not finished is delivered again")
         self._last()
         os._exit(Status.FAILED)
 
-
-def _say(text: str) -> None:
-    """Straight to the descriptor: a signal may come in the middle of another write."""
-    try:
-        os.write(2, text.encode())
-    except OSError:
-        pass  # nobody listens any more, which is no reason not to stop
+    def _say(self, text: str) -> None:
+        """Straight to the descriptor: a signal may come in the middle of another write."""
+        line = json_module.dumps({"level": "warning", "message": text}) if self._json else f"tidings: {text}"
+        try:
+            os.write(2, f"{line}\n".encode())
+        except OSError:
+            pass  # nobody listens any more, which is no reason not to stop

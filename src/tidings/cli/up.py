@@ -39,7 +39,7 @@ def up(
     from tidings.observe.logs import configure_logging
 
     configure_logging(json or None, level="WARNING")
-    stop = Stop()
+    stop = Stop(json=json)
     module = import_module("tidings.brokers.nats.embedded")
     server = cast(EmbeddedServer, module.EmbeddedServer(folder, port=port))
     return asyncio.run(_keep(server, stop, Out(json), show_url))
