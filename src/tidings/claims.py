@@ -41,6 +41,29 @@ class NoClaim:
         return False
 
 
+class Unkeyed:
+    """A transaction of the store without keys: for handlers whose effect may repeat, but which ask for a connection."""
+
+    def __init__(self, opening: AbstractAsyncContextManager[Claim], count: int) -> None:
+        self._opening = opening
+        self.states: Sequence[Claimed] = (NEW,) * count
+
+    async def __aenter__(self) -> Unkeyed:
+        self._claim = await self._opening.__aenter__()
+        self.executor: Executor | None = self._claim.executor
+        self.resource = self._claim.resource
+        self.emit = self._claim.emit
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        return await self._opening.__aexit__(kind, error, tb)
+
+    def fail(self, index: int) -> None:
+        """Nothing was claimed."""
+
+
 class Claimer:
     """Opens the claim for a batch of one handler."""
 
@@ -54,6 +77,8 @@ class Claimer:
     def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
         if self._once is None:
             return NoClaim(len(batch))
+        if not self._handler.rules.once:
+            return Unkeyed(self._once.claim([], resource=self._resource, sync=self._handler.sync), len(batch))
         keys = [self.key(delivery, event) for delivery, event in batch]
         return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
 
