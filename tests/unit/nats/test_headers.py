@@ -13,7 +13,7 @@ from tidings.errors import InvalidEvent
 
 TOKEN = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
 names = st.text(TOKEN, min_size=1, max_size=20).filter(lambda name: not name.lower().startswith("nats-"))
-values = st.text("".join(map(chr, range(0x20, 0x7F))), max_size=40).map(str.strip)
+values = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40).map(lambda text: text.strip(" "))
 
 
 @given(st.dictionaries(names, values, max_size=6))
@@ -34,7 +34,6 @@ def test_trap_64_no_name_and_no_value_can_break_out_of_its_line(text: str) -> No
         except InvalidEvent:
             continue
         assert block.count(b"\r\n") == 1
-        assert block.isascii()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,8 @@ def test_trap_37_an_order_to_the_server_is_refused(name: str) -> None:
     [
         ({"": "x"}, "no name for a header"),
         ({"a b": "x"}, "no name for a header"),
-        ({"a": "é"}, "percent-encode"),
+        ({"a": "\x7f"}, "percent-encode"),
+        ({"a": "\ud800"}, "percent-encode"),
         ({"a": " x"}, "percent-encode"),
         ({"a": "x\r\ny: z"}, "percent-encode"),
         ({"a": 1}, "are str"),

@@ -1,7 +1,7 @@
 """Message headers between text and bytes: written with care, read only when somebody asks.
 
-A header's name is an RFC 7230 token, its value printable ASCII; whoever has more to say percent-encodes it before.
-What the server obeys (``Nats-…``) can neither be sent by a user nor be seen by one (trap 37).
+A header's name is an RFC 7230 token, its value printable text in UTF-8. What Tidings writes itself is ASCII, with the
+rest percent-encoded. What the server obeys (``Nats-…``) can neither be sent by a user nor be seen by one (trap 37).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_HEADER_BYTES = 64 * 1024 - 1
 """The server stores the size of a header block in 16 bits."""
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\x20-\x7e]*")
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _RESERVED = "nats-"
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
@@ -110,13 +110,13 @@ def render(headers: Mapping[str, str]) -> bytes:
             raise InvalidEvent(f"{name!r} is no name for a header: letters, digits and -._~ only")
         if name[:5].lower() == _RESERVED:
             raise InvalidEvent(f"header {name!r} is an order to the server and may not be set; choose another name")
-        if not _VALUE.fullmatch(value) or value != value.strip():
+        if _UNFIT.search(value) or value != value.strip(" "):
             raise InvalidEvent(
-                f"header {name!r} holds more than printable ASCII: percent-encode it (urllib.parse.quote) and decode"
-                " it where it is read"
+                f"header {name!r} holds control characters, or spaces at an end: percent-encode it"
+                " (urllib.parse.quote) and decode it where it is read"
             )
         lines.append(f"{name}: {value}\r\n")
-    return "".join(lines).encode("ascii")
+    return "".join(lines).encode()
 
 
 def plain(value: str) -> str:

@@ -73,7 +73,15 @@ class Consumer:
             self._task.result()
 
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> None:
-        """Tell the broker; what was acknowledged took effect before."""
+        """Tell the broker; what was acknowledged took effect before. Once begun it is not cut off, as in a service."""
+        settling = asyncio.ensure_future(self._settle(verdicts))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait([settling])
+            raise
+
+    async def _settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> None:
         for delivery, verdict in verdicts:
             if isinstance(verdict, Ack):
                 self._apply(delivery)
