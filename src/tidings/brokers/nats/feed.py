@@ -60,6 +60,7 @@ class NatsFeed:
             most_bytes=self._most_bytes - self._most_bytes // RETRY_SHARE,
             largest=largest,
             take=self._take_event,
+            types=subscription.types,
         )
         self.retries = Pull(
             RETRY_STREAM,

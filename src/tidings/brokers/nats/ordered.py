@@ -52,8 +52,11 @@ class OrderedFeed(NatsFeed):
         self._subject = b""
         """What deliveries are settled under, with places for the numbers."""
         self._gathered: list[tuple[Token, Delivery]] = []
+        self._numbers: list[int] = []
+        """The numbers of all that came during a take-over."""
         self._arrived = asyncio.Event()
         self._takeover: asyncio.Task[None] | None = None
+        self.events.note = self._note
         self.events.on_pin_lost = self._pin_lost
         self.events.restart = self._restart
         self._stand_by()
@@ -72,6 +75,16 @@ class OrderedFeed(NatsFeed):
         self.events.extra = 0
 
     def _take_event(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
+        self._note(token, headers)
+        if self.takes_copies:
+            self.accept(token, delivery)
+            return
+        self.held[token] = None
+        self._gathered.append((token, delivery))
+        self._arrived.set()
+
+    def _note(self, token: Token, headers: bytes | None) -> None:
+        """See to the pin and the number of a delivery, whoever it is for."""
         counter = _counter_of(token)
         if (pin := pin_of(headers)) and pin != self._pin:
             self._pin, self._subject = pin, _subject_for(token)
@@ -81,12 +94,8 @@ class OrderedFeed(NatsFeed):
             log.warning("%s: a delivery did not arrive; what is open is sorted anew", self.subscription.position)
             self._restart()
         self._counter = counter
-        if self.takes_copies:
-            self.accept(token, delivery)
-            return
-        self.held[token] = None
-        self._gathered.append((token, delivery))
-        self._arrived.set()
+        if not self.takes_copies:
+            self._numbers.append(counter)
 
     # ── taking over ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,13 +135,13 @@ class OrderedFeed(NatsFeed):
             return
         log.info("%s takes over %d open events", self.subscription.position, missing)
         before = len(self._gathered)
+        self._numbers.clear()
         await self._give_back_for_others(info)
         pull.extra, pull.only_one, pull.blocked = missing, False, False
         while not await self._complete(info, before, missing):
             pass
         first = info["delivered"]["consumer_seq"] + 1
-        come = sorted(_counter_of(token) for token, _ in self._gathered[before:])
-        if come != list(range(first, first + len(come))):
+        if self._numbers != list(range(first, first + len(self._numbers))):
             raise BrokerUnavailable("deliveries went where nobody is any more")
 
     async def _complete(self, info: dict[str, Any], before: int, missing: int) -> bool:

@@ -31,6 +31,9 @@ ACK_PREFIX: Final = b"$JS.ACK."
 BEFORE_PULL_AGAIN: Final = 0.25
 """Seconds until a request is repeated that was refused for a reason that passes."""
 
+UNSEEN: Final = -1
+UNWANTED: Final = -2
+
 _WAIT: Final = 5.0
 _encode = msgspec.json.Encoder().encode
 
@@ -91,8 +94,11 @@ class Slot:
         seq = int(parts[at + 1])
         token = Token(reply, pull, size, seq)
         slots = pull.slots_seen
-        if (slot := slots.get(subject, -1)) == -1:
+        if (slot := slots.get(subject, UNSEEN)) == UNSEEN:
             slot = pull.remember_slot(subject)
+        if slot == UNWANTED:
+            pull.skip(token, headers)
+            return
         pull.take(
             token,
             Delivery(
@@ -126,6 +132,7 @@ class Pull:
         most_bytes: int,
         largest: int,
         take: Take,
+        types: Sequence[str] = (),
     ) -> None:
         self.stream = stream
         self.durable = durable
@@ -146,10 +153,13 @@ class Pull:
         """Nothing is asked for now."""
         self.restart: Callable[[], None] = self.start_over
         """What to do when requests got lost."""
+        self.note: Callable[[Token, bytes | None], None] = _nothing_with
+        """Called for what is skipped."""
         self.on_pin_lost: Callable[[], None] = _nothing
         self.settled: Callable[[Sequence[Token]], None] = _nothing_of
         """Called with what is not ours any more; whoever made this pull gives the room back."""
         self.slots_seen: dict[bytes, int | None] = {}
+        self._types = frozenset(one.encode() for one in types)
         self._next = f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}".encode()
         self._most, self._most_bytes, self._largest = most, most_bytes, largest
         self._chunk = max(1, most // SLOTS)
@@ -291,11 +301,29 @@ class Pull:
         self.refill()
 
     def remember_slot(self, subject: bytes) -> int | None:
-        """The partition in a subject, worked out once."""
+        """The partition in a subject, worked out once; `UNWANTED` for a type that nobody asked for.
+
+        The filter ``order.placed.*`` also lets ``order.placed.again`` pass, another type's event without key.
+        """
         if len(self.slots_seen) > 10_000:
             self.slots_seen.clear()
-        slot = self.slots_seen[subject] = None if self.route is not Route.EVENT else slot_in(subject)
+        slot = None
+        if self.route is Route.EVENT:
+            slot = slot_in(subject)
+            if self._types and (subject if slot is None else subject.rpartition(b".")[0]) not in self._types:
+                slot = UNWANTED
+        self.slots_seen[subject] = slot
         return slot
+
+    def skip(self, token: Token, headers: bytes | None) -> None:
+        """Acknowledge what nobody asked for. If that gets lost it comes again, and is skipped again."""
+        self.note(token, headers)
+        token.is_open = False
+        self.held -= 1
+        self.held_bytes -= token.size
+        if self._link is not None and self._link.up:
+            self._link.send(b"PUB %b 4\r\n+ACK\r\n" % token.reply)
+        self.refill()
 
 
 def pin_of(headers: bytes | None) -> str:
@@ -304,6 +332,10 @@ def pin_of(headers: bytes | None) -> str:
 
 
 def _nothing() -> None:
+    """Where nobody cares."""
+
+
+def _nothing_with(token: Token, headers: bytes | None) -> None:
     """Where nobody cares."""
 
 
