@@ -52,6 +52,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "cyclopts": ("cli",),
     "rich": ("cli",),
     "pytest": ("testing",),
+    "pytest_asyncio": ("testing",),
     "starlette": ("observe",),
 }
 """Who may import what from outside the standard library; `*` is everybody, `stores._` what the stores share."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from tests.integration.nats.server import NatsServer
+from tidings.brokers.nats.broker import NatsBroker
 from tidings.ports import Broker, Features
 from tidings.testing import MemoryBroker
 
@@ -24,3 +28,25 @@ class MemoryRig:
 
     async def close(self) -> None:
         await self.server.close()
+
+
+class NatsRig:
+    """A real server, killed by SIGKILL and started again; each client has connections of its own."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+
+    @property
+    def features(self) -> Features:
+        return NatsBroker(self.server.url).features
+
+    async def broker(self) -> Broker:
+        return NatsBroker(self.server.url)
+
+    async def restart(self, away: float = 0.0) -> None:
+        await asyncio.to_thread(self.server.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self.server.start)
+
+    async def close(self) -> None:
+        """The server serves the next test, too."""
