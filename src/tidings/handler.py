@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tidings.declaration import check_once
 from tidings.errors import DeclarationError
 from tidings.event import Event, spec_of
 from tidings.evolution import Reader
@@ -89,7 +90,7 @@ def make_handler(
     """Look at a function once, when it is registered, and refuse what could not work.
 
     Raises:
-        DeclarationError: no event type, types of two streams, no annotation, a field that does not exist.
+        DeclarationError: no event type, types of two streams, no annotation, a `once=` that tells no events apart.
     """
     label = getattr(function, "__qualname__", repr(function))
     chosen = name if name is not None else getattr(function, "__name__", "").strip("_").replace("_", "-").lower()
@@ -99,11 +100,13 @@ def make_handler(
             f' Write: name="reserve"'
         )
     _check_events(label, types_)
-    hints = _hints(label, function)
+    _check_kind(label, function)
+    hints = _hints(label, function, types_)
     first, wants = _parameters(label, function, hints)
     _check_first(label, first, types_)
-    for event in types_:
-        _check_once(label, rules.once, event)
+    if isinstance(rules.once, str):
+        for event in types_:
+            check_once(label, event, rules.once)
     return Handler(
         service=service,
         name=chosen,
@@ -133,7 +136,13 @@ def _check_events(label: str, events: Sequence[type[Event]]) -> None:
         )
 
 
-def _hints(label: str, function: Function) -> dict[str, Any]:
+def _check_kind(label: str, function: Function) -> None:
+    target = _unwrapped(function)
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise DeclarationError(f"{label} yields, so calling it would do nothing. Return the events: a list of them")
+
+
+def _hints(label: str, function: Function, events: Sequence[type[Event]]) -> dict[str, Any]:
     target = _unwrapped(function)
     scope: dict[str, Any] = {}
     if closure := getattr(target, "__closure__", None):
@@ -141,14 +150,24 @@ def _hints(label: str, function: Function) -> dict[str, Any]:
         scope = {name: cell.cell_contents for name, cell in zip(names, closure, strict=True) if _filled(cell)}
     try:
         return typing.get_type_hints(target, localns=scope or None)
+    except NameError:
+        pass  # what is declared inside a function is known where the handler is registered
+    try:
+        visible = {**{event.__name__: event for event in events}, **_names_of_the_caller(), **scope}
+        return typing.get_type_hints(target, localns=visible)
     except NameError as error:
-        raw = {key: hint for key, hint in getattr(target, "__annotations__", {}).items() if not isinstance(hint, str)}
-        if len(raw) == len(getattr(target, "__annotations__", {})):
-            return raw
         raise DeclarationError(
             f"{label}: an annotation is not known ({error}). Import its name at the top of the module, not only under"
             " TYPE_CHECKING: it decides what the handler gets"
         ) from None
+
+
+def _names_of_the_caller() -> dict[str, Any]:
+    """The local names of the function in which `on` was called: the first frame outside of this package."""
+    frame: types.FrameType | None = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".", 1)[0] == __name__.split(".", 1)[0]:
+        frame = frame.f_back
+    return {} if frame is None else dict(frame.f_locals)
 
 
 def _filled(cell: Any) -> bool:
@@ -165,6 +184,11 @@ def _parameters(label: str, function: Function, hints: dict[str, Any]) -> tuple[
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DeclarationError(f"{label}: *{parameter.name} cannot be filled; name each parameter and its type")
+        if parameter.kind is (parameter.KEYWORD_ONLY if parameter is parameters[0] else parameter.POSITIONAL_ONLY):
+            raise DeclarationError(
+                f"{label}: the event is handed over by position and the rest by name; {parameter.name!r} cannot be."
+                " Take off the * or the / between the parameters"
+            )
         if parameter.name not in hints:
             raise DeclarationError(
                 f"{label}: the parameter {parameter.name!r} has no annotation, which says what to hand over. Write:\n"
@@ -199,9 +223,3 @@ def _events_in(hint: Any) -> tuple[type[Event], ...]:
     if origin in (typing.Union, types.UnionType, list, tuple, Sequence, Awaitable, typing.Annotated):
         return tuple(event for one in typing.get_args(hint) for event in _events_in(one))
     return ()
-
-
-def _check_once(label: str, once: bool | str, event: type[Event]) -> None:
-    if isinstance(once, str) and once not in event.__struct_fields__:
-        have = ", ".join(event.__struct_fields__) or "none"
-        raise DeclarationError(f"{label}: once={once!r} is no field of {event.__name__} (it has: {have})")
