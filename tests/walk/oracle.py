@@ -141,6 +141,8 @@ def _order(setting: Setting, world: World, interrupted: bool) -> list[str]:
     struck = set(world.faults.struck)
     if MEANT_DEAD & struck and (setting.twice or "settle" in struck):
         return wrong  # what died once and comes again takes effect in its second place
+    if interrupted and "settle" in struck:
+        return wrong  # the broker did not hear that an event was given back, but heard it of those behind
     for key in sorted(set(setting.keys)):
         seen = [event for event in world.ledger if event[0] == key]
         first = list(dict.fromkeys(seen))

@@ -12,7 +12,7 @@ from tidings.delivery import Message
 from tidings.errors import Contention, StoreUnavailable, WorldError
 from tidings.ports import NEW, Claim, Claimed, Key, Publish, State
 
-LEASE = 5.0
+LEASE = 1.0
 """Seconds after which another may take a key over from a process that died."""
 
 

@@ -64,12 +64,16 @@ class Loop(asyncio.SelectorEventLoop):
 
     def dispose(self) -> None:
         """Throw away what is left, so that nothing is reported when it is collected."""
+        self.selector.at = None
         asyncio.set_event_loop(None)
         tasks = asyncio.all_tasks(self)
         for task in tasks:
             task.cancel()
-        if tasks:
-            self.run_until_complete(asyncio.wait(tasks, timeout=1000))
+        while not all(task.done() for task in tasks):
+            try:
+                self.run_until_complete(asyncio.wait(tasks, timeout=1000))
+            except RuntimeError:  # it died while it was about to end: its order to stop is still on the way
+                continue
         self.close()
 
 

@@ -38,9 +38,20 @@ def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
             for turn, chosen in enumerate(combinations(faults, count)):
                 shapes = SHAPES if count < 2 else (SHAPES[turn % 5], SHAPES[(turn + 2) % 5])[: 4 - count]
                 for shape in shapes:
-                    for flags in range(8) if count < 3 else (turn % 8, (turn + 3) % 8):
+                    for flags in range(8) if count < 3 else (turn % 8,):
                         ordered, twice, bad = bool(flags & 1), bool(flags & 2), bool(flags & 4)
                         yield shape._replace(store=store, ordered=ordered, twice=twice, bad=bad), frozenset(chosen)
+
+
+def settings_to_interrupt(*, full: bool) -> Iterator[tuple[Setting, frozenset[str]]]:
+    """Every store, with and without order, in turns of shapes; alone and with one fault: all of them, or some."""
+    some = ("raise", "hang", "settle", "publish", "claim", "commit-late", "slow", "driver")
+    for store, faults in FAULTS.items():
+        for turn, fault in enumerate([None, *faults]):
+            if full or fault is None or fault in some:
+                for ordered in (True, False):
+                    for shape in (SHAPES[3], SHAPES[2 + turn % 3]._replace(twice=turn % 2 == 1))[: 1 + full]:
+                        yield shape._replace(store=store, ordered=ordered), frozenset({fault} if fault else ())
 
 
 def walk(clock: Clock, setting: Setting, faults: Faults) -> list[str]:
@@ -76,77 +87,82 @@ def _check_left_behind(process: Process) -> None:
 
 
 def kill_at(clock: Clock, setting: Setting, faults: Faults, step: int) -> tuple[list[str], bool]:
-    """The process dies after some steps; another takes over. Returns what is wrong, and whether it was still alive."""
+    """The process dies after some steps, and another takes over: what is wrong, and whether it had something to do."""
     world = new_world(setting, faults)
     loop = clock.loop = Loop()
-    process: list[Process] = []
+    processes: list[Process] = []
 
     async def first() -> None:
-        process.append(Process(setting, world))
-        await process[0].worker.start()
+        processes.append(Process(setting, world))
+        loop.at(step, kill)
+        await processes[0].worker.start()
         await world.all_gone.wait()
 
     def kill() -> None:
         raise Killed
 
-    loop.at(step, kill)
     died = False
     try:
         loop.run_until_complete(first())
     except Killed:
         died = True
-    for one in process:
-        one.die()
-    then = loop.time()
+    for process in processes:
+        process.die()
+    now = loop.time()
     loop.dispose()
-    return _second(clock, setting, world, then), died
+    return _take_over(clock, setting, world, now, interrupted=died), died
 
 
 def stop_at(
-    clock: Clock, setting: Setting, faults: Faults, step: int, grace: float, twice: bool
+    clock: Clock, setting: Setting, faults: Faults, step: int, *, grace: float, again: int | None = None
 ) -> tuple[list[str], bool]:
-    """The process is told to stop after some steps, and cancelled after `grace`; another takes over."""
+    """The process is stopped after some steps, and cancelled after `grace` seconds; another takes over.
+
+    With `again` its lanes are cancelled once more that many steps after the stop began. Returns as `kill_at` does.
+    """
     world = new_world(setting, faults)
     loop = clock.loop = Loop()
-
-    async def first() -> bool:
-        process = Process(setting, world)
-        await process.worker.start()
-        told = asyncio.Event()
-        loop.at(step, told.set)
-        gone = asyncio.ensure_future(world.all_gone.wait())
-        await asyncio.wait({gone, asyncio.ensure_future(told.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        early = not gone.done()
-        if twice:
-            loop.call_soon(_cancel_lanes)
-        await process.worker.stop(grace)
-        _check_left_behind(process)
-        return early
-
     try:
-        early = loop.run_until_complete(first())
+        early = loop.run_until_complete(_stop_at(loop, setting, world, step, grace, again))
     finally:
-        then = loop.time()
+        now = loop.time()
         loop.dispose()
-    return _second(clock, setting, world, then) + [f"unseen: {one}" for one in loop.unseen], early
+    unseen = [f"unseen by anybody: {one}" for one in loop.unseen]
+    return _take_over(clock, setting, world, now, interrupted=grace == 0) + unseen, early
 
 
-def _cancel_lanes() -> None:
-    """As an impatient outer program does."""
-    for task in asyncio.all_tasks():
-        if "lane" in task.get_name():
-            task.cancel()
+async def _stop_at(loop: Loop, setting: Setting, world: World, step: int, grace: float, again: int | None) -> bool:
+    process = Process(setting, world)
+    told = asyncio.Event()
+    loop.at(step, told.set)
+    await process.worker.start()
+    waits = {asyncio.ensure_future(world.all_gone.wait()), asyncio.ensure_future(told.wait())}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    early = not world.all_gone.is_set()
+    for one in waits:
+        one.cancel()
+    stop = asyncio.ensure_future(process.worker.stop(grace))
+    if again is not None:
+        for _ in range(again):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if " lane " in task.get_name():
+                task.cancel()
+    await stop
+    if again is None:
+        _check_left_behind(process)
+    return early
 
 
-def _second(clock: Clock, setting: Setting, world: World, then: float) -> list[str]:
+def _take_over(clock: Clock, setting: Setting, world: World, now: float, *, interrupted: bool) -> list[str]:
     """A fresh process brings the rest to its end; then all is judged."""
     loop = clock.loop = Loop()
-    loop.selector.now = then
+    loop.selector.now = now
     try:
         if not all(one.gone for one in world.messages):
             world.all_gone = asyncio.Event()
             loop.run_until_complete(_to_the_end(setting, world, LIMIT))
-        return judge(setting, world, interrupted=True)
+        return judge(setting, world, interrupted=interrupted)
     except Stuck:
         return ["everything waits for each other"]
     finally:
