@@ -119,8 +119,9 @@ class Positions:
         done = 0
         while done < 5:
             await bench.until(lambda more=done: len(consumer.taken) > more, "more came")  # type: ignore[misc]
-            await consumer.settle([(delivery, ACK) for delivery in consumer.taken[done:]])
-            done = len(consumer.taken)
+            flying = consumer.taken[done:]
+            await consumer.settle([(delivery, ACK) for delivery in flying])
+            done += len(flying)
         await bench.until_equal(consumer.feed.backlog, Backlog(pending=0, in_flight=0))
         bench.ledger.check(subscription.position)
 
