@@ -99,7 +99,16 @@ class NatsFeed:
     # ── deliveries in ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_event(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
-        self.accept(token, delivery)
+        """Hand a delivery over, or keep it until there is room. The hot path: written out rather than called."""
+        self.held[token] = None
+        given = self._given
+        if (given and (given >= self._most or self._given_bytes + token.size > self._most_bytes)) or self._queue:
+            self._queue.append((token, delivery))
+            return
+        token.given = True
+        self._given = given + 1
+        self._given_bytes += token.size
+        self._sink(delivery)
 
     def _take_copy(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         """A copy on the retry route: never before its time, whatever the server's clock says."""
@@ -110,17 +119,7 @@ class NatsFeed:
         if (key := found.get(Header.KEY)) is not None:
             delivery.slot = slot_of(unquote(key))
         delivery.stream = found.get(Header.STREAM) or delivery.stream
-        self.accept(token, delivery)
-
-    def accept(self, token: Token, delivery: Delivery) -> None:
-        """Hand a delivery over, or keep it until there is room."""
-        self.held[token] = None
-        if self._stopping:
-            self._refuse(token, b"-NAK")
-        elif not self._queue and self._has_room(token.size):
-            self._give(token, delivery)
-        else:
-            self._queue.append((token, delivery))
+        self._take_event(token, delivery, subject, headers)
 
     def _give(self, token: Token, delivery: Delivery) -> None:
         token.given = True

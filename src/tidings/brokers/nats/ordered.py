@@ -77,7 +77,7 @@ class OrderedFeed(NatsFeed):
     def _take_event(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         self._note(token, headers)
         if self.takes_copies:
-            self.accept(token, delivery)
+            super()._take_event(token, delivery, subject, headers)
             return
         self.held[token] = None
         self._gathered.append((token, delivery))
@@ -207,7 +207,7 @@ class OrderedFeed(NatsFeed):
         self.takes_copies = not self._stopping
         gathered, self._gathered = sorted(self._gathered, key=lambda pair: pair[0].seq), []
         for token, delivery in gathered:
-            self.accept(token, delivery)
+            super()._take_event(token, delivery, b"", None)
         pull.refill()
         link = self._connection.link
         if link is not None and self.takes_copies:
