@@ -91,8 +91,8 @@ def lines(file: Path) -> list[tuple[str, str, str]]:
 def assert_in_order(stored: Sequence[tuple[str, str]]) -> None:
     """Each key's events in order, when what came again is left out, as a broker does that knows its id."""
     firsts = list(dict.fromkeys(stored))
-    for one in {key for _, key in firsts}:
-        mine = [int(id) for id, key in firsts if key == one]
+    for one in {its_key for _, its_key in firsts}:
+        mine = [int(id) for id, its_key in firsts if its_key == one]
         assert mine == sorted(mine), f"key {one} was reordered"
 
 
