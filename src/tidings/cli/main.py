@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from tidings import __version__
 from tidings.cli.failures import MEANINGS, CommandError, Status, debugging, explain
@@ -81,11 +81,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = app(arguments)
     except CycloptsError as error:
-        fail(
-            f"{str(error).rstrip('.')}. tidings {_command(arguments)}--help shows what there is",
-            Status.USAGE,
-            json=json,
-        )
+        problem = str(error).rstrip(".")
+        if isinstance(error, UnusedCliTokensError) and arguments[0] == "publish":
+            problem = "the data is one argument: put the JSON into single quotes"
+        fail(f"{problem}. tidings {_command(arguments)}--help shows what there is", Status.USAGE, json=json)
         return Status.USAGE
     except BrokenPipeError:
         # Whatever is flushed on the way out would raise again.

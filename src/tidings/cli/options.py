@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
@@ -21,26 +22,38 @@ BrokerUrl = Annotated[
     ),
 ]
 
+FOLDER: Final = ".tidings"
+"""Where the embedded server of a folder keeps its data."""
+
 CLI_SERVICE = "tidings-cli"
 """Under this name the command line speaks to a broker. It has no handlers, and so no positions."""
 
 
 def broker_url(given: str | None) -> str:
-    """The broker to use: as given, as TIDINGS_BROKER says, or on a terminal the embedded one.
+    """The broker to use: as given, as TIDINGS_BROKER says, or on a terminal the embedded one of this folder.
+
+    One end of a pipe on the terminal is enough. A folder without a server is more likely the wrong folder than one
+    that wants an empty server.
 
     Raises:
-        CommandError: nothing names one, and nobody sits in front of it.
+        CommandError: nothing names one, and nobody sits in front of it, or this folder has none.
     """
     url = given or os.environ.get("TIDINGS_BROKER")
     if url:
         return url
-    if sys.stdout.isatty():
-        return "embedded:"
-    raise CommandError(
-        f"no broker is named. Write --broker {EXAMPLE_URL} or set TIDINGS_BROKER; embedded: is the one of this folder,"
-        " which tidings up starts",
-        Status.CONFIGURATION,
-    )
+    if not (sys.stdout.isatty() or sys.stdin.isatty()):
+        raise CommandError(
+            f"no broker is named. Write --broker {EXAMPLE_URL} or set TIDINGS_BROKER; embedded: is the one of this"
+            " folder, which tidings up starts",
+            Status.CONFIGURATION,
+        )
+    if not Path(FOLDER).is_dir():
+        raise CommandError(
+            f"no broker is named, and {Path.cwd()} has no {FOLDER}, where the embedded one would stand. Go to the"
+            f" folder in which tidings run or tidings up was started, or name a broker: --broker {EXAMPLE_URL}",
+            Status.CONFIGURATION,
+        )
+    return "embedded:"
 
 
 def public(spec: object) -> str:

@@ -34,6 +34,12 @@ class Out:
         if not self.json:
             self.write("\n".join(shown(line, LONGEST_LINE) for line in text.splitlines()))
 
+    def aside(self, text: str) -> None:
+        """For people only, beside the output: it does not go into a pipe."""
+        if not self.json:
+            sys.stderr.write(shown(text, LONGEST_LINE) + "\n")
+            sys.stderr.flush()
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """For people only: a drawn table on a terminal, tab-separated columns elsewhere."""
         if self.json:

@@ -73,14 +73,16 @@ async def _tail(url: str, log: Log, limit: int | None, last: int | None, out: Ou
     broker = broker_from(url)
     try:
         await broker.open(Plan(service=CLI_SERVICE))
-        await print_events(broker, log, limit, last, out)
+        if not await print_events(broker, log, limit, last, out):
+            what = f"event of type {log.type}" if log.type else "event"
+            out.aside(f"no {what} stands in the stream {log.stream}{' since then' if log.since else ''}")
     finally:
         await broker.close()
     return Status.OK
 
 
-async def print_events(broker: Broker, log: Log, limit: int | None, last: int | None, out: Out) -> None:
-    """Print what `log` says, up to `limit` events, or only the `last` ones."""
+async def print_events(broker: Broker, log: Log, limit: int | None, last: int | None, out: Out) -> int:
+    """Print what `log` says, up to `limit` events, or only the `last` ones. Returns how many there were."""
     kept: deque[Delivery] = deque(maxlen=last)
     count = 0
     async for delivery in log.events(broker):
@@ -90,9 +92,10 @@ async def print_events(broker: Broker, log: Log, limit: int | None, last: int | 
         _print(delivery, out)
         count += 1
         if count == limit:
-            return
+            return count
     for delivery in list(kept)[:limit]:
         _print(delivery, out)
+    return count + len(kept)
 
 
 def _print(delivery: Delivery, out: Out) -> None:

@@ -87,7 +87,8 @@ def attribute(module: ModuleType, name: str, there: Iterable[str], what: str) ->
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, [*there, *(n for n in vars(module) if not n.startswith("_"))], 1)
             hint = f" Did you mean {module.__name__}:{near[0]}?" if near else ""
-            raise _wrong(f"{module.__name__} has no {name!r}.{hint} {_there(there, what).capitalize()}")
+            listed = _there(there, what)
+            raise _wrong(f"{module.__name__} has no {name!r}.{hint} {listed[:1].upper()}{listed[1:]}")
         found = getattr(found, part)
     return found
 
@@ -112,6 +113,8 @@ def _kind(found: object) -> str:
 def _no_module(module: str, missing: str, here: str) -> str:
     """Which part is missing, and which names would be near."""
     parent, _, last = missing.rpartition(".")
+    if last == "py":
+        return f"a module is named without .py. Write {parent}:name"
     paths = list(getattr(sys.modules.get(parent), "__path__", [])) if parent else [here]
     names = [one.name for one in pkgutil.iter_modules(paths) if not one.name.startswith("_")]
     near = difflib.get_close_matches(last, names, 1)
