@@ -22,6 +22,9 @@ MAX_TRACEBACK = 6000
 MAX_REASON = 2000
 """Bytes of a reason that a copy keeps: its beginning."""
 
+MAX_FOREIGN = 40 * 1024
+"""Bytes of the publisher's headers that a copy keeps, so that ours stand beside them where 64 KiB is the most."""
+
 _HANDLED = frozenset({"failed", "rejected", "copy-too-large"})
 """The codes of those that a handler has seen once more than their copy says."""
 
@@ -29,6 +32,9 @@ _SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _OUTER_SPACES = re.compile(r"\A +| +\Z")
 _HALF = re.compile(r"%.?\Z")
 _OURS = "tidings-"
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_IN_TOKENS = "!#$&'*+-.^_`|~"
+_ATTRIBUTES = ("ce-", "content-type")
 
 
 def header_text(value: str) -> str:
@@ -143,11 +149,38 @@ def original_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if not name.lower().startswith(_OURS)}
 
 
+def _storable(headers: Mapping[str, str]) -> dict[str, str]:
+    """The publisher's headers as every broker can hold them.
+
+    A name or value that cannot stand as it is, is percent-encoded. Of more than can be kept the largest are left out
+    by name, attributes of the event last: a copy that could not be stored would keep its message coming for ever.
+    """
+    found = {_name(name): _value(value) for name, value in original_headers(headers).items()}
+    sizes = {name: len(name) + len(value.encode()) + 4 for name, value in found.items()}
+    left_out = []
+    for name in sorted(found, key=lambda name: (name.lower().startswith(_ATTRIBUTES), -sizes[name])):
+        if sum(sizes.values()) <= MAX_FOREIGN:
+            break
+        left_out.append(name)
+        del found[name], sizes[name]
+    if left_out:
+        found[Header.LEFT_OUT] = _beginning(header_text(", ".join(left_out)), MAX_REASON)
+    return found
+
+
+def _name(name: str) -> str:
+    return name if _TOKEN.fullmatch(name) else quote(name, safe=_IN_TOKENS, errors="backslashreplace") or "%"
+
+
+def _value(value: str) -> str:
+    return value if value.isprintable() and value == value.strip() else header_text(value)
+
+
 def _common(delivery: Delivery, position: str, now: float) -> dict[str, str]:
     stamp = _stamp(now)
     first = _stamp(delivery.first_failed) if delivery.first_failed else stamp
     headers = {
-        **original_headers(delivery.headers),
+        **_storable(delivery.headers),
         Header.ID: header_text(delivery.event_id),
         Header.ORIGIN: header_text(origin_of(delivery)),
         Header.STREAM: delivery.stream,
@@ -159,7 +192,7 @@ def _common(delivery: Delivery, position: str, now: float) -> dict[str, str]:
         headers[Header.TYPE] = header_text(kind)
     if (key := delivery.key) is not None:
         headers[Header.KEY] = header_text(key)
-    for header in (Header.LETTER, Header.REDRIVE):
+    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT):
         if kept := _kept(delivery, header):
             headers[header] = kept
     return headers

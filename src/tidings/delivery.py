@@ -56,6 +56,8 @@ class Header:
     """Which redrive of that letter it is: 1 for the first."""
     REDRIVEN_FROM: ClassVar = "tidings-redriven-from"
     """The id of the dead letter whose redriven copy died again."""
+    LEFT_OUT: ClassVar = "tidings-left-out"
+    """Names of the publisher's headers that were too large for the copy."""
     MARKER: ClassVar = "tidings-marker"
     PART: ClassVar = "tidings-part"
     """``2/3``: the second of three parts of a letter too large for one message."""

@@ -48,12 +48,15 @@ class UndecodableEvent(EventError):
     """Bytes that are no event this handler can read.
 
     `code` is one of a closed set, fit for a metric's label: ``empty``, ``too-large``, ``too-deep``, ``not-json``,
-    ``not-an-envelope``, ``bad-attribute``, ``unknown-type``, ``unknown-version``, ``bad-data``, ``upcast-failed``.
+    ``not-an-envelope``, ``bad-attribute``, ``unknown-version``, ``bad-data``, ``upcast-failed``.
     """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[type[UndecodableEvent], tuple[str, str]]:
+        return type(self), (self.code, str(self))
 
 
 class WorldError(TidingsError):
