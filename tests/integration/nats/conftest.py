@@ -90,7 +90,9 @@ class Rig:
 async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout):
-        while not condition():
+        while True:
+            if condition():
+                return
             await asyncio.sleep(0.01)
 
 
