@@ -57,13 +57,15 @@ class Wrapper:
 
     def caused(self, result: Any, scope: Scope) -> Sequence[Message]:
         """The messages of what a handler returned: an event, or several of them."""
-        if isinstance(result, Event):
-            return (self.message(result, scope),)
-        if isinstance(result, (list, tuple)):
-            return [self.message(event, scope) for event in result]
-        raise InvalidEvent(
-            f"{scope.position} returned {type(result).__name__}; a handler returns None, an event, or a list of events"
-        )
+        events = (result,) if isinstance(result, Event) else result
+        if not isinstance(events, (list, tuple)) or not all(isinstance(event, Event) for event in events):
+            found = type(result).__name__
+            if isinstance(events, (list, tuple)):
+                found += f" with {next(type(one).__name__ for one in events if not isinstance(one, Event))}"
+            raise InvalidEvent(
+                f"{scope.position} returned {found}; a handler returns None, an event, or a list of events"
+            )
+        return [self.message(event, scope) for event in events]
 
     def _spec(self, event: Event) -> EventSpec:
         spec = spec_of(event)
