@@ -380,7 +380,7 @@ def occupied() -> socket.socket:
 async def test_a_port_in_use_is_named_with_the_remedy(folder: Path) -> None:
     with occupied() as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BrokerUnavailable, match=rf"port {port} .*in use.*embedded:\?port={port + 1}"):
+        with pytest.raises(ConfigurationError, match=rf"port {port} .*in use.*embedded:\?port={port + 1}"):
             await EmbeddedServer.from_url(f"embedded:{folder}?port={port}").start()
     assert servers_of(folder) == []
     async with embedded_server(folder, port=port) as server:

@@ -140,7 +140,7 @@ def kernels_ports() -> tuple[int, int]:
 
 def port_taken(port: int, folder: Path, *, named: bool) -> TidingsError:
     if named:
-        return BrokerUnavailable(
+        return ConfigurationError(
             f"port {port} on {HOST} is in use by another program. Name another (embedded:?port={port + 1}), leave the"
             f" port out to have a free one chosen, or end that program"
         )
