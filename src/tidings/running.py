@@ -70,7 +70,7 @@ class Running:
     @classmethod
     def of(cls, service: Declared, broker: str | Broker | None, store: object | None) -> Running:
         """Find the broker and the store that are named: by the caller, in the code, or in the environment."""
-        spec = store or os.environ.get("TIDINGS_STORE")
+        spec = store or os.environ.get("TIDINGS_STORE") or None
         return cls(service, broker_from(_chosen(broker, service.name)), None if spec is None else store_from(spec))
 
     async def publish(self, events: Sequence[Event], tx: object | None, timeout: float) -> Sequence[Exception | None]:
