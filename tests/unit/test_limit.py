@@ -1,0 +1,108 @@
+"""One timer for a batch: what it cancels it takes back, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tidings.limit import Limit
+
+FOREVER = 60.0
+
+
+def _cancelling() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+@asynccontextmanager
+async def _event(limit: Limit) -> AsyncIterator[None]:
+    """As the pipeline goes about one event."""
+    limit.begin()
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if limit.took_back():
+            raise TimeoutError from error
+        raise
+    finally:
+        limit.end()
+
+
+async def test_P12_an_event_that_runs_too_long_is_cancelled_and_the_task_goes_on() -> None:
+    with Limit(0.01) as limit:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with _event(limit):
+                    await asyncio.sleep(FOREVER)
+            assert _cancelling() == 0
+
+
+async def test_the_time_of_an_event_starts_with_it_and_not_with_the_batch() -> None:
+    with Limit(0.2) as limit:
+        for _ in range(6):
+            async with _event(limit):
+                await asyncio.sleep(0.05)
+    assert _cancelling() == 0
+
+
+async def test_nothing_is_cancelled_between_events() -> None:
+    with Limit(0.01) as limit:
+        async with _event(limit):
+            pass
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.03)
+    assert _cancelling() == 0
+
+
+async def test_nothing_is_cancelled_after_the_batch() -> None:
+    with Limit(0.01) as limit:
+        limit.begin()
+    await asyncio.sleep(0.05)
+    assert _cancelling() == 0
+
+
+async def test_a_handler_that_swallows_its_timeout_leaves_no_cancellation_behind() -> None:
+    with Limit(0.01) as limit:
+        async with _event(limit):
+            try:
+                await asyncio.sleep(FOREVER)
+            except asyncio.CancelledError:
+                pass
+        assert _cancelling() == 0
+
+
+async def test_a_handler_that_answers_its_timeout_with_another_error_leaves_no_cancellation_behind() -> None:
+    with Limit(0.01) as limit:
+        with pytest.raises(ValueError, match="instead"):
+            async with _event(limit):
+                try:
+                    await asyncio.sleep(FOREVER)
+                except asyncio.CancelledError:
+                    raise ValueError("instead") from None
+        assert _cancelling() == 0
+        with pytest.raises(asyncio.CancelledError):  # and the next one's own is not taken for it
+            async with _event(limit):
+                raise asyncio.CancelledError
+
+
+async def test_a_cancellation_from_outside_wins_over_a_timeout_at_the_same_time() -> None:
+    async def both() -> None:
+        with Limit(0.01) as limit:
+            async with _event(limit):
+                try:
+                    await asyncio.sleep(FOREVER)
+                except asyncio.CancelledError:
+                    me = asyncio.current_task()
+                    assert me is not None
+                    me.cancel()
+                    raise
+
+    task = asyncio.create_task(both())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()

@@ -1,0 +1,198 @@
+"""Settling: copies first, then the broker, then the observers; nothing is told twice and nothing is passed over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.unit.parts import RecordingBroker, Watcher, delivery
+from tidings.copies import plain_text
+from tidings.delivery import (
+    ACK,
+    DeadLettered,
+    Decision,
+    Delivery,
+    Done,
+    Duplicate,
+    Header,
+    Release,
+    Retried,
+    Route,
+    Unsettled,
+)
+from tidings.errors import BrokerUnavailable, EventTooLarge
+from tidings.order import Holds
+from tidings.settling import COPY_PAUSE, Settler
+
+AGAIN = Retried(after=2.0, reason="ValueError: no stock", error=ValueError("no stock"))
+BUSY = Retried(after=0.25, reason="busy", counted=False)
+DEAD = DeadLettered(reason="failed 3 times", error=ValueError("no stock"))
+
+
+class Setup:
+    def __init__(self, *watchers: Watcher) -> None:
+        self.broker = RecordingBroker()
+        self.watcher = Watcher()
+        self.settler = Settler("stock.step", self.broker, observers=[*watchers, self.watcher])
+
+    async def settle(self, *decisions: Decision, holds: Holds | None = None) -> list[Delivery]:
+        ended = [(delivery("a", number, read=True), decision) for number, decision in enumerate(decisions, 1)]
+        deliveries = [one for one, _ in ended]
+        await self.settler.settle(list(ended), holds, time.monotonic())
+        return deliveries
+
+
+@pytest.mark.parametrize("decision", [Done(), Done(skipped=True), Duplicate(), Duplicate(of="other")])
+async def test_P2_what_took_effect_or_is_nobodys_business_is_acknowledged(decision: Decision) -> None:
+    setup = Setup()
+    await setup.settle(decision)
+    assert setup.broker.verdicts() == [("a1", ACK)]
+    assert setup.watcher.outcomes == [("a1", decision)]
+
+
+async def test_P2_a_wave_is_told_in_one_round_trip() -> None:
+    setup = Setup()
+    await setup.settle(Done(), Duplicate(), BUSY, AGAIN, DEAD)
+    assert setup.broker.waves == [5]
+    assert dict(setup.broker.verdicts()) == {"a1": ACK, "a2": ACK, "a3": Release(0.25), "a4": ACK, "a5": ACK}
+
+
+async def test_P3_a_failure_is_acknowledged_once_its_copy_is_stored() -> None:
+    setup = Setup()
+    await setup.settle(AGAIN)
+    (copy,) = setup.broker.published
+    assert copy.route is Route.RETRY
+    assert copy.headers[Header.FAILURES] == "1"
+    assert setup.broker.verdicts() == [("a1", ACK)]
+
+
+@pytest.mark.parametrize("decision", [AGAIN, DEAD])
+async def test_P3_what_could_not_be_copied_is_kept_away_for_a_while_and_reported(decision: Decision) -> None:
+    setup = Setup()
+    setup.broker.refuse_publish = lambda message: BrokerUnavailable("no leader")
+    await setup.settle(decision, Done())
+    assert dict(setup.broker.verdicts()) == {"a1": Release(COPY_PAUSE), "a2": ACK}
+    outcome = dict(setup.watcher.outcomes)["a1"]
+    assert isinstance(outcome, Unsettled)
+    assert outcome.wanted is decision
+    assert "no leader" in outcome.reason
+
+
+async def test_P3_a_letter_of_which_one_part_was_not_stored_is_not_acknowledged() -> None:
+    setup = Setup()
+    setup.broker.features = RecordingBroker(max_bytes=60).features
+    setup.broker.refuse_publish = lambda message: (
+        BrokerUnavailable("no leader") if message.headers[Header.PART].startswith("2/") else None
+    )
+    await setup.settle(DEAD)
+    assert len(setup.broker.published) > 1
+    assert setup.broker.verdicts() == [("a1", Release(COPY_PAUSE))]
+
+
+async def test_P7_a_copy_too_large_for_the_retry_route_becomes_a_letter_that_tells_why_it_failed() -> None:
+    setup = Setup()
+    setup.broker.refuse_publish = lambda message: EventTooLarge("2 MB") if message.route is Route.RETRY else None
+    await setup.settle(AGAIN, Done())
+    (letter,) = setup.broker.published
+    assert letter.route is Route.DEAD
+    assert letter.headers[Header.ERROR] == "copy-too-large"
+    assert letter.headers[Header.FAILURES] == "1"
+    reason = plain_text(letter.headers[Header.REASON])
+    assert "no stock" in reason
+    assert "too large for the retry route" in reason
+    assert "ValueError: no stock" in plain_text(letter.headers[Header.TRACEBACK])
+    assert dict(setup.broker.verdicts()) == {"a1": ACK, "a2": ACK}
+    assert setup.watcher.outcomes[0][1].kind == "dead"
+
+
+async def test_a_letter_too_large_for_the_dead_letters_is_not_tried_for_ever_in_one_settle() -> None:
+    setup = Setup()
+    setup.broker.refuse_publish = lambda message: EventTooLarge("2 MB")
+    await setup.settle(AGAIN, DEAD)
+    assert dict(setup.broker.verdicts()) == {"a1": Release(COPY_PAUSE), "a2": Release(COPY_PAUSE)}
+
+
+async def test_P2_a_settle_that_failed_is_reported_for_that_delivery_alone() -> None:
+    setup = Setup()
+    setup.broker.refuse_settle = lambda verdict: BrokerUnavailable("no answer") if verdict[0].event_id == "a2" else None
+    await setup.settle(Done(), Done(), Done())
+    assert [outcome.kind for _, outcome in setup.watcher.outcomes] == ["done", "unsettled", "done"]
+    unsettled = setup.watcher.outcomes[1][1]
+    assert unsettled == Unsettled(Done(), "BrokerUnavailable: no answer")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("an adapter's mistake"), asyncio.CancelledError()])
+async def test_P2_a_broker_that_raises_instead_of_answering_leaves_everything_reported(error: BaseException) -> None:
+    setup = Setup()
+    setup.broker.raises = error
+    await setup.settle(Done(), AGAIN, DEAD)
+    assert [outcome.kind for _, outcome in setup.watcher.outcomes] == ["unsettled"] * 3
+
+
+async def test_a_settle_that_is_cancelled_from_outside_is_cancelled() -> None:
+    setup = Setup()
+    setup.broker.gate = asyncio.Event()
+    task = asyncio.create_task(setup.settle(Done()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_observer_that_raises_changes_nothing_and_the_next_one_is_told() -> None:
+    setup = Setup(Watcher(raises=ValueError("observer")))
+    await setup.settle(Done())
+    assert setup.broker.verdicts() == [("a1", ACK)]
+    assert setup.watcher.outcomes == [("a1", Done())]
+
+
+# ── order ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_P8_in_order_a_failed_event_is_held_and_neither_copied_nor_settled() -> None:
+    setup, holds = Setup(), Holds()
+    now = asyncio.get_running_loop().time()
+    (one,) = await setup.settle(AGAIN, holds=holds)
+    assert setup.broker.published == []
+    assert setup.broker.settled == []
+    assert holds.blocks("a")
+    due = holds.next_due()
+    assert due is not None
+    assert now + 2.0 <= due <= now + 3.0
+    assert setup.watcher.outcomes == [("a1", AGAIN)]
+    assert one.failures == 1
+    assert abs(one.first_failed - time.time()) < 60
+
+
+async def test_P6_observers_are_told_the_attempt_that_failed_held_or_not() -> None:
+    for holds in (None, Holds()):
+        setup = Setup()
+        await setup.settle(AGAIN, holds=holds)
+        assert setup.watcher.attempts == [1]
+
+
+async def test_P6_in_order_what_is_no_failure_is_held_and_not_counted() -> None:
+    setup, holds = Setup(), Holds()
+    (one,) = await setup.settle(BUSY, holds=holds)
+    assert holds.blocks("a")
+    assert (one.failures, one.first_failed) == (0, 0.0)
+
+
+async def test_P8_in_order_a_letter_that_could_not_be_stored_holds_its_key() -> None:
+    setup, holds = Setup(), Holds()
+    setup.broker.refuse_publish = lambda message: BrokerUnavailable("no leader")
+    one, two = await setup.settle(DEAD, DEAD, holds=holds)
+    assert setup.broker.settled == []
+    assert list(holds.release(asyncio.get_running_loop().time() + COPY_PAUSE)) == [one, two]
+    assert (one.failures, two.failures) == (0, 0)
+    assert [outcome.kind for _, outcome in setup.watcher.outcomes] == ["unsettled", "unsettled"]
+
+
+async def test_in_order_an_event_without_a_key_goes_its_own_way() -> None:
+    setup, holds = Setup(), Holds()
+    one = delivery()
+    await setup.settler.settle([(one, AGAIN)], holds, 0.0)
+    assert len(holds) == 0
+    assert setup.broker.published[0].route is Route.RETRY
