@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -28,10 +29,28 @@ def main(arguments: list[str] | None = None) -> int:
         forgetful=given.forgetful,
     )
     try:
-        return asyncio.run(run(options))
-    except KeyboardInterrupt:
+        return asyncio.run(_until_stopped(options))
+    except asyncio.CancelledError:
         sys.stderr.write("stopped before the end: nothing was compared\n")
         return 130
+
+
+async def _until_stopped(options: Options) -> int:
+    """Run; the first Ctrl-C or SIGTERM ends it in order, a second one changes nothing, so that no process is left."""
+    loop, demo = asyncio.get_running_loop(), asyncio.current_task()
+    assert demo is not None
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        sys.stderr.write("still stopping …\n" if asked else "stopping the workers and the server …\n")
+        if not asked:
+            asked = True
+            demo.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return await run(options)
 
 
 if __name__ == "__main__":

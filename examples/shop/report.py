@@ -80,7 +80,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.worker_kills} workers and {self.server_kills} servers were killed;"
             f" {self.refused} publishes were refused meanwhile and repeated;"
             f" {self.repeated} orders were sent twice on purpose.",
-            soft_wrap=True,
+            soft_wrap=not console.is_terminal,
         )
         console.print(
             f"{self.dead} dead letters; {self.dead_expected} were meant"
@@ -122,7 +122,7 @@ class Screen:
         if self._live is not None:
             table = Table()
             for heading in ("published", *self._handlers, "retried", "redelivered", "dead"):
-                table.add_column(heading, justify="right")
+                table.add_column(heading.replace(".", ".\n"), justify="right")  # so that 80 columns are enough
             table.add_row(f"{published}/{total}", *map(str, [*applied, retried, redelivered, dead]))
             self._live.update(table)
         elif time.monotonic() - self._last > 2:

@@ -80,7 +80,7 @@ class Workers:
             self._slots.remove(slot)
             failures = failures + 1 if process.returncode != -signal.SIGKILL else 0
             await asyncio.sleep(0.1)
-        if failures:
+        if failures and not self._stopping:
             log = self._logs / f"{service}-{number}.log"
             raise RuntimeError(f"{service} does not stay up; the end of {log}:\n{_tail(log)}")
 
