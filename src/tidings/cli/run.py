@@ -40,7 +40,7 @@ def run(
     if not 0 <= port <= 65535 - workers:
         raise CommandError(f"--port {port}: between 0 and {65535 - workers}", Status.USAGE)
     link = Link.from_environment()
-    stop = Stop(json=json, ignore_interrupt=link is not None)
+    stop = Stop(json=json, worker=link is not None)
     _log(json, log_level)
     if workers > 1:
         from tidings.cli.workers import supervise

@@ -23,14 +23,15 @@ class Stop:
     Plain signal handlers, not those of the event loop: they run also while the loop is blocked.
     """
 
-    def __init__(self, *, json: bool = False, ignore_interrupt: bool = False) -> None:
+    def __init__(self, *, json: bool = False, worker: bool = False) -> None:
         self._json = json or not sys.stderr.isatty()
+        self._worker = worker
         self._asked = False
         self._call: Callable[[], object] | None = None
         self._last: Callable[[], object] = bool
         signal.signal(signal.SIGTERM, self._on)
         # A terminal sends Ctrl-C to every process in front of it; a worker hears from its parent.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else self._on)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if worker else self._on)
 
     @property
     def asked(self) -> bool:
@@ -63,7 +64,8 @@ class Stop:
         if self._call is None:
             self._asked = True
             raise KeyboardInterrupt
-        self._say("stopping; what runs is finished first (once more to end at once)")
+        if not self._worker:
+            self._say("stopping; what runs is finished first (once more to end at once)")
         self.ask()
 
     def _too_late(self) -> None:

@@ -54,9 +54,7 @@ async def _keep(server: EmbeddedServer, stop: Stop, out: Out, show_url: bool) ->
         watching = asyncio.create_task(server.watch())
         asking = asyncio.create_task(stopped.wait())
         try:
-            done, _ = await asyncio.wait({watching, asking}, return_when=asyncio.FIRST_COMPLETED)
-            if watching in done:
-                await watching  # it only ends by an error, which is told
+            await _until_asked(server, watching, asking, out)
         finally:
             for task in (watching, asking):
                 task.cancel()
@@ -66,6 +64,21 @@ async def _keep(server: EmbeddedServer, stop: Stop, out: Out, show_url: bool) ->
     left = "it still runs, since other processes use it" if server.pid is not None else "it has ended"
     out.tell(f"left the server of {server.folder}: {left}; what is stored stays", left=str(server.folder))
     return 0
+
+
+async def _until_asked(
+    server: EmbeddedServer, watching: asyncio.Task[None], asking: asyncio.Task[bool], out: Out
+) -> None:
+    """Until the stop; a server that another one took the place of is told."""
+    pid = server.pid
+    while not asking.done():
+        done, _ = await asyncio.wait({watching, asking}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        if watching in done:
+            await watching  # it only ends by an error, which is told
+            return
+        if server.pid not in (None, pid):
+            pid = server.pid
+            out.tell(f"the server had died, and is back (pid {pid}); nothing stored is lost", restarted=True, pid=pid)
 
 
 def _tell(server: EmbeddedServer, out: Out, show_url: bool) -> None:
