@@ -117,6 +117,8 @@ def _no_module(module: str, missing: str, here: str) -> str:
         return f"a module is named without .py. Write {parent}:name"
     paths = list(getattr(sys.modules.get(parent), "__path__", [])) if parent else [here]
     names = [one.name for one in pkgutil.iter_modules(paths) if not one.name.startswith("_")]
+    if not parent:  # folders without __init__.py are packages too
+        names += {one.parent.name for one in Path(here).glob("*/*.py")} - set(names)
     near = difflib.get_close_matches(last, names, 1)
     hint = ""
     if near:
