@@ -177,8 +177,9 @@ class ToldClaim:
 class ToldStore:
     """A store that answers as it is told, and keeps how its claims ended."""
 
-    def __init__(self, *, transactional: bool = False) -> None:
+    def __init__(self, *, transactional: bool = False, outbox: bool | None = None) -> None:
         self.transactional = transactional
+        self._outbox = transactional if outbox is None else outbox
         self.states: dict[str, Claimed] = {}
         """By event id; whatever is not in it is new."""
         self.claims: list[ToldClaim] = []
@@ -210,7 +211,7 @@ class ToldStore:
             first.setdefault(key.key, key.event_id)
             states.append(self.states.get(key.event_id, fresh))
         claim = ToldClaim(states)
-        if self.transactional:
+        if self._outbox:
             claim.emitted = []
         self.claims.append(claim)
         try:
@@ -293,3 +294,40 @@ class Bench:
     def outcomes(self) -> dict[str, str]:
         """The last outcome of each event, in one word."""
         return {event: outcome.kind for event, outcome in self.watcher.outcomes}
+
+
+class Doing:
+    """A handler that keeps what it was given, and does what it is told for an event."""
+
+    def __init__(self, **does: Any) -> None:
+        self.does = does
+        self.seen: list[str] = []
+
+    async def __call__(self, event: Placed) -> Shipped | None:
+        name = f"{event.order_id}{event.number}"
+        self.seen.append(name)
+        done = self.does.get(name)
+        if isinstance(done, list):
+            done = done.pop(0) if done else None
+        if isinstance(done, BaseException):
+            raise done
+        if isinstance(done, float):
+            await asyncio.sleep(done)
+        return done if isinstance(done, Shipped) else None
+
+
+def batch(*names: str) -> list[Delivery]:
+    return [delivery(name[:-1], int(name[-1])) for name in names]
+
+
+def ids(deliveries: Sequence[Delivery]) -> list[str]:
+    return [one.event_id for one in deliveries]
+
+
+async def until(condition: Callable[[], object], limit: float = 5.0) -> None:
+    """Wait for a condition, at most `limit` seconds."""
+    for _ in range(round(limit / 0.002)):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError(f"it did not come true in {limit:g} s")
