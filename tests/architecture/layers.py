@@ -45,7 +45,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "uuid_utils": ("event", "envelope", "publisher", "service"),
     "nats": ("brokers.nats",),
     "nkeys": ("brokers.nats",),
-    "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox"),
+    "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),
     "aiosqlite": ("stores.sqlalchemy", "stores._"),
     "prometheus_client": ("observe",),
     "structlog": ("observe", "cli"),

@@ -40,6 +40,7 @@ class Connection:
         self._link: Link | None = None
         self._up, self._down = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
         self._closing = False
         self._why = "not connected yet"
         self._since = time.monotonic()
@@ -68,20 +69,23 @@ class Connection:
             BrokerUnavailable: no server can be reached in time.
             ConfigurationError: a server was reached and will not have us as we are.
         """
-        if self._task is None:
-            end = time.monotonic() + self.options.connect_timeout
-            pause = FIRST_PAUSE
-            while True:
-                try:
-                    await self._connect(min(self.options.connect_timeout, max(end - time.monotonic(), 0.2)))
-                    break
-                except BrokerUnavailable:
-                    if time.monotonic() + pause > end:
-                        raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 0.5)
-            self._task = asyncio.create_task(self._supervise(), name=f"tidings-nats-{self.name}")
+        async with self._starting:  # feeds may start side by side, and share one link
+            if self._task is None:
+                await self._first()
+                self._task = asyncio.create_task(self._supervise(), name=f"tidings-nats-{self.name}")
         return await self.ready(self.options.connect_timeout)
+
+    async def _first(self) -> None:
+        end = time.monotonic() + self.options.connect_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self._connect(min(self.options.connect_timeout, max(end - time.monotonic(), 0.2)))
+            except BrokerUnavailable:
+                if time.monotonic() + pause > end:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
 
     async def ready(self, timeout: float) -> Link:
         """The link, waited for if need be; raises BrokerUnavailable when there is none in time."""

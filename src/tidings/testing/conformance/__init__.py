@@ -18,22 +18,9 @@ adapter's `Features` do not claim is listed as ``not supported`` at the end, wit
 
 import pytest
 
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{part}"
-        for part in (
-            "bench",
-            "consumer",
-            "ledger",
-            "ordering",
-            "outages",
-            "positions",
-            "publishing",
-            "routes",
-            "settling",
-        )
-    )
-)
+_PARTS = "bench chains consumer ledger ordering outages policy positions publishing routes settling shapes stage"
+
+pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS.split()))
 
 from tidings.testing.conformance.bench import Bench  # noqa: E402  # assertions are to speak
 from tidings.testing.conformance.rig import Rig  # noqa: E402

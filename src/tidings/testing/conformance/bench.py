@@ -89,10 +89,15 @@ class Bench:
             subscriptions=subscriptions,
         )
 
-    async def client(self, *subscriptions: Subscription, plan: Plan | None = None) -> Broker:
-        """A client as another process would have, opened with the plan; closed at the end of the test."""
+    async def unopened(self) -> Broker:
+        """A client that nobody has opened, for a service to do so; closed at the end of the test."""
         client = await self.rig.broker()
         self._clients.append(client)
+        return client
+
+    async def client(self, *subscriptions: Subscription, plan: Plan | None = None) -> Broker:
+        """A client as another process would have, opened with the plan; closed at the end of the test."""
+        client = await self.unopened()
         async with asyncio.timeout(self.patience):
             await client.open(self.plan(*subscriptions) if plan is None else plan)
         return client

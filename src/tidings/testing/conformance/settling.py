@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 from tidings.delivery import ACK, Delivery, Release, Verdict
+from tidings.ports import Broker
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.consumer import Consumer, id_of
 
@@ -146,20 +147,20 @@ class Settling:
         bench.ledger.check(subscription.position)
 
     async def test_consumers_that_open_and_close_at_once_break_nothing(self, bench: Bench) -> None:
-        count, rounds = bench.size("messages", 50, 50), bench.size("rounds", 10, 2)
+        count, rounds = bench.size("messages", 50, 50), bench.size("rounds", 10, 3)
         subscription = bench.subscription()
-        client = await bench.client(subscription)
 
-        async def open_and_close() -> None:
+        async def open_and_close(client: Broker) -> None:
             consumer: Consumer = await bench.consumer(subscription, client=client)
             await consumer.close()
 
-        for _ in range(rounds):
+        for number in range(rounds):
+            client = await bench.client(subscription)
             async with asyncio.TaskGroup() as group:
                 for _ in range(10):
-                    group.create_task(open_and_close())
-        await bench.publish(client, [bench.message(str(number)) for number in range(count)])
-        await bench.consumer(subscription, client=client)
-        await bench.until_settled(subscription.position)
-        await bench.nothing_more()
+                    group.create_task(open_and_close(client))
+            await bench.publish(client, [bench.message(f"{number}-{one}") for one in range(count)])
+            last = await bench.consumer(subscription, client=client)
+            await bench.until_settled(subscription.position)
+            await last.close()
         bench.ledger.check(subscription.position)

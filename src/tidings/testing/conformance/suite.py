@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tidings.testing.conformance.bench import Bench
+from tidings.testing.conformance.chains import Chains
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
 from tidings.testing.conformance.plugin import REPORTS, Report
+from tidings.testing.conformance.policy import Policy
 from tidings.testing.conformance.positions import Positions
 from tidings.testing.conformance.publishing import Publishing
 from tidings.testing.conformance.rig import Rig
 from tidings.testing.conformance.routes import Routes
 from tidings.testing.conformance.settling import Settling
+from tidings.testing.conformance.shapes import Shapes
+from tidings.testing.conformance.stage import Stage
 
 
 @pytest.mark.asyncio
@@ -35,13 +40,22 @@ class _Suite:
                 )
             await bench.close()
 
+    @pytest.fixture(params=["none", "sqlite"])
+    def store(self, request: pytest.FixtureRequest) -> str:
+        """What is behind the handlers: nothing, so that effects may repeat, or a database."""
+        return str(request.param)
+
+    @pytest.fixture
+    def stage(self, bench: Bench, store: str, tmp_path: Path) -> Stage:
+        return Stage(bench, store, tmp_path)
+
 
 class PortConformance(Publishing, Settling, Routes, Positions, Ordering, Outages, _Suite):
     """Part A: what a broker does, at the level of `tidings.ports.Broker`. An adapter begins with these."""
 
 
-class Conformance(PortConformance):
-    """All of it. Subclass it and give it a `rig`::
+class Conformance(PortConformance, Policy, Shapes, Chains):
+    """All of it: the policy over real services, too. Subclass it and give it a `rig`::
 
     class TestMyBroker(Conformance):
         @pytest_asyncio.fixture

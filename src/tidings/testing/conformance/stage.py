@@ -1,0 +1,217 @@
+"""What the tests of the policy work with: services over the broker, and effects that a database or a list keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tidings import dead_letters
+from tidings.dead_letters import Letter
+from tidings.delivery import Delivery, Message
+from tidings.envelope import envelope_of, to_structured
+from tidings.event import Event
+from tidings.policy import Retry
+from tidings.ports import Broker
+from tidings.service import Service
+from tidings.testing.conformance.bench import Bench
+from tidings.testing.conformance.ledger import Effect
+
+Act = Callable[[Event, Delivery], Awaitable[Any]]
+"""What a handler does after its effect: it may fail, or return what it causes."""
+
+TABLE = "CREATE TABLE IF NOT EXISTS ledger (position TEXT, id TEXT, key TEXT, attempt INTEGER, worker TEXT, at REAL)"
+"""Without a unique key, so that whatever is applied twice is seen twice."""
+ROW = sa.text("INSERT INTO ledger VALUES (:position, :id, :key, :attempt, :worker, :at)")
+
+QUICK = Retry(attempts=4, first=0.05, most=0.2)
+
+
+class Seen(NamedTuple):
+    """A handler was called."""
+
+    position: str
+    id: str
+    attempt: int
+    worker: str
+    at: float
+
+
+def event_class(stream: str, name: str = "happened", version: int = 1) -> type[Event]:
+    """A class of events of a test's own stream."""
+
+    class Happened(Event, type=f"{stream}.{name}", version=version, key="key"):
+        id: str
+        key: str
+        note: str = ""
+
+    return Happened
+
+
+async def nothing(event: Event, delivery: Delivery) -> None:
+    """What a handler does besides its effect: nothing."""
+
+
+class Stage:
+    """Services of one test. `store` is ``sqlite``, where effects are applied once, or ``none``: they may repeat."""
+
+    def __init__(self, bench: Bench, store: str, folder: Path) -> None:
+        self.bench = bench
+        self.store = store
+        self.seen: list[Seen] = []
+        """Every call of a handler, whatever became of it."""
+        self.deliveries: list[Delivery] = []
+        """Those of the calls, in the same order."""
+        self.Happened = event_class(bench.stream)
+        self._path = folder / f"{bench.name}.db"
+        if store == "sqlite":
+            with closing(sqlite3.connect(self._path)) as connection:
+                connection.execute(TABLE)
+
+    def service(self, name: str = "", *, also: Sequence[type[Event]] = (), **options: Any) -> Service:
+        """A service of this test, which may publish `also`; the same `name` twice stands for two processes of one."""
+        url = f"sqlite:///{self._path}" if self.store == "sqlite" else None
+        full = f"{self.bench.name}-{name}" if name else self.bench.name
+        return Service(full, store=url, publishes=[self.Happened, *also], **options)
+
+    def handle(
+        self,
+        service: Service,
+        act: Act = nothing,
+        *,
+        name: str = "handle",
+        events: Sequence[type[Event]] = (),
+        worker: str = "",
+        retry: Retry = QUICK,
+        **rules: Any,
+    ) -> str:
+        """Register a handler whose effect is a row of the ledger, and return its position."""
+        position = f"{service.name}.{name}"
+        on = service.on(*(events or [self.Happened]), name=name, retry=retry, idempotent=self.store == "none", **rules)
+
+        def row(event: Any, delivery: Delivery) -> Effect:
+            self.seen.append(Seen(position, event.id, delivery.attempt, worker, time.time()))
+            self.deliveries.append(delivery)
+            self.bench.ledger.delivered(position, event.id)
+            return Effect(position, event.id, event.key, delivery.attempt, worker, time.time())
+
+        if self.store == "sqlite":
+
+            @on
+            async def in_transaction(event: Event, db: AsyncConnection, delivery: Delivery) -> Any:
+                await db.execute(ROW, row(event, delivery)._asdict())
+                return await act(event, delivery)
+
+        else:
+
+            @on
+            async def directly(event: Event, delivery: Delivery) -> Any:
+                effect = row(event, delivery)
+                result = await act(event, delivery)
+                self.bench.ledger.effect(effect)
+                return result
+
+        return position
+
+    @asynccontextmanager
+    async def running(self, *services: Service) -> AsyncIterator[None]:
+        """Run services, each with a client of its own."""
+        async with AsyncExitStack() as stack:
+            for service in services:
+                broker = await self.bench.unopened()
+                await stack.enter_async_context(service.running(broker=broker))
+            yield
+
+    async def publish(self, service: Service, ids: Collection[object], keys: int = 3) -> list[Event]:
+        """Publish events with these ids, and enter them."""
+        events: list[Any] = [self.Happened(id=str(id), key=f"k{place % keys}") for place, id in enumerate(ids)]
+        for event, error in zip(events, await service.publish_many(events), strict=True):
+            assert error is None, f"publishing {event.id} failed: {error!r}"
+            self.bench.ledger.accepted(event.id)
+        return events
+
+    def message(self, event_class: type[Event], **fields: str) -> Message:
+        """An event as a stranger publishes it: without a service."""
+        event = event_class(**fields)
+        spec = event_class.__tidings__
+        return self.bench.message(
+            fields["id"],
+            key=fields["key"],
+            body=to_structured(envelope_of(event, "elsewhere")),
+            headers={"x-id": fields["id"]},
+            type=spec.type,
+        )
+
+    # ── what came of it ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def effects(self, position: str) -> list[Effect]:
+        """The rows of the ledger of one handler, as they are durable now."""
+        if self.store == "none":
+            return [row for row in self.bench.ledger.effects if row.position == position]
+        with closing(sqlite3.connect(self._path, timeout=5)) as connection:
+            rows = connection.execute("SELECT * FROM ledger WHERE position = ? ORDER BY rowid", (position,)).fetchall()
+        return [Effect(*row) for row in rows]
+
+    def ids(self, position: str) -> list[str]:
+        return [row.id for row in self.effects(position)]
+
+    def delivery(self, position: str, id: str) -> Delivery:
+        """The first one of an event to a handler."""
+        calls = zip(self.seen, self.deliveries, strict=True)
+        return next(one for seen, one in calls if (seen.position, seen.id) == (position, id))
+
+    def attempts(self, position: str, id: str) -> list[int]:
+        """How often the handler saw an event, as it was told each time."""
+        return [one.attempt for one in self.seen if (one.position, one.id) == (position, id)]
+
+    async def until_applied(self, position: str, ids: Collection[object]) -> None:
+        """Wait until each of these has its effect."""
+        wanted = {str(id) for id in ids}
+        await self.bench.until(lambda: wanted <= set(self.ids(position)), f"{position} has applied all")
+
+    def judge(self, position: str, ids: Collection[object]) -> None:
+        """Compare the ledger with what was accepted: lost and, with a store, applied twice are 0."""
+        found = self.effects(position)
+        ledger = self.bench.ledger
+        if self.store == "sqlite":
+            ledger.effects = [row for row in ledger.effects if row.position != position]
+            for row in found:
+                ledger.effect(row)
+            ledger.check(position, [str(id) for id in ids], faults=True)
+        else:
+            lost = {str(id) for id in ids} - {row.id for row in found}
+            assert not lost, f"{position}: lost={len(lost)}; {ledger}"
+
+    async def letters(self, position: str, count: int, reader: Broker) -> list[Letter]:
+        """The dead letters of a handler, whole, once there are so many."""
+        found: list[Letter] = []
+
+        async def counted() -> int:
+            found[:] = await dead_letters.list_letters(reader, state=None, where=lambda one: one.position == position)
+            return len(found)
+
+        await self.bench.until_equal(counted, count)
+        return await dead_letters.find(reader, [letter.id for letter in found]) if found else []
+
+    async def quiet(self, service: Service) -> None:
+        """Wait until nothing of a service is pending, in flight or waiting for its next attempt."""
+
+        async def work() -> int:
+            backlogs = [await worker.backlog() for worker in service.active.workers]
+            return sum(one.pending + one.in_flight + one.scheduled for one in backlogs if one is not None)
+
+        await self.bench.until_equal(work, 0)
+
+    async def until_seen(self, count: int) -> None:
+        await self.bench.until(lambda: len(self.seen) >= count, f"handlers were called {count} times")
+
+    async def pause(self, seconds: float = 0.3) -> None:
+        """Give what should not come the time to come."""
+        await asyncio.sleep(seconds)
