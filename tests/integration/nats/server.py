@@ -81,6 +81,7 @@ class Proxy:
         self._target = port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
         self._open.set()
@@ -99,11 +100,15 @@ class Proxy:
         return self
 
     def freeze(self) -> None:
-        """Pass nothing on, and say nothing: the peer is gone without a FIN."""
+        """Pass nothing on over the connections that stand, and say nothing: the peer is gone without a FIN."""
         self._open.clear()
-
-    def thaw(self) -> None:
+        self._open = asyncio.Event()
         self._open.set()
+
+    def inject(self, data: bytes) -> None:
+        """Say something to every client, in the server's name."""
+        for writer in self._clients:
+            writer.write(data)
 
     def cut(self) -> None:
         """Close every connection at once."""
@@ -126,16 +131,19 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, other_writer}
+        self._clients.add(writer)
         for source, target, answers in ((reader, other_writer, False), (other_reader, writer, True)):
             task = asyncio.create_task(self._pump(source, target, answers))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answers: bool) -> None:
+        flowing = self._open
         try:
-            while self._open.is_set() or await self._open.wait():
+            while True:
+                await flowing.wait()
                 data = await source.read(65536)
-                await self._open.wait()
+                await flowing.wait()
                 if not data:
                     break
                 if not (answers and self.swallow and self.swallow in data):
@@ -146,3 +154,4 @@ class Proxy:
         finally:
             target.transport.abort()
             self._writers.discard(target)
+            self._clients.discard(target)

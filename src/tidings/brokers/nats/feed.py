@@ -71,6 +71,7 @@ class NatsFeed:
             most_bytes=self._most_bytes // RETRY_SHARE,
             largest=largest,
             take=self._take_copy,
+            slots=1,
         )
         self.held: dict[Token, None] = {}
         self._given = self._given_bytes = 0
@@ -82,6 +83,7 @@ class NatsFeed:
         """Whether copies on the retry route are asked for: the standby of an ordered position takes none."""
         for pull in (self.events, self.retries):
             pull.settled = self.let_go
+            pull.mine = self._mine_already
 
     @property
     def trouble(self) -> str:
@@ -109,6 +111,13 @@ class NatsFeed:
         self._given = given + 1
         self._given_bytes += token.size
         self._sink(delivery)
+
+    def _mine_already(self, token: Token) -> Token | None:
+        """What is with us of a message that the server delivers again, because it was not kept alive in time."""
+        for known in self.held:
+            if known.seq == token.seq and known.pull is token.pull and known.is_open:
+                return known
+        return None
 
     def _take_copy(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         """A copy on the retry route: never before its time, whatever the server's clock says."""

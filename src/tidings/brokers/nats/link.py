@@ -63,6 +63,7 @@ class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes
         """When the watchdog last saw that something was read."""
         self.denied = ""
         """What the server said when it last refused a subject."""
+        self.when_denied: set[Callable[[], None]] = set()
 
     async def open(self, host: str, port: int) -> None:
         """Connect to one server; raises what the library raises, see `connection.py` for what that means."""
@@ -293,6 +294,8 @@ class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes
         if "permissions violation" in said:
             self.denied = said
             log.error("the server refused a subject: %s. Grant it to this user, then restart the service", said)
+            for tell in list(self.when_denied):
+                tell()
         else:
             self.abandon(f"the server said: {said}")
 

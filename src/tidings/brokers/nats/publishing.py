@@ -20,7 +20,7 @@ from tidings.brokers.nats.frames import Frame, frame_of
 from tidings.brokers.nats.headers import status_of
 from tidings.brokers.nats.link import Link
 from tidings.delivery import Message
-from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, TidingsError
+from tidings.errors import BrokerUnavailable, ConfigurationError, EventTooLarge, NotStored, TidingsError
 
 WAVE_MESSAGES: Final = MOST
 WAVE_BYTES: Final = 8 * 1024 * 1024
@@ -119,6 +119,12 @@ class Publisher:
     async def _meaning(self, answer: Answered, frame: Frame, missing: dict[str, Exception | None]) -> Exception | None:
         """None for stored; raises Again for what may work with the next attempt."""
         if answer is None:
+            link = self._connection.link
+            if link is not None and f'"{frame.subject.decode().lower()}"' in link.denied:
+                return ConfigurationError(
+                    f"this user may not publish on {frame.subject.decode()} at {self._where} ({link.denied}): grant it"
+                    " in the server's configuration"
+                )
             raise Again(f"no answer in time from {self._where}")
         headers, data = answer
         if data is None:
@@ -189,6 +195,7 @@ class Wave:
     async def run(self, link: Link, frames: Sequence[Frame], timeout: float) -> None:
         """Send, and wait for the answers until the time is over."""
         replies = [link.expect(self._take, index) for index in range(len(frames))]
+        link.when_denied.add(self._done.set)  # there will be no answer, so it is not waited for
         try:
             async with asyncio.timeout(timeout):
                 link.send(b"".join([frame.publish(reply) for frame, reply in zip(frames, replies, strict=True)]))
@@ -197,6 +204,7 @@ class Wave:
         except (TimeoutError, BrokerUnavailable):
             pass  # what has no answer is not known
         finally:
+            link.when_denied.discard(self._done.set)
             if self._open:
                 for reply in replies:
                     link.forget(reply)

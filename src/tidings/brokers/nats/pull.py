@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidings.nats")
 
-EXPIRES: Final = 30.0
+EXPIRES: Final = 15.0
+"""Seconds that a request lasts. What a server has sent into a dead connection meanwhile comes again later."""
 HEARTBEAT: Final = 5.0
+"""Seconds between two signs of life while nothing comes. The first request alone asks for them."""
 SILENCE: Final = 2 * HEARTBEAT + 1.0
 """Seconds without message or heartbeat after which a request is lost: a new leader does not know it, say."""
 SLOTS: Final = 4
@@ -93,6 +95,8 @@ class Slot:
         pull.held_bytes += size
         seq = int(parts[at + 1])
         token = Token(reply, pull, size, seq)
+        if parts[at] != b"1" and pull.has(token, headers):
+            return
         slots = pull.slots_seen
         if (slot := slots.get(subject, UNSEEN)) == UNSEEN:
             slot = pull.remember_slot(subject)
@@ -133,6 +137,7 @@ class Pull:
         largest: int,
         take: Take,
         types: Sequence[str] = (),
+        slots: int = SLOTS,
     ) -> None:
         self.stream = stream
         self.durable = durable
@@ -153,8 +158,10 @@ class Pull:
         """Nothing is asked for now."""
         self.restart: Callable[[], None] = self.start_over
         """What to do when requests got lost."""
+        self.mine: Callable[[Token], Token | None] = _nobody
+        """Finds what is with us already of a message that comes again."""
         self.note: Callable[[Token, bytes | None], None] = _nothing_with
-        """Called for what is skipped."""
+        """Called for what arrives and goes no further."""
         self.on_pin_lost: Callable[[], None] = _nothing
         self.settled: Callable[[Sequence[Token]], None] = _nothing_of
         """Called with what is not ours any more; whoever made this pull gives the room back."""
@@ -162,8 +169,8 @@ class Pull:
         self._types = frozenset(one.encode() for one in types)
         self._next = f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}".encode()
         self._most, self._most_bytes, self._largest = most, most_bytes, largest
-        self._chunk = max(1, most // SLOTS)
-        self._slots = [Slot(self) for _ in range(SLOTS if most > 1 else 1)]
+        self._chunk = max(1, most // slots)
+        self._slots = [Slot(self) for _ in range(slots if most > 1 else 1)]
         self._link: Link | None = None
         self._paused_until = 0.0
 
@@ -229,7 +236,7 @@ class Pull:
             if room_bytes < self._largest and not (alone or self.extra):
                 return
             batch = 1 if self.only_one else min(room, self._chunk)
-            most_bytes = min(room_bytes, max(self._largest, self._most_bytes // SLOTS))
+            most_bytes = min(room_bytes, max(self._largest, self._most_bytes // len(self._slots)))
             if room_bytes < self._largest:
                 batch, most_bytes = 1, 0
             self._ask(link, slot, batch, most_bytes)
@@ -243,9 +250,10 @@ class Pull:
         request: dict[str, object] = {
             "batch": batch,
             "expires": int(EXPIRES * 1e9),
-            "idle_heartbeat": int(HEARTBEAT * 1e9),
             **self.group,
         }
+        if slot is self._slots[0]:
+            request["idle_heartbeat"] = int(HEARTBEAT * 1e9)
         if most_bytes:
             request["max_bytes"] = most_bytes
         self._send(link, slot.inbox + b".%d" % slot.serial, request)
@@ -289,7 +297,7 @@ class Pull:
             if slot.left <= 0:
                 continue
             slot.quiet += seconds
-            if slot.quiet > SILENCE:
+            if slot.quiet > SILENCE and slot is self._slots[0]:
                 log.warning("no heartbeat from %s of %s: asking again", self.durable, self.stream)
                 self.check_consumer = True
                 self.restart()
@@ -315,6 +323,17 @@ class Pull:
         self.slots_seen[subject] = slot
         return slot
 
+    def has(self, token: Token, headers: bytes | None) -> bool:
+        """Whether a message that comes again is still with us: then it is ours anew, and not handed over twice."""
+        known = self.mine(token)
+        if known is None:
+            return False
+        self.held -= 1
+        self.held_bytes -= token.size
+        self.note(token, headers)
+        known.reply, known.touched, known.stale = token.reply, token.touched, False
+        return True
+
     def skip(self, token: Token, headers: bytes | None) -> None:
         """Acknowledge what nobody asked for. If that gets lost it comes again, and is skipped again."""
         self.note(token, headers)
@@ -333,6 +352,11 @@ def pin_of(headers: bytes | None) -> str:
 
 def _nothing() -> None:
     """Where nobody cares."""
+
+
+def _nobody(token: Token) -> Token | None:
+    """Where nothing is kept."""
+    return None
 
 
 def _nothing_with(token: Token, headers: bytes | None) -> None:
