@@ -160,9 +160,11 @@ async def test_two_relay_processes_never_reorder_whoever_dies(
             await asyncio.sleep(0.02)
 
     feeding = asyncio.create_task(feed())
-    with relay_process(path, file, "kill-after", 60), relay_process(path, file, "kill-after", 90):
-        with relay_process(path, file, "slow", 0.02), relay_process(path, file):
-            await eventually(lambda: feeding.done() and not waiting(path), 40)
+    with relay_process(path, file, "kill-after", 60):
+        await eventually(lambda: lines(file))  # it holds the lease, and dies soon
+        with relay_process(path, file, "kill-after", 90), relay_process(path, file, "slow", 0.02):
+            with relay_process(path, file):
+                await eventually(lambda: feeding.done() and not waiting(path), 40)
     await feeding
     stored = [(id, key) for id, key, _ in lines(file)]
     assert {int(id) for id, _ in stored} == set(range(count))
