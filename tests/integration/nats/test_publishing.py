@@ -1,0 +1,212 @@
+"""Publishing on a real server: nothing counts as stored that is not, and nothing is stored twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from tests.integration.nats.conftest import Connect, Rig
+from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers.nats import atomic
+from tidings.delivery import Message, Route
+from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+async def bare(server: NatsServer) -> AsyncIterator[Client]:
+    """A plain client, for what only strangers do."""
+    client = await nats.connect(server.url)
+    yield client
+    await client.close()
+
+
+async def stored(rig: Rig, stream: str = "order") -> list[bytes]:
+    return [one.body async for one in rig.broker.read(Route.EVENT, stream)]
+
+
+async def info(rig: Rig, stream: str = "order") -> dict[str, Any]:
+    return dict((await rig.broker._api.call(f"STREAM.INFO.{stream}"))["state"])
+
+
+def many(rig: Rig, count: int, start: int = 0) -> list[Message]:
+    return [rig.message(b"%d" % n, id=f"m{n}", key=f"k{n % 7}") for n in range(start, start + count)]
+
+
+async def test_a_large_call_is_stored_in_order_and_once(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    messages = many(rig, 2500)
+    assert set(await rig.broker.publish(messages, timeout=10)) == {None}
+    assert await stored(rig) == [b"%d" % n for n in range(2500)]
+    assert set(await rig.broker.publish(messages, timeout=10)) == {None}
+    assert (await info(rig))["messages"] == 2500
+
+
+async def test_trap_39_a_batch_with_a_known_id_goes_one_by_one(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    messages = many(rig, 100)
+    assert await rig.broker.publish(messages[50:51], timeout=5) == [None]
+    assert set(await rig.broker.publish(messages, timeout=5)) == {None}
+    assert (await info(rig))["messages"] == 100
+
+
+async def test_trap_39_a_call_with_an_id_twice_stores_it_once(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    messages = many(rig, 100)
+    assert set(await rig.broker.publish([*messages, *messages[:3]], timeout=5)) == {None}
+    assert (await info(rig))["messages"] == 100
+
+
+async def test_a_stream_without_batches_takes_them_one_by_one(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    api = rig.broker._api
+    config = (await api.call("STREAM.INFO.order"))["config"]
+    await api.call("STREAM.UPDATE.order", {**config, "allow_atomic": False})
+    assert set(await rig.broker.publish(many(rig, 200), timeout=5)) == {None}
+    assert (await info(rig))["messages"] == 200
+
+
+async def test_a_batch_is_one_write_of_the_server(
+    server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await connect(server.url, subscribe=False)
+    answers: list[bool] = []
+    real = atomic.store_batch
+
+    async def watched(*args: Any) -> bool:
+        answers.append(await real(*args))
+        return answers[-1]
+
+    monkeypatch.setattr("tidings.brokers.nats.publishing.store_batch", watched)
+    await rig.broker.publish(many(rig, atomic.FEWEST - 1), timeout=5)
+    assert answers == []
+    await rig.broker.publish(many(rig, 1500, start=1000), timeout=5)
+    assert answers == [True, True]
+    await rig.broker.publish(many(rig, 100, start=1000), timeout=5)
+    assert answers == [True, True, False]
+
+
+async def test_one_bad_message_does_not_take_the_others_with_it(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    messages = many(rig, 100)
+    messages[10] = rig.message(b"x" * (1024 * 1024 + 1))
+    messages[20] = rig.message(stream="nope", type="nope.a")
+    results = await rig.broker.publish(messages, timeout=5)
+    wrong = {index: type(error) for index, error in enumerate(results) if error is not None}
+    assert wrong == {10: EventTooLarge, 20: NotStored}
+    assert (await info(rig))["messages"] == 98
+
+
+async def test_trap_15_an_answer_of_somebody_else_is_no_proof(
+    server: NatsServer, connect: Connect, bare: Client
+) -> None:
+    async def lie(message: Msg) -> None:
+        await message.respond(json.dumps({"stream": "FAKE", "seq": 1}).encode())
+
+    rig = await connect(server.url, subscribe=False)
+    await bare.subscribe("lies.>", cb=lie)
+    await bare.flush()
+    (error,) = await rig.broker.publish([rig.message(stream="lies", type="lies.told")], timeout=3)
+    assert isinstance(error, NotStored)
+    assert "not the stream 'lies' answered" in str(error)
+
+
+async def test_trap_15_a_subject_of_another_stream_is_not_taken_for_ours(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+    await rig.broker._api.call("STREAM.CREATE.other", {"name": "other", "subjects": ["sale.>"]})
+    (error,) = await rig.broker.publish([rig.message(stream="sale", type="sale.made")], timeout=3)
+    assert isinstance(error, NotStored)
+    assert (await info(rig, "other"))["messages"] == 0
+
+
+async def test_trap_18_and_19_a_full_stream_refuses_and_says_how_to_make_room(
+    server: NatsServer, connect: Connect
+) -> None:
+    rig = await connect(server.url, subscribe=False)
+    api = rig.broker._api
+    config = (await api.call("STREAM.INFO.order"))["config"]
+    await api.call("STREAM.UPDATE.order", {**config, "max_msgs": 3})
+    results = await rig.broker.publish(many(rig, 5), timeout=5)
+    assert [type(error) for error in results] == [type(None)] * 3 + [NotStored] * 2
+    assert "the stream 'order' is full" in str(results[3])
+    assert "nats stream edit order" in str(results[3])
+    assert await stored(rig) == [b"0", b"1", b"2"], "nothing old was dropped for it"
+    results = await rig.broker.publish(many(rig, 100, start=50), timeout=5)
+    assert {type(error) for error in results} == {NotStored}
+
+
+async def test_trap_16_publishing_waits_for_a_server_that_restarts(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, subscribe=False)
+
+    async def restart() -> None:
+        await asyncio.to_thread(server.stop, signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.start)
+
+    restarting = asyncio.create_task(restart())
+    messages = many(rig, 3000)
+    for start in range(0, 3000, 100):
+        assert set(await rig.broker.publish(messages[start : start + 100], timeout=10)) == {None}
+        await asyncio.sleep(0.02)
+    await restarting
+    assert await stored(rig) == [b"%d" % n for n in range(3000)]
+
+
+async def test_trap_14_an_answer_that_is_lost_is_told_as_not_known(
+    server: NatsServer, proxy: Proxy, connect: Connect
+) -> None:
+    rig = await connect(proxy.url, subscribe=False)
+    proxy.swallow = b'"seq"'
+    results = await rig.broker.publish(many(rig, 3), timeout=1)
+    assert {type(error) for error in results} == {BrokerUnavailable}
+    assert "publishing it again under the same id is safe" in str(results[0])
+    proxy.swallow = b""
+    assert await rig.broker.publish(many(rig, 3), timeout=5) == [None] * 3
+    assert (await info(rig))["messages"] == 3
+
+
+async def test_trap_14_a_connection_cut_while_a_batch_is_stored_doubles_nothing(
+    server: NatsServer, proxy: Proxy, connect: Connect
+) -> None:
+    rig = await connect(proxy.url, subscribe=False)
+    for part in range(12):
+        publishing = asyncio.create_task(rig.broker.publish(many(rig, 800, start=part * 800), timeout=10))
+        await asyncio.sleep(0.002 * part)
+        proxy.cut()
+        assert set(await publishing) == {None}
+    assert sorted(map(int, await stored(rig))) == list(range(12 * 800))
+
+
+async def test_trap_61_calls_that_fail_leave_nothing_behind(server: NatsServer, proxy: Proxy, connect: Connect) -> None:
+    rig = await connect(proxy.url, subscribe=False)
+    proxy.swallow = b'"seq"'
+    for _ in range(20):
+        await rig.broker.publish(many(rig, 5), timeout=0.05)
+    proxy.swallow = b""
+    assert await rig.broker.publish(many(rig, 5), timeout=5) == [None] * 5
+    main = rig.broker._main
+    assert main is not None
+    assert main.link is not None
+    assert main.link._awaited == {}
+
+
+async def test_cancelling_a_call_leaves_the_broker_well(server: NatsServer, proxy: Proxy, connect: Connect) -> None:
+    rig = await connect(proxy.url, subscribe=False)
+    proxy.swallow = b'"seq"'
+    publishing = asyncio.create_task(rig.broker.publish(many(rig, 3), timeout=10))
+    await asyncio.sleep(0.1)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    proxy.swallow = b""
+    assert await rig.broker.publish(many(rig, 3), timeout=5) == [None] * 3
+    assert rig.broker.trouble == ""
