@@ -182,7 +182,9 @@ class Connection:
         self._down.clear()
         self._up.set()
         for each in self.on_up:
-            each(link)
+            _call(each, link)
+        if not link.up:
+            raise BrokerUnavailable("the connection was lost while it was set up")
 
     def _on_lost(self, link: Link, why: str) -> None:
         if link is not self._link:
@@ -193,7 +195,18 @@ class Connection:
         self._up.clear()
         self._down.set()
         for each in self.on_down:
-            each(link)
+            _call(each, link)
+
+
+def _call(told: Callable[[Link], None], link: Link) -> None:
+    """Tell somebody of a link. Whoever stumbles over it gets another one: nothing may stay half set up."""
+    try:
+        told(link)
+    except BrokerUnavailable as error:
+        link.abandon(str(error))
+    except Exception:
+        log.exception("the connection could not be set up; the next one is tried")
+        link.abandon("it could not be set up")
 
 
 def _explained(error: Exception, where: str, options: Options) -> TidingsError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tidings.brokers.nats.api import CONSUMER_EXISTS, NO_CONSUMER, NO_STREAM, Api, ApiError
+from tidings.brokers.nats.api import CONSUMER_EXISTS, NO_CONSUMER, NO_STREAM, PATIENCE, Api, ApiError
 from tidings.brokers.nats.names import RETRY_STREAM, due_subject, durable_of, filters_of
 from tidings.brokers.nats.streams import SECOND
 from tidings.errors import ConfigurationError
@@ -22,6 +22,8 @@ MAX_ACK_PENDING: Final = 65_536
 """Deliveries that all processes together may have open: each of them bounds its own (trap 28)."""
 ORDERED_ACK_PENDING: Final = 8_192
 """The same where one process at a time is active; a successor has to sort what its predecessor left."""
+MAX_WAITING: Final = 4_096
+"""Pull requests that all processes together may have waiting; each has up to four."""
 GROUP: Final = "one"
 PIN_TIMEOUT: Final = 5.0
 """Seconds without a pull by the active process until a standby takes over."""
@@ -60,6 +62,7 @@ def _durable(subscription: Subscription, ack_wait: float) -> dict[str, Any]:
         "ack_wait": int(ack_wait * SECOND),
         "max_deliver": -1,
         "max_ack_pending": MAX_ACK_PENDING,
+        "max_waiting": MAX_WAITING,
         "replay_policy": "instant",
         "metadata": {
             SERVICE_KEY: subscription.position.split(".", 1)[0],
@@ -116,10 +119,12 @@ async def ensure_consumer(api: Api, stream: str, wanted: dict[str, Any]) -> list
     return _compare(stream, wanted, config)
 
 
-async def find_consumer(api: Api, stream: str, name: str) -> dict[str, Any] | None:
+async def find_consumer(
+    api: Api, stream: str, name: str, *, timeout: float = 5.0, patience: float = PATIENCE
+) -> dict[str, Any] | None:
     """What the server says of a consumer, or None if there is no such consumer."""
     try:
-        return await api.call(f"CONSUMER.INFO.{stream}.{name}")
+        return await api.call(f"CONSUMER.INFO.{stream}.{name}", timeout=timeout, patience=patience)
     except ApiError as error:
         if error.err_code in (NO_CONSUMER, NO_STREAM):
             return None

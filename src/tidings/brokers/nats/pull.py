@@ -282,6 +282,8 @@ class Pull:
             # The server is on its way down, the consumer is gone: not at once again.
             self.check_consumer = self.check_consumer or code == 503 or "Deleted" in text
             self.pause(BEFORE_PULL_AGAIN)
+        elif text.startswith("Exceeded MaxWaiting"):
+            self.pause(_WAIT)  # many processes ask; our first request is among them
         else:
             self.trouble = f"the server refuses to deliver from {self.durable} of {self.stream}: {code} {text}"
             log.error("%s", self.trouble)

@@ -43,7 +43,8 @@ class Watch:
                 await self._look(pull)
 
     async def _look(self, pull: Pull) -> None:
-        found = await find_consumer(self._api, pull.stream, pull.durable)
+        # In a hurry: whoever asks keeps deliveries alive meanwhile.
+        found = await find_consumer(self._api, pull.stream, pull.durable, timeout=1.0, patience=0.0)
         if found is not None:
             pull.check_consumer = False
             if pull.trouble:
