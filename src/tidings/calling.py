@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -40,7 +41,9 @@ def make_call(handler: Handler, once: Once | None, shared: object) -> Call:
     """
     gives = {name: _giver(handler, name, hint, once, shared) for name, hint in handler.wants}
     bound = _bind(handler.function, tuple(gives.items()))
-    return _in_thread(bound) if handler.sync else bound
+    if not handler.sync:
+        return bound
+    return _in_thread(bound, ThreadPoolExecutor(handler.rules.concurrency, f"tidings {handler.position}"))
 
 
 def _giver(handler: Handler, name: str, hint: type, once: Once | None, shared: object) -> Give:
@@ -68,9 +71,28 @@ def _bind(function: Callable[..., Any], gives: tuple[tuple[str, Give], ...]) -> 
     return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in gives})
 
 
-def _in_thread(bound: Callable[[Event, Claim, Delivery], Any]) -> Call:
+def _in_thread(bound: Callable[[Event, Claim, Delivery], Any], threads: Executor) -> Call:
+    """A sync handler runs in a thread: that of its store's connection, or one of its own.
+
+    Not one of the loop's: those do the name look-ups of every connection, and one slow handler would use them up.
+    """
+
+    def run(event: Event, claim: Claim, delivery: Delivery) -> Any:
+        try:
+            return bound(event, claim, delivery)
+        except StopIteration as error:  # which no future can carry: it would never end
+            raise RuntimeError("the handler raised StopIteration") from error
+
     async def call(event: Event, claim: Claim, delivery: Delivery) -> Any:
-        run = partial(copy_context().run, bound, event, claim, delivery)
-        return await asyncio.get_running_loop().run_in_executor(claim.executor, run)
+        within = partial(copy_context().run, run, event, claim, delivery)
+        running = asyncio.get_running_loop().run_in_executor(claim.executor or threads, within)
+        while True:
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                # Nothing can stop a thread. Its event is not given back while its effect is still being made: what it
+                # returns counts, although its time was over.
+                if running.cancelled() or (running.done() and isinstance(running.exception(), asyncio.CancelledError)):
+                    raise
 
     return call

@@ -57,6 +57,7 @@ class Service:
         self._keep = keep
         self.content: Content = content
         self._handlers: dict[str, Handler] = {}
+        self._begun: Running | None = None
         self._running: Running | None = None
         self.observers: list[Observer] = []
         """Watch every outcome; they can change nothing."""
@@ -154,17 +155,18 @@ class Service:
             ConfigurationError: no broker or store is named, or it cannot do what is needed.
             BrokerUnavailable, StoreUnavailable: it cannot be reached.
         """
-        if self._running is not None:
+        if self._begun is not None:
             raise MisuseError(f"{self.name} runs already")
         from tidings.running import Running
 
         running = Running.of(self, broker or self._broker_spec, store or self._store_spec)
+        self._begun = running  # handlers run, and may publish, before the last of them has started
         try:
             async with running.life():
                 self._running = running
                 yield self
         finally:
-            self._running = None  # only now: what still runs while it stops may publish
+            self._begun = self._running = None  # only now: what still runs while it stops may publish
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[object]:
@@ -219,12 +221,12 @@ class Service:
         self, events: Sequence[Event], *, tx: object | None = None, timeout: float = PUBLISH_TIMEOUT
     ) -> Sequence[Exception | None]:
         """Publish several events at once, and say for each what became of it: None once it is stored."""
-        return await self.active.publish(events, tx, timeout)
+        return await (self._begun or self.active).publish(events, tx, timeout)
 
     @asynccontextmanager
     async def transaction(self, wanted: type | None = None) -> AsyncIterator[Any]:
         """A transaction outside handlers: what is published with ``tx=`` leaves when it commits, or not at all."""
-        store = self.active.store
+        store = (self._begun or self.active).store
         if store is None:
             raise MisuseError(f"{self.name} has no store. Write: Service({self.name!r}, store=…)")
         async with store.transaction(wanted) as tx:
