@@ -26,7 +26,7 @@ from tidings.errors import DeclarationError, InvalidEvent
 from tidings.values import MAX_DEPTH, check_key, encode, first_difference, holds_nul, key_text, nests_deeper
 
 TYPE_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,62}(\.[a-z][a-z0-9-]*)+")
-_MAX_TYPE_LENGTH = 200
+MAX_TYPE_LENGTH = 200
 _RESERVED_STREAMS = "tidings-"
 
 
@@ -231,10 +231,10 @@ def _checked_header(
         raise DeclarationError(
             f"{name} does not say its type, under which it travels{inherits}. Write, for example:\n    {example}"
         )
-    if not isinstance(kind, str) or not TYPE_PATTERN.fullmatch(kind) or len(kind) > _MAX_TYPE_LENGTH:
+    if not isinstance(kind, str) or not TYPE_PATTERN.fullmatch(kind) or len(kind) > MAX_TYPE_LENGTH:
         raise DeclarationError(
             f"{name}: type={kind!r} is not a stream and a name: lower case letters, digits and hyphens, joined by dots,"
-            f" each part beginning with a letter, at most {_MAX_TYPE_LENGTH} characters. Write, for example:\n"
+            f" each part beginning with a letter, at most {MAX_TYPE_LENGTH} characters. Write, for example:\n"
             f"    {example}"
         )
     if kind.startswith(_RESERVED_STREAMS):
