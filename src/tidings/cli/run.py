@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -62,6 +63,9 @@ def _log(json: bool, level: str) -> None:
         configure_logging(json or None, level=level.upper())
     except ValueError:
         raise CommandError(f"--log-level {level}: DEBUG, INFO, WARNING or ERROR", Status.USAGE) from None
+    if level.upper() != "DEBUG":
+        # Where the broker is stands in the ready line, and a start that fails is to say one thing only.
+        logging.getLogger("tidings.embedded").setLevel(logging.WARNING)
 
 
 async def _serve(

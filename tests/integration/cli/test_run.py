@@ -1,0 +1,247 @@
+"""`tidings run`: ready, stopped, killed, and every way in which it cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.cli.shell import STOCK, Running, Shell, alive, await_, get
+
+pytestmark = pytest.mark.server
+RUN = ("run", "shop.stock:stock", "--port", "0")
+
+
+def place(shell: Shell, order: str, wanted: str = "done") -> None:
+    data = json.dumps({"order_id": order, "wanted": wanted})
+    assert shell.run("publish", "shop.events:OrderPlaced", data).status == 0
+
+
+def url_of(running: Running) -> str:
+    found = re.search(r"http://[^/ ]+", running.out)
+    assert found, running.out
+    return found[0]
+
+
+def test_a_service_says_in_one_line_that_it_is_ready_and_where_it_is_seen(served: Shell) -> None:
+    running = served.start(*RUN).until("is ready")
+    (line,) = running.out.splitlines()
+    assert line.startswith("stock is ready: broker embedded:, handlers reserve, metrics http://127.0.0.1:")
+    place(served, "1")
+    place(served, "2", "fail")
+    running.until('"outcome": "dead"', err=True)
+    url = url_of(running)
+    status, metrics = get(f"{url}/metrics")
+    assert status == 200
+    assert (
+        'tidings_dead_letters_total{code="failed",handler="reserve",service="stock",type="order.placed"} 1.0' in metrics
+    )
+    assert get(f"{url}/health/live")[0] == get(f"{url}/health/ready")[0] == 200
+    lines = [json.loads(line) for line in running.err.splitlines()]
+    own = [line for line in lines if line["message"] == "reserving"]
+    assert {line["key"] for line in own} == {"1", "2"}
+    assert running.stop() == 0
+    assert served.applied() == ["1"]
+
+
+def test_P9_a_stop_lets_the_handler_finish_and_ends_with_0(served: Shell) -> None:
+    running = served.start(*RUN).until("is ready")
+    place(served, "1", "slow")
+    running.until("reserving", err=True)
+    assert running.stop() == 0
+    assert served.applied() == ["1"]
+    assert served.run("dead", "list", "--json").out == ""
+
+
+def test_a_second_signal_ends_it_at_once_also_while_the_loop_is_blocked(served: Shell) -> None:
+    running = served.start(*RUN).until("is ready")
+    place(served, "1", "block")
+    running.until("reserving", err=True)
+    running.until("the event loop has been blocked", err=True)
+    running.send(signal.SIGINT)
+    running.until("stopping", err=True)
+    assert running.stop(signal.SIGINT) == 130
+    assert "ended at once" in running.err
+    assert served.applied() == []
+
+
+def test_an_interrupt_while_it_starts_ends_it(shell: Shell) -> None:
+    with socket.socket() as silent:  # it takes connections and never says anything
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}?connect_timeout=25s"
+        running = shell.start(*RUN, "--broker", url)
+        connection, _ = silent.accept()
+        with connection:
+            running.send(signal.SIGINT)
+            assert running.wait() == 130
+    assert "Traceback" not in running.err
+
+
+def test_P10_a_server_that_is_killed_comes_back_and_the_service_goes_on(shell: Shell) -> None:
+    up = shell.embedded()
+    running = shell.start(*RUN).until("is ready")
+    found = re.search(r"\(pid (\d+)\)", up.out)
+    assert found
+
+    os.kill(int(found[1]), signal.SIGKILL)
+    up.until("had died, and is back")
+    place(shell, "1")
+    await_(lambda: shell.applied() == ["1"])
+    assert running.stop() == 0
+
+
+# ── what a new user does wrong: one line, its own status, no traceback ──────────────────────────────────────────────
+
+
+def wrong(shell: Shell, status: int, *says: str, arguments: tuple[str, ...] = RUN) -> str:
+    result = shell.run(*arguments)
+    assert result.status == status, result
+    assert result.err.startswith("tidings: ")
+    assert result.err.count("\n") == 1
+    assert not result.out
+    for text in says:
+        assert text in result.err, result
+    return result.err
+
+
+def test_no_server(shell: Shell) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{closed.getsockname()[1]}"
+        url = f"nats://user:canary@{where}?connect_timeout=300ms"
+        err = wrong(shell, 4, where, "Is the server running", arguments=(*RUN, "--broker", url))
+    assert "canary" not in err
+
+
+def test_no_broker_named(shell: Shell) -> None:
+    wrong(shell, 3, "stock has no broker", "TIDINGS_BROKER=")
+
+
+def test_a_wrong_password_is_named_without_showing_it(shell: Shell) -> None:
+    """Trap 171."""
+    up = shell.start("up", "--show-url").until("Ctrl-C")
+    found = re.search(r"nats://(\w+):(\w+)@(\S+)", up.out)
+    assert found
+    url = f"nats://{found[1]}:canary@{found[3]}"
+    for arguments in (RUN, ("tail", "order"), ("dead", "list")):
+        err = wrong(shell, 3, "refused", arguments=(*arguments, "--broker", url))
+        assert "canary" not in err
+        assert found[2] not in err
+
+
+def test_a_port_in_use(served: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        wrong(served, 3, f"port {port}", "--port 0", arguments=(*RUN[:2], "--port", port))
+
+
+def test_a_typo_in_the_target(shell: Shell) -> None:
+    wrong(shell, 3, "Did you mean shop.stock:stock?", arguments=("run", "shop.stock:stok"))
+    wrong(shell, 3, "Did you mean shop.stock?", arguments=("run", "shop.stok:stock"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda text: text.replace("order: OrderPlaced", "order"), "has no annotation"),
+        (lambda text: text.replace("OrderPlaced, idempotent=True", "OrderPlaced"), "has no store to remember it in"),
+        (lambda text: text.replace("stock = ", "stock = 1 / 0 #"), "shop/stock.py:6: ZeroDivisionError"),
+    ],
+    ids=["a handler without annotation", "once without a store", "an error of its own"],
+)
+def test_a_program_that_cannot_start(served: Shell, spoil: Callable[[str], str], says: str) -> None:
+    served.write("shop/stock.py", spoil(STOCK))
+    wrong(served, 3, says)
+
+
+def test_a_renamed_handler(served: Shell) -> None:
+    served.start(*RUN).until("is ready").stop()
+    served.write("shop/stock.py", STOCK.replace("def reserve", "def take"))
+    wrong(served, 3, "stock.take is new", "name='reserve'")
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it(shell: Shell) -> None:
+    result = shell.run(*RUN, TIDINGS_DEBUG="1")
+    assert "Traceback" in result.err
+    assert result.status == 3
+
+
+# ── several processes ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pids(parent: Running) -> list[int]:
+    found = re.search(r"workers are ready \(pids ([\d, ]+)\)", parent.out)
+    assert found, parent.out
+    return [int(pid) for pid in found[1].split(", ")]
+
+
+def test_workers_are_started_again_when_they_die_and_stop_together(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "3").until("workers are ready")
+    workers = pids(parent)
+    assert len(set(workers)) == 3
+
+    os.kill(workers[1], signal.SIGKILL)
+    parent.until("worker 1 was killed by SIGKILL; it is started again", err=True)
+    await_(lambda: parent.out.count("stock is ready") == 4)
+    for order in range(5):
+        place(served, str(order))
+    await_(lambda: sorted(served.applied()) == list("01234"))
+    assert parent.stop() == 0
+    assert not any(map(alive, workers))
+
+
+def test_the_parent_tells_the_health_of_its_workers(served: Shell) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parent = served.start(*RUN[:2], "--workers", "2", "--port", str(port)).until("workers are ready")
+    assert f"http://127.0.0.1:{port + 1}/metrics" in parent.out
+    assert f"http://127.0.0.1:{port + 2}/metrics" in parent.out
+    url = f"http://127.0.0.1:{port}"
+    await_(lambda: get(f"{url}/health/ready")[0] == 200)
+    assert get(f"{url}/health/live")[0] == 200
+    assert "tidings_workers_alive 2" in get(f"{url}/metrics")[1]
+
+    os.kill(pids(parent)[0], signal.SIGSTOP)
+    try:
+        status, body = get(f"{url}/health/live")
+        assert (status, "worker 0 does not answer" in body) == (503, True)
+    finally:
+        os.kill(pids(parent)[0], signal.SIGCONT)
+
+
+def test_workers_stop_when_their_parent_was_killed(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    parent.stop(signal.SIGKILL)
+    await_(lambda: not any(map(alive, pids(parent))))
+
+
+def test_what_is_wrong_with_the_program_is_told_once(served: Shell) -> None:
+    began = time.monotonic()
+    wrong(
+        served,
+        3,
+        "Did you mean shop.stock:stock?",
+        arguments=("run", "shop.stock:stok", "--workers", "4", "--port", "0"),
+    )
+    assert time.monotonic() - began < 20, "it went on starting workers"
+
+
+def test_ctrl_c_of_a_terminal_reaches_all_and_still_stops_with_grace(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    place(served, "1", "slow")
+    parent.until("reserving", err=True)
+
+    for pid in [parent.pid, *pids(parent)]:  # as a terminal does, to the whole group
+        os.kill(pid, signal.SIGINT)
+    assert parent.wait() == 0
+    assert served.applied() == ["1"]
