@@ -31,8 +31,8 @@ from tidings.delivery import Envelope
 STREAM = "bench"
 TYPE = "bench.placed"
 FILTERS = [TYPE, f"{TYPE}.*"]
-IN_FLIGHT = 256
-CONFIRM_EVERY = 64
+IN_FLIGHT = 1024
+CONFIRM_EVERY = 256
 ACK_WAIT = 30.0
 
 

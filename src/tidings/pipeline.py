@@ -31,6 +31,7 @@ from tidings.policy import BUSY_PAUSE, decide, describe
 from tidings.ports import Broker, Claim, Claimed, State
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
 
+DONE: Final = Done()
 BATCH_SECONDS: Final = 0.05
 """A batch closes after this much time in handlers, so that what is done is settled soon."""
 
@@ -80,17 +81,19 @@ class Pipeline:
         self._claimer = claimer
         self._call = call
         self._wrap = wrap
-        self._settler = settler
+        self.settler = settler
         self._most_together = self._together = together
         self.stopping = False
         """Set to end after the event that runs now: what is not begun is handed back undecided."""
 
-    async def process(self, batch: Sequence[Delivery], holds: Holds | None = None) -> tuple[list[Delivery], str]:
+    async def process(
+        self, batch: Sequence[Delivery], holds: Holds | None = None, *, more: bool = False
+    ) -> tuple[list[Delivery], str]:
         """Take a batch to its end; return what could not be begun, and why: the world is down, or we are stopping.
 
         With `holds` the order of keys is kept: what waits for its next attempt, or behind such an event, stays there,
-        unsettled. Raises nothing but cancellation, unless there is a mistake in here; whatever was neither decided nor
-        held has been given back then.
+        unsettled. While `more` waits, acknowledgements may still be on their way (`Settler.settled`). Raises nothing but
+        cancellation, or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
         works = [self._read(delivery) for delivery in batch]
@@ -98,7 +101,7 @@ class Pipeline:
         try:
             while True:
                 if any(work.decision for work in works):
-                    await self._settle(works, holds, began)
+                    await self._settle(works, holds, began, more)
                 if self.stopping or not (group := self._next_group(works, holds)):
                     break
                 await self._attempt(group)
@@ -142,9 +145,8 @@ class Pipeline:
     async def _attempt(self, group: list[Work]) -> None:
         decided: dict[int, Decision] = {}
         try:
-            async with self._claimer.open(
-                [(work.delivery, work.event) for work in group if work.event is not None]
-            ) as claim:
+            todo = [(work.delivery, work.event) for work in group if work.event is not None]
+            async with self._claimer.open(todo) as claim:
                 caused = await self._handle_all(group, claim, decided)
                 if caused and not await claim.emit([message for _, message in caused]):
                     await self._publish(group, caused, claim, decided)
@@ -277,19 +279,18 @@ class Pipeline:
 
     # ── settle ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _settle(self, works: list[Work], holds: Holds | None, began: float) -> None:
+    async def _settle(self, works: list[Work], holds: Holds | None, began: float, more: bool = False) -> None:
         """Take out what was decided, and let it be told; a cancelled lane still tells the broker about its work."""
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
         works[:] = [work for work in works if work.decision is None]
-        settling = asyncio.ensure_future(self._settler.settle(ended, holds, began))
+        settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
+        if more and all(isinstance(decision, Done | Duplicate) for _, decision in ended):
+            return await self.settler.let_go(settling)
         try:
             await asyncio.shield(settling)
         except asyncio.CancelledError:
             await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
             raise
-
-
-DONE: Final = Done()
 
 
 def _we_are_cancelled() -> bool:

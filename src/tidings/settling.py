@@ -52,6 +52,20 @@ class Settler:
         self._broker = broker
         self._service_version = service_version
         self._observers = observers
+        self._waves: set[asyncio.Future[None]] = set()
+
+    async def let_go(self, wave: asyncio.Future[None]) -> None:
+        """What is done needs only its acknowledgement: the next events need not wait for it, but for the one before."""
+        before = set(self._waves)
+        self._waves.add(wave)
+        wave.add_done_callback(self._waves.discard)
+        if before:
+            await asyncio.wait(before, timeout=2 * COPY_TIMEOUT)
+
+    async def settled(self) -> None:
+        """Wait until the waves that were let go have ended."""
+        if self._waves:
+            await asyncio.wait(self._waves, timeout=2 * COPY_TIMEOUT)
 
     async def settle(self, ended: Ended, holds: Holds | None, began: float) -> None:
         """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""

@@ -140,6 +140,7 @@ class Worker:
         if not await self._tasks.wait(*names, timeout=grace):
             log.warning("%s: a handler was still running after %.0f s; its event is given back", self.position, grace)
         await self._tasks.cancel()
+        await self._pipeline.settler.settled()
         await self._give_back(self._emptied())
         if self._feed is not None:
             await _survive("close", self._feed.close())
@@ -183,7 +184,7 @@ class Worker:
         lane.busy = True
         self._notify(len(batch))
         try:
-            return await self._pipeline.process(batch, lane.holds)
+            return await self._pipeline.process(batch, lane.holds, more=bool(lane.queue))
         except Exception:
             log.exception("%s: the pipeline failed over %d events; they were given back", self.position, len(batch))
             return [], ""

@@ -286,12 +286,12 @@ async def test_P12_a_lane_goes_on_after_a_mistake_of_our_own(monkeypatch: pytest
     run = Run(Doing())
     original, calls = run.bench.pipeline.process, 0
 
-    async def process(*args: Any) -> Any:
+    async def process(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise RuntimeError("a mistake of our own")
-        return await original(*args)
+        return await original(*args, **options)
 
     monkeypatch.setattr(run.bench.pipeline, "process", process)
     async with run:
