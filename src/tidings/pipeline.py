@@ -92,8 +92,8 @@ class Pipeline:
         """Take a batch to its end; return what could not be begun, and why: the world is down, or we are stopping.
 
         With `holds` the order of keys is kept: what waits for its next attempt, or behind such an event, stays there,
-        unsettled. While `more` waits, acknowledgements may still be on their way (`Settler.settled`). Raises nothing but
-        cancellation, or a mistake in here; whatever was neither decided nor held has been given back then.
+        unsettled. While `more` waits, acknowledgements may be on their way (`Settler.settled`). Raises nothing but
+        cancellation or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
         works = [self._read(delivery) for delivery in batch]

@@ -31,6 +31,6 @@ async def test_once_without_a_store_does_not_start_and_says_how_to_name_one(
 
 async def test_a_variable_set_to_nothing_names_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDINGS_BROKER", "")
-    with pytest.raises(ConfigurationError, match="stock has no broker. Set TIDINGS_BROKER="):
+    with pytest.raises(ConfigurationError, match=r"stock has no broker\. Set TIDINGS_BROKER="):
         async with Service("stock", store="memory:").running():
             pass
