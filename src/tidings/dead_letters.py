@@ -6,6 +6,7 @@ works alike where single messages can neither be browsed nor removed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, Literal
@@ -20,6 +21,8 @@ from tidings.ports import Broker
 TIMEOUT: Final = 10.0
 
 State = Literal["dead", "redriven", "discarded"]
+
+_ATTEMPTS: Final = re.compile(r"^failed \d+ times: ")
 
 
 class Letter(msgspec.Struct, kw_only=True):
@@ -52,7 +55,8 @@ class Letter(msgspec.Struct, kw_only=True):
     @property
     def fingerprint(self) -> str:
         """Letters that died of the same thing share it: the handler, the code, and the kind of error."""
-        return f"{self.position} · {self.type or '?'} · {self.code} · {self.reason.split(':', 1)[0][:60]}"
+        kind = _ATTEMPTS.sub("", self.reason).split(":", 1)[0][:60]
+        return f"{self.position} · {self.type or '?'} · {self.code} · {kind}"
 
 
 class Fold:

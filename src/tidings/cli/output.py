@@ -18,7 +18,7 @@ class Out:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
-        self.terminal = not json and sys.stdout.isatty()
+        self.terminal: bool = not json and sys.stdout.isatty()
 
     def tell(self, text: str, **record: Any) -> None:
         """One line: the text for people, the record for programs."""

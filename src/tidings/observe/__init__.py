@@ -25,7 +25,8 @@ from tidings.ports import Backlog
 from tidings.supervision import Supervisor
 
 if TYPE_CHECKING:
-    from tidings.observe.health import Report
+    from tidings.observe.health import Health, Report
+    from tidings.observe.metrics import Metrics
     from tidings.observe.server import Answer
 
 log = logging.getLogger("tidings.observe")
@@ -69,8 +70,8 @@ class Observability:
 
         self._service, self._every, self._blocked_after = service, every, blocked_after
         self._progress = Progress()
-        self.health = Health(service, live_after=live_after, stuck=lambda: self._progress.troubles)
-        self.metrics = Metrics(
+        self.health: Health = Health(service, live_after=live_after, stuck=lambda: self._progress.troubles)
+        self.metrics: Metrics = Metrics(
             service.name,
             lambda: service.handlers,
             version=service.version,

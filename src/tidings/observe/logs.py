@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final, TextIO
 
@@ -34,15 +33,17 @@ class OutcomeLog:
         """Nothing has become of them yet."""
 
     def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
-        done: Counter[str] = Counter()
+        done = 0
         for one in batch:
             if type(one.outcome) is Done:
-                done["skipped" if one.outcome.skipped else "done"] += 1
+                done += 1
             else:
                 _write(position, one.delivery, one.outcome, seconds)
         if done and log.isEnabledFor(logging.DEBUG):
             service, _, handler = position.partition(".")
-            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(done.items()))
+            skipped = sum(isinstance(one.outcome, Done) and one.outcome.skipped for one in batch)
+            told = ((done - skipped, "done"), (skipped, "skipped"))
+            counts = ", ".join(f"{count} {kind}" for count, kind in told if count)
             extra = {"service": service, "handler": handler, "outcome": "done", "duration": round(seconds, 6)}
             log.debug("%s: %s in %.1f ms", position, counts, seconds * 1000, extra=extra)
 

@@ -61,8 +61,9 @@ class Metrics:
         tidings_version: str = "",
         lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.figures = Figures()
+        registry = CollectorRegistry()
+        self.registry: CollectorRegistry = registry
+        self.figures: Figures = Figures()
         self._service, self._handlers = service, handlers
         where, of = ("service", "handler"), ("service", "handler", "type")
         self._received = _counter("received", "Deliveries a lane took up, those put back and taken again too", where)
@@ -123,10 +124,16 @@ class _Tally:
 
     def settled(self, batch: Sequence[Settled], seconds: float) -> None:
         counts: dict[tuple[str, str, str], int] = {}
+        plain: dict[str, int] = {}
         for one in batch:
-            envelope = one.delivery.envelope
-            key = (envelope.type if envelope is not None else OTHER, *_kind(one.outcome))
+            envelope, outcome = one.delivery.envelope, one.outcome
+            if type(outcome) is Done and not outcome.skipped and envelope is not None:  # nearly always
+                plain[envelope.type] = plain.get(envelope.type, 0) + 1
+                continue
+            key = (envelope.type if envelope is not None else OTHER, *_kind(outcome))
             counts[key] = counts.get(key, 0) + 1
+        for kind, count in plain.items():
+            counts[kind, "done", ""] = count
         for key, count in counts.items():
             for child in self._children.get(key) or self._made(key):
                 child.inc(count)

@@ -55,9 +55,10 @@ def test_an_empty_filter_is_told_from_one_that_means_all() -> None:
 
 
 def test_those_that_died_alike_stand_together() -> None:
-    alike = [letter(id=f"{number:024}") for number in range(5)]
-    rows = _grouped([*alike, letter(id="f" * 24, code="bad-data", reason="no JSON")])
-    assert [(row[0], row[3]) for row in rows] == [("5", "failed"), ("1", "bad-data")]
+    alike = [letter(id=f"{number:024}", reason=f"failed {number} times: ValueError: {number}") for number in range(5)]
+    others = [letter(reason="failed 2 times: KeyError: no"), letter(code="bad-data", reason="no JSON")]
+    rows = _grouped([*alike, *others])
+    assert [(row[0], row[3]) for row in rows] == [("5", "failed"), ("1", "failed"), ("1", "bad-data")]
 
 
 def test_many_are_only_changed_when_it_is_said_twice() -> None:
