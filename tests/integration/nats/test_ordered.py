@@ -125,6 +125,25 @@ async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_ove
     assert [body for body in standby.bodies if body != b"redriven"] == [b"1", b"2"]
 
 
+async def test_P7_a_copy_reaches_an_ordered_position_that_no_event_has_reached_yet(
+    server: NatsServer, connect: Connect
+) -> None:
+    # The server pins a client with an event only, so nobody is active here, and a redriven letter would wait.
+    one, two = [await connect(server.url, position(ordered=True)) for _ in range(2)]
+    assert await one.broker.publish([one.copy(b"redriven")], timeout=5) == [None]
+    await until(lambda: one.got or two.got)
+    taker, other = (one, two) if one.got else (two, one)
+    await taker.settled(1)
+    assert other.got == []
+    await one.publish(*[b"%d" % n for n in range(30)])
+    assert await one.broker.publish([one.copy(b"another")], timeout=5) == [None]
+    await until(lambda: len(one.got) + len(two.got) == 32)
+    active = one if b"29" in one.bodies else two
+    numbers = [body for body in active.bodies if body.isdigit()]
+    assert numbers == [b"%d" % n for n in range(30)]
+    await asyncio.gather(one.settled(len(one.got)), two.settled(len(two.got)))
+
+
 async def test_a_lost_connection_brings_no_event_out_of_order(
     server: NatsServer, proxy: Proxy, connect: Connect
 ) -> None:

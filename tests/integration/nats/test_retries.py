@@ -199,3 +199,34 @@ async def test_what_expired_is_passed_over(server: NatsServer, connect: Connect)
     assert [one.body async for one in rig.broker.read(Route.EVENT, "order")] == []
     await rig.publish(b"new")
     assert [one.body async for one in rig.broker.read(Route.EVENT, "order")] == [b"new"]
+
+
+async def test_P11_a_small_limit_of_bytes_is_used_to_the_full_and_never_exceeded(
+    server: NatsServer, connect: Connect
+) -> None:
+    rig = await connect(server.url, position(max_in_flight_bytes=100_000))
+    await rig.publish(*[b"x" * 2000] * 300)
+    await until(lambda: len(rig.open) > 30)
+    most = 0
+    async with asyncio.timeout(20):
+        while len(rig.got) < 300 or rig.open:
+            await asyncio.sleep(0.002)
+            flying = rig.open
+            most = max(most, sum(len(one.body) for one in flying))
+            await rig.broker.settle([(one, ACK) for one in flying[:7]])
+    assert 50_000 < most <= 100_000
+
+
+async def test_P11_a_strangers_message_larger_than_the_limit_comes_alone(server: NatsServer, connect: Connect) -> None:
+    rig = await connect(server.url, position(max_in_flight=8, max_in_flight_bytes=1_000_000))
+    link = await rig.broker._main.ready(1) if rig.broker._main else None
+    assert link is not None
+    for body in (b"a", b"x" * 1_900_000, b"b", b"y" * 1_900_000, b"c"):
+        await link.ask("order.placed", body, 5)
+    async with asyncio.timeout(20):
+        while len(rig.got) < 5 or rig.open:
+            await asyncio.sleep(0.02)
+            flying = rig.open
+            assert len(flying) == 1 or max(len(one.body) for one in flying) < 1_000_000
+            await rig.broker.settle([(one, ACK) for one in flying[:1]])
+    assert sorted(len(one.body) for one in rig.got) == [1, 1, 1, 1_900_000, 1_900_000]

@@ -179,11 +179,10 @@ class NatsBroker:
             self._settler = Settler(self._inward)
         await self._inward.start()
         watch = Watch(self._api, subscription)
-        largest = self._publisher.max_payload + 4096
         if subscription.ordered:
-            feed: NatsFeed = OrderedFeed(self._inward, subscription, sink, largest=largest, watch=watch, api=self._api)
+            feed: NatsFeed = OrderedFeed(self._inward, subscription, sink, watch=watch, api=self._api)
         else:
-            feed = NatsFeed(self._inward, subscription, sink, largest=largest, watch=watch)
+            feed = NatsFeed(self._inward, subscription, sink, watch=watch)
         watch.of(feed.events, feed.retries)
         feed.start()
         self._feeds.append(feed)

@@ -39,9 +39,7 @@ SMALL_LIMIT: Final = 8
 class NatsFeed:
     """See `ports.Feed`."""
 
-    def __init__(
-        self, connection: Connection, subscription: Subscription, sink: Sink, *, largest: int, watch: Watch
-    ) -> None:
+    def __init__(self, connection: Connection, subscription: Subscription, sink: Sink, *, watch: Watch) -> None:
         options = connection.options
         self.subscription = subscription
         self._connection = connection
@@ -58,7 +56,6 @@ class NatsFeed:
             options.api,
             most=self._most - share if self._most >= SMALL_LIMIT else self._most,
             most_bytes=self._most_bytes - self._most_bytes // RETRY_SHARE,
-            largest=largest,
             take=self._take_event,
             types=subscription.types,
         )
@@ -69,7 +66,6 @@ class NatsFeed:
             options.api,
             most=share,
             most_bytes=self._most_bytes // RETRY_SHARE,
-            largest=largest,
             take=self._take_copy,
             slots=1,
         )
@@ -128,7 +124,7 @@ class NatsFeed:
         if (key := found.get(Header.KEY)) is not None:
             delivery.slot = slot_of(unquote(key))
         delivery.stream = found.get(Header.STREAM) or delivery.stream
-        self._take_event(token, delivery, subject, headers)
+        NatsFeed._take_event(self, token, delivery, subject, headers)  # whatever an ordered feed does with events
 
     def _give(self, token: Token, delivery: Delivery) -> None:
         token.given = True
@@ -157,9 +153,9 @@ class NatsFeed:
         while queue and self._has_room(queue[0][0].size):
             self._give(*queue.popleft())
         if not self._stopping:
-            self.events.refill()
-            if self.takes_copies:
-                self.retries.refill()
+            for pull in (self.events, self.retries):
+                pull.made_room()
+                pull.refill()
 
     def _refuse(self, token: Token, what: bytes) -> None:
         """Give back what was not handed over."""
@@ -200,8 +196,7 @@ class NatsFeed:
                 self._round()
                 if self._connection.link is not None and not self._stopping:
                     self.events.tend(every)
-                    if self.takes_copies:
-                        self.retries.tend(every)
+                    self.retries.tend(every)
                 await self._watch.tend()
             except BrokerUnavailable:
                 pass  # the next link brings a new round

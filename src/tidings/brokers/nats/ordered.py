@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from tidings.brokers.nats.api import Api, ApiError
@@ -36,15 +37,17 @@ LONGEST: Final = 10.0
 """Seconds after which a take-over ends, whatever is still missing."""
 PORTION: Final = 2000
 """How many are given back in one write."""
+LOOK: Final = 2.0
+"""Seconds between two looks of a standby whether copies wait while nobody is active."""
 
 
 class OrderedFeed(NatsFeed):
     """See `ports.Feed`. It is silent for as long as another process is active."""
 
     def __init__(
-        self, connection: Connection, subscription: Subscription, sink: Sink, *, largest: int, watch: Watch, api: Api
+        self, connection: Connection, subscription: Subscription, sink: Sink, *, watch: Watch, api: Api
     ) -> None:
-        super().__init__(connection, subscription, sink, largest=largest, watch=watch)
+        super().__init__(connection, subscription, sink, watch=watch)
         self._api = api
         self._pin = ""
         self._counter = 0
@@ -56,6 +59,10 @@ class OrderedFeed(NatsFeed):
         """The numbers of all that came during a take-over."""
         self._arrived = asyncio.Event()
         self._takeover: asyncio.Task[None] | None = None
+        self._stands_in = False
+        """Copies are asked for, though not active: nobody is, and nobody will be before the next event."""
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = 0.0
         self.events.note = self._note
         self.events.on_pin_lost = self._pin_lost
         self.events.restart = self._restart
@@ -210,8 +217,42 @@ class OrderedFeed(NatsFeed):
             super()._take_event(token, delivery, b"", None)
         pull.refill()
         link = self._connection.link
-        if link is not None and self.takes_copies:
+        stood_in, self._stands_in = self._stands_in, False
+        if link is not None and self.takes_copies and not stood_in:
             self.retries.attach(link)
+
+    # ── while nobody is active ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _look(self) -> None:
+        """The server pins with an event only: without one, copies would wait, redriven letters among them.
+
+        So a standby takes them where nobody asks for them and nobody is pinned, until somebody is.
+        """
+        link = self._connection.link
+        try:
+            if self._stands_in:
+                if await self._is_anybody_active() and self._stands_in and not self._pin:
+                    self._stands_in = False
+                    self.retries.detach()
+                return
+            retries = await find_consumer(self._api, self.retries.stream, self.retries.durable)
+            if retries is None or not retries["num_pending"] or retries["num_waiting"]:
+                return
+            if await self._is_anybody_active() or not self._is_idle:
+                return
+            if link is not None and link is self._connection.link:
+                self._stands_in = True
+                self.retries.attach(link)
+        except (BrokerUnavailable, ApiError) as error:
+            log.debug("%s: nobody says whether copies wait: %s", self.subscription.position, error)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._pin or self._stopping or self.takes_copies)
+
+    async def _is_anybody_active(self) -> bool:
+        info = await self._info()
+        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
 
     # ── the pin comes and goes ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,6 +264,7 @@ class OrderedFeed(NatsFeed):
             self._takeover.cancel()
         self._takeover = None
         self._stand_by()
+        self._stands_in = False
         self.retries.detach()
         gathered, self._gathered = self._gathered, []
         for token, _ in gathered:
@@ -231,6 +273,7 @@ class OrderedFeed(NatsFeed):
 
     def _attach(self, link: Link) -> None:
         """On a new link the pin may still be ours, but deliveries may have been lost with the old one."""
+        self._stands_in = False
         self._restart(link)
 
     def _restart(self, link: Link | None = None) -> None:
@@ -244,12 +287,22 @@ class OrderedFeed(NatsFeed):
 
     def _round(self) -> None:
         link = self._connection.link
-        if self._pin and link is not None:
+        if link is None:
+            return
+        if self._pin:
             self.events.hold_pin(link)
+        if (self._is_idle or self._stands_in) and time.monotonic() - self._looked > LOOK and not self._is_looking:
+            self._looked = time.monotonic()
+            self._looking = asyncio.create_task(self._look(), name=f"tidings-look-{self.subscription.position}")
+
+    @property
+    def _is_looking(self) -> bool:
+        return self._looking is not None and not self._looking.done()
 
     async def stop(self) -> None:
-        if self._takeover is not None:
-            self._takeover.cancel()
+        for task in (self._takeover, self._looking):
+            if task is not None:
+                task.cancel()
         gathered, self._gathered = self._gathered, []
         for token, _ in gathered:
             self._refuse(token, b"-NAK")

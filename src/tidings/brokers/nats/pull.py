@@ -29,6 +29,8 @@ HEARTBEAT: Final = 5.0
 SILENCE: Final = 2 * HEARTBEAT + 1.0
 """Seconds without message or heartbeat after which a request is lost: a new leader does not know it, say."""
 SLOTS: Final = 4
+LARGEST: Final = 1024 * 1024 + 128 * 1024
+"""What a message of Tidings weighs at most, with its headers: a request is not for less, where the limits allow it."""
 ACK_PREFIX: Final = b"$JS.ACK."
 BEFORE_PULL_AGAIN: Final = 0.25
 """Seconds until a request is repeated that was refused for a reason that passes."""
@@ -66,14 +68,14 @@ Take = Callable[[Token, Delivery, bytes, bytes | None], None]
 class Slot:
     """One request at a time."""
 
-    __slots__ = ("inbox", "left", "left_bytes", "pull", "quiet", "serial", "sid", "until")
+    __slots__ = ("asked", "inbox", "left", "left_bytes", "pull", "quiet", "serial", "sid", "until")
 
     def __init__(self, pull: Pull) -> None:
         self.pull = pull
         self.inbox = b""
         self.sid = 0
         self.serial = 0
-        self.left = self.left_bytes = 0
+        self.left = self.left_bytes = self.asked = 0
         self.until = 0.0
         self.quiet = 0.0
 
@@ -134,7 +136,6 @@ class Pull:
         *,
         most: int,
         most_bytes: int,
-        largest: int,
         take: Take,
         types: Sequence[str] = (),
         slots: int = SLOTS,
@@ -168,8 +169,11 @@ class Pull:
         self.slots_seen: dict[bytes, int | None] = {}
         self._types = frozenset(one.encode() for one in types)
         self._next = f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}".encode()
-        self._most, self._most_bytes, self._largest = most, most_bytes, largest
+        self._most, self._most_bytes = most, most_bytes
         self._chunk = max(1, most // slots)
+        self._portion = max(most_bytes // slots, min(most_bytes, LARGEST))
+        self._too_small = False
+        """The next message is larger than what was asked for: wait for room, or take it alone."""
         self._slots = [Slot(self) for _ in range(slots if most > 1 else 1)]
         self._link: Link | None = None
         self._paused_until = 0.0
@@ -232,20 +236,25 @@ class Pull:
             room_bytes = self._most_bytes - self.held_bytes - asked_bytes
             if room <= 0 or (asked and room < (self._chunk + 1) // 2):
                 return
-            alone = not (self.held or asked)
-            if room_bytes < self._largest and not (alone or self.extra):
+            if self._too_small or room_bytes <= 0:
+                if (self.held or asked) and not self.extra:
+                    return  # until something is settled
+                self._ask(link, slot, 1, 0)
                 return
             batch = 1 if self.only_one else min(room, self._chunk)
-            most_bytes = min(room_bytes, max(self._largest, self._most_bytes // len(self._slots)))
-            if room_bytes < self._largest:
-                batch, most_bytes = 1, 0
+            most_bytes = min(room_bytes, self._portion)
             self._ask(link, slot, batch, most_bytes)
             asked += batch
             asked_bytes += most_bytes
 
+    def made_room(self) -> None:
+        """Something was settled: a message that did not fit may fit now."""
+        self._too_small = False
+
     def _ask(self, link: Link, slot: Slot, batch: int, most_bytes: int) -> None:
         slot.serial += 1
-        slot.left, slot.left_bytes, slot.quiet = batch, most_bytes, 0.0
+        slot.left = slot.asked = batch
+        slot.left_bytes, slot.quiet = most_bytes, 0.0
         slot.until = time.monotonic() + EXPIRES + 2.0
         request: dict[str, object] = {
             "batch": batch,
@@ -274,6 +283,8 @@ class Pull:
             return
         if code == 100 or not subject.endswith(b".%d" % slot.serial):
             return
+        if text.startswith("Message Size Exceeds") and slot.left == slot.asked:
+            self._too_small = True
         slot.left = slot.left_bytes = 0
         if code in (404, 408) or text.startswith(("Message Size Exceeds", "Batch Completed")):
             self.trouble = ""
