@@ -51,13 +51,14 @@ class Setting(NamedTuple):
     bad: bool = False
     """The first event fails at every attempt."""
     lanes: int = 1
+    batch: int | None = None
     skip: int = 0
     """How many chances a fault lets pass, so that it strikes inside a batch."""
 
     def __str__(self) -> str:
         order = "ordered" if self.ordered else "unordered"
         flags = "".join(f" {flag}" for flag in ("twice", "bad") if getattr(self, flag))
-        return f"{self.store} {order} {self.keys}{flags} lanes={self.lanes} skip={self.skip}"
+        return f"{self.store} {order} {self.keys}{flags} lanes={self.lanes} batch={self.batch} skip={self.skip}"
 
     @property
     def ids(self) -> list[str]:
@@ -131,6 +132,7 @@ class Process:
             idempotent=self.store is None,
             order="key" if self.setting.ordered else None,
             concurrency=self.setting.lanes,
+            batch=self.setting.batch,
             timeout=TIMEOUT,
             retry=RETRY,
         )

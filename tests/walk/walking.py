@@ -28,6 +28,7 @@ SHAPES = (
     Setting(keys="aa", skip=1),
     Setting(keys="aba", skip=1),
     Setting(keys="abab", lanes=2),
+    Setting(keys="aaba", batch=1, skip=1),
 )
 
 
@@ -36,7 +37,7 @@ def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
     for store, faults in FAULTS.items():
         for count in range(most + 1):
             for turn, chosen in enumerate(combinations(faults, count)):
-                shapes = SHAPES if count < 2 else (SHAPES[turn % 5], SHAPES[(turn + 2) % 5])[: 4 - count]
+                shapes = SHAPES if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
                 for shape in shapes:
                     for flags in range(8) if count < 3 else (turn % 8,):
                         ordered, twice, bad = bool(flags & 1), bool(flags & 2), bool(flags & 4)
@@ -49,8 +50,9 @@ def settings_to_interrupt(*, full: bool) -> Iterator[tuple[Setting, frozenset[st
     for store, faults in FAULTS.items():
         for turn, fault in enumerate([None, *faults]):
             if full or fault is None or fault in some:
+                shapes = (SHAPES[5 - 2 * (turn % 2)], SHAPES[3 + turn % 3]._replace(twice=turn % 2 == 1))
                 for ordered in (True, False):
-                    for shape in (SHAPES[3], SHAPES[2 + turn % 3]._replace(twice=turn % 2 == 1))[: 1 + full]:
+                    for shape in shapes[: 1 + full]:
                         yield shape._replace(store=store, ordered=ordered), frozenset({fault} if fault else ())
 
 
