@@ -71,9 +71,11 @@ drill: venv ## What a new user does wrong and what a bad day does
 mutants: venv ## Seed known bugs one by one and see the tests catch them
 	$(BIN)/python -m tools.mutants
 bench: venv ## Measure, beside a bare loop and a peer
-	$(BIN)/python -m tools.bench
+	$(BIN)/python -m bench.consume
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.memory
 conformance: venv ## The conformance suite, on every broker, in full
-	$(BIN)/python -m tools.conformance
+	$(BIN)/python -m pytest tests/conformance --conformance=full -q
 
 PIP_COMPILE := PIP_FIND_LINKS= CUSTOM_COMPILE_COMMAND="make requirements" ../build/pip-tools/bin/pip-compile --quiet \
   --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe
