@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from tests.golden.examples import FOLDER, Line, OrderPlaced, OrderPlacedV1, ShopOpened, StockReserved
-from tidings import DeclarationError, Event, UndecodableEvent, event_id
+from tidings import DeclarationError, Event, Service, UndecodableEvent, dead_letters, event_id
 from tidings.delivery import Envelope
 from tidings.envelope import envelope_of, read_envelope
 from tidings.event import stamp_of
 from tidings.evolution import Reader
+from tidings.testing import MemoryBroker
 
 
 def stored(name: str) -> Envelope:
@@ -184,3 +185,38 @@ def test_P13_whatever_a_check_of_the_program_raises_makes_the_event_undecodable(
         Reader([Picky]).read(msgspec.structs.replace(envelope, data=msgspec.Raw(b'{"number":13}')))
     assert caught.value.code == "bad-data"
     assert isinstance(caught.value.__cause__, LookupError)
+
+
+# ── in a service ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_P13_P7_a_service_that_knows_only_version_1_keeps_version_2_for_its_successor() -> None:
+    broker = MemoryBroker()
+    writer = Service("people", publishes=[NameV1, NameV2])
+    old, new = Service("mail"), Service("mail")
+    seen_by_old: list[NameV1] = []
+    seen_by_new: list[Name] = []
+
+    @old.on(NameV1, name="greet", idempotent=True)
+    async def greet_v1(event: NameV1) -> None:
+        seen_by_old.append(event)
+
+    @new.on(Name, name="greet", idempotent=True)
+    async def greet(event: Name) -> None:
+        seen_by_new.append(event)
+
+    v1, v2 = NameV1(id="7", name="Ada Lovelace"), NameV2(id="7", first="Ada", last="King")
+    async with writer.running(broker=broker), old.running(broker=broker):
+        await writer.publish(v2)
+        await writer.publish(v1)
+        await broker.idle()
+    assert seen_by_old == [v1]
+    (letter,) = await dead_letters.list_letters(broker)
+    assert (letter.code, letter.event_id) == ("unknown-version", event_id(v2))
+
+    async with new.running(broker=broker):
+        (whole,) = await dead_letters.find(broker, [letter.id])
+        await dead_letters.redrive(broker, whole)
+        await broker.idle()
+    assert seen_by_new == [Name(id="7", names=("Ada", "King"))]
+    assert await dead_letters.list_letters(broker) == []
