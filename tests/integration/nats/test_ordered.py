@@ -144,6 +144,17 @@ async def test_P7_a_copy_reaches_an_ordered_position_that_no_event_has_reached_y
     await asyncio.gather(one.settled(len(one.got)), two.settled(len(two.got)))
 
 
+async def test_a_copy_does_not_look_like_a_gap_between_events(
+    server: NatsServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await connect(server.url, position(ordered=True))
+    for number in range(3):
+        await rig.publish(b"%d" % number)
+        await rig.broker.publish([rig.copy(b"copy")], timeout=5)
+        await rig.settled(2 * number + 2)
+    assert "did not arrive" not in caplog.text
+
+
 async def test_a_lost_connection_brings_no_event_out_of_order(
     server: NatsServer, proxy: Proxy, connect: Connect
 ) -> None:
