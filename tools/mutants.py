@@ -1,0 +1,54 @@
+"""Seed known bugs one by one into a copy of the package, and see the tests catch each of them.
+
+    python -m tools.mutants [words that the bug's description holds]
+
+The last line is ``n/n caught``; the exit status is 1 if one was missed, or shows nothing any more.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tools.mutants_ends import ENDS
+from tools.mutants_flow import FLOW
+from tools.mutants_kit import Broken, Mutant, run
+from tools.mutants_lanes import LANES
+
+AT_ONCE = 2
+
+
+def main(words: Sequence[str]) -> int:
+    wanted = [mutant for mutant in (*FLOW, *LANES, *ENDS) if all(word in mutant.what for word in words)]
+    began = time.monotonic()
+    if not wanted:
+        print(f"no mutant is described by {' '.join(words)!r}")
+        return 1
+    if not (plain := run(None)).passed:
+        print(f"the tests fail without any bug ({plain.caught_by}): mend that first")
+        return 1
+    print(f"the tests pass without a bug; now {len(wanted)} bugs, one by one", flush=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        caught = sum(pool.map(_try, wanted))
+    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{caught}/{len(wanted)} caught")
+    return 0 if caught == len(wanted) else 1
+
+
+def _try(mutant: Mutant) -> bool:
+    try:
+        found = run(mutant)
+    except Broken as error:
+        print(f"BROKEN  {mutant.what}: {error}", flush=True)
+        return False
+    if found.passed:
+        print(f"MISSED  {mutant.what}", flush=True)
+        return False
+    print(f"caught  {mutant.what}\n        by {found.caught_by}", flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,341 @@
+"""Bugs to seed into how deliveries end: settling, copies, dead letters, policy, ids and sync handlers."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+SETTLING = "settling.py"
+COPIES = "copies.py"
+LETTERS = "dead_letters.py"
+
+ENDS: tuple[Mutant, ...] = (
+    Mutant(
+        "dramatiq: a hand-off that failed is passed over, and the message acknowledged",
+        SETTLING,
+        "            if not failed:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "sketch: a message is acknowledged before its letter is stored",
+        SETTLING,
+        "            verdicts += await self._store(ended, copies, outcomes, holds)\n",
+        """            await self._broker.settle([(ended[place][0], ACK) for place in copies])
+            await self._store(ended, copies, outcomes, holds)
+""",
+    ),
+    Mutant(
+        "sketch: what an observer raises escapes",
+        SETTLING,
+        """                observer.settled(self._position, batch, time.monotonic() - began)
+            except Exception:""",
+        """                observer.settled(self._position, batch, time.monotonic() - began)
+            except ZeroDivisionError:""",
+    ),
+    Mutant(
+        "sketch: what a broker raises escapes",
+        SETTLING,
+        "    except (Exception, asyncio.CancelledError) as error:\n        task",
+        "    except ZeroDivisionError as error:\n        task",
+    ),
+    Mutant(
+        "review: a cancellation that a broker made up ends the lane",
+        SETTLING,
+        "(task is None or task.cancelling()):",
+        "True:",
+    ),
+    Mutant(
+        "a settle that failed is not reported",
+        SETTLING,
+        "outcomes[place] = Unsettled(ended[place][1], describe(failure))",
+        "pass",
+    ),
+    Mutant(
+        "watermill: what failed is given back at once instead of after its pause",
+        SETTLING,
+        "verdicts.append((place, Release(decision.after)))",
+        "verdicts.append((place, Release()))",
+    ),
+    Mutant(
+        "a failure in order goes onto the retry route, and is overtaken",
+        SETTLING,
+        "            elif holds is not None and delivery.key is not None:\n",
+        "            elif holds is not None and delivery.key == '':\n",
+    ),
+    Mutant(
+        "the failures of a held event are not counted",
+        SETTLING,
+        "            delivery.failures += 1\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "what is no failure is counted while its key is held",
+        SETTLING,
+        "                if decision.counted:\n",
+        "                if True:\n",
+    ),
+    Mutant(
+        "review: observers see the attempt after the one that failed",
+        SETTLING,
+        """                if decision.counted:
+                    failed.append(delivery)
+""",
+        """                delivery.failures += decision.counted
+""",
+    ),
+    Mutant(
+        "review: what follows a letter that could not be stored overtakes it",
+        SETTLING,
+        "                if holds is not None and delivery.key is not None:\n",
+        "                if holds is not None and delivery.key == '':\n",
+    ),
+    Mutant(
+        "a copy that is too large is tried for ever",
+        SETTLING,
+        "elif isinstance(failed[0], EventTooLarge) and isinstance(decision, Retried):",
+        "elif False:",
+    ),
+    Mutant(
+        "a letter that is too large is tried for ever in one settle",
+        SETTLING,
+        "elif isinstance(failed[0], EventTooLarge) and isinstance(decision, Retried):",
+        "elif isinstance(failed[0], EventTooLarge):",
+    ),
+    Mutant(
+        "review: a letter for a copy too large forgets why its event failed",
+        SETTLING,
+        'code="copy-too-large", error=decision.error)',
+        'code="copy-too-large")',
+    ),
+    Mutant(
+        "one part of a letter stands for all",
+        SETTLING,
+        "if error is not None]\n            if not failed:",
+        "if error is not None][:0]\n            if not failed:",
+    ),
+    Mutant(
+        "repid: an infrastructure error is a failure too many: the last attempt is never reached",
+        "policy.py",
+        "if failures >= retry.attempts:",
+        "if failures > retry.attempts:",
+    ),
+    Mutant(
+        "a bad event is retried",
+        "policy.py",
+        "    if isinstance(error, EventError):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a pause is shorter than said",
+        "policy.py",
+        "return base * (1.0 + 0.2 * jitter())",
+        "return base * (0.9 + 0.2 * jitter())",
+    ),
+    Mutant(
+        "sketch: errors of the policy escape",
+        "policy.py",
+        "    except Exception:  # an exception of the user's",
+        "    except ZeroDivisionError:  # an exception of the user's",
+    ),
+    Mutant(
+        "a retry copy does not count its failure",
+        COPIES,
+        "failures = delivery.failures + (1 if retried.counted else 0)",
+        "failures = delivery.failures",
+    ),
+    Mutant(
+        "a retry copy has the id of the one before it, and is de-duplicated away",
+        COPIES,
+        "position, _redrive(delivery), str(failures)),",
+        "position, _redrive(delivery)),",
+    ),
+    Mutant(
+        "a retry copy has another id each time it is stored",
+        COPIES,
+        "position, _redrive(delivery), str(failures)),",
+        "position, _redrive(delivery), str(failures), str(now)),",
+    ),
+    Mutant(
+        "a retry copy does not wait",
+        COPIES,
+        "        due=now + retried.after,\n",
+        "        due=now,\n",
+    ),
+    Mutant(
+        "the retry copies of two handlers are one",
+        COPIES,
+        'id=_digest("retry", origin_of(delivery), position,',
+        'id=_digest("retry", origin_of(delivery),',
+    ),
+    Mutant(
+        "a redriven letter forgets which one it was when it is retried",
+        COPIES,
+        "    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT):\n",
+        "    for header in ():\n",
+    ),
+    Mutant(
+        "a redriven letter that dies again has the id of the first one",
+        COPIES,
+        'return _digest("dead", origin_of(delivery), position, _redrive(delivery))',
+        'return _digest("dead", origin_of(delivery), position)',
+    ),
+    Mutant(
+        "review: a second redrive of a letter shares its copies with the first",
+        COPIES,
+        'return f"{_kept(delivery, Header.LETTER)}:{_kept(delivery, Header.REDRIVE)}"',
+        "return _kept(delivery, Header.LETTER)",
+    ),
+    Mutant(
+        "the letter of a redriven copy does not say which one it was",
+        COPIES,
+        "        headers[Header.REDRIVEN_FROM] = redriven\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "review: an event that carries another's headers is taken for it",
+        COPIES,
+        'return delivery.headers.get(header, "") if delivery.route is Route.RETRY else ""',
+        'return delivery.headers.get(header, "")',
+    ),
+    Mutant(
+        "a retry copy forgets where its event stood",
+        COPIES,
+        "return plain_text(_kept(delivery, Header.ORIGIN)) or delivery.origin_text",
+        "return delivery.origin_text",
+    ),
+    Mutant(
+        "a letter loses the headers of its event",
+        COPIES,
+        "        **_storable(delivery.headers),\n",
+        "",
+    ),
+    Mutant(
+        "a letter keeps only its first part",
+        COPIES,
+        "        for number, piece in enumerate(pieces, 1)\n",
+        "        for number, piece in enumerate(pieces[:1], 1)\n",
+    ),
+    Mutant(
+        "review: half a character in an error keeps its event from being copied",
+        COPIES,
+        'quote(value, safe=_SAFE, errors="backslashreplace")',
+        "quote(value, safe=_SAFE)",
+    ),
+    Mutant(
+        "review: a key loses the spaces at its ends on the retry route",
+        COPIES,
+        'return _OUTER_SPACES.sub(lambda found: "%20" * len(found[0]), text)',
+        "return text.strip()",
+    ),
+    Mutant(
+        "a letter is shown before it is whole",
+        LETTERS,
+        "        if len(parts) < count:\n            return\n",
+        "",
+    ),
+    Mutant(
+        "review: parts that were cut in two sizes are mixed",
+        LETTERS,
+        "        parts = self._parts.setdefault((letter_id, count), {})\n",
+        "        parts = self._parts.setdefault((letter_id, 0), {})\n        self._parts[letter_id, count] = parts\n",
+    ),
+    Mutant(
+        "two copies of one death are two letters",
+        LETTERS,
+        "        if known is not None:\n",
+        "        if known is not None and False:\n",
+    ),
+    Mutant(
+        "review: what dies again after it was put away stays unseen",
+        LETTERS,
+        '            known.state = "dead"  # it died once more, after whatever was done about it\n',
+        "",
+    ),
+    Mutant(
+        "a redrive is not marked",
+        LETTERS,
+        '    await _mark(broker, letter, "redriven")\n',
+        "",
+    ),
+    Mutant(
+        "a redrive is marked before its copy is stored",
+        LETTERS,
+        """    await _store(broker, message)
+    await _mark(broker, letter, "redriven")
+""",
+        """    await _mark(broker, letter, "redriven")
+    await _store(broker, message)
+""",
+    ),
+    Mutant(
+        "a redriven copy has its failures already",
+        LETTERS,
+        '        Header.FAILURES: "0",\n    }\n    if letter.type',
+        "        Header.FAILURES: str(letter.failures),\n    }\n    if letter.type",
+    ),
+    Mutant(
+        "a redriven copy goes to every handler",
+        LETTERS,
+        "        route=Route.RETRY,\n        position=letter.position,\n",
+        "        route=Route.EVENT,\n",
+    ),
+    Mutant(
+        "every handler causes the same ids",
+        "context.py",
+        "return derived_id(self.delivery.event_id, self.position, place)",
+        'return derived_id(self.delivery.event_id, "", place)',
+    ),
+    Mutant(
+        "two events of one handler share an id",
+        "context.py",
+        "place, self.caused = self.caused, self.caused + 1",
+        "place, self.caused = self.caused, self.caused",
+    ),
+    Mutant(
+        "a repeat causes another id",
+        "context.py",
+        "return derived_id(self.delivery.event_id, self.position, place)",
+        "return derived_id(str(uuid.uuid4()), self.position, place)",
+    ),
+    Mutant(
+        "a bare publish in a handler leaves before the effect is durable",
+        "publisher.py",
+        '    if scope is not None:\n        raise MisuseError(\n            f"{scope.position} called',
+        '    if scope is None and False:\n        raise MisuseError(\n            f"{scope.position} called',
+    ),
+    Mutant(
+        "review: a sync handler is given up while its thread goes on",
+        "calling.py",
+        "if running.cancelled() or (",
+        "if True or (",
+    ),
+    Mutant(
+        "review: a sync handler that raises StopIteration never comes back",
+        "calling.py",
+        "        except StopIteration as error:",
+        "        except ZeroDivisionError as error:",
+    ),
+    Mutant(
+        "review: sync handlers use up the threads of the loop",
+        "calling.py",
+        "claim.executor or threads, within",
+        "claim.executor, within",
+    ),
+    Mutant(
+        "a sync handler does not know its delivery",
+        "calling.py",
+        "partial(copy_context().run, run, event, claim, delivery)",
+        "partial(run, event, claim, delivery)",
+    ),
+    Mutant(
+        "review: a handler cannot publish while its service starts",
+        "service.py",
+        "return await (self._begun or self.active).publish(events, tx, timeout)",
+        "return await self.active.publish(events, tx, timeout)",
+    ),
+    Mutant(
+        "a service stops its store before its handlers",
+        "running.py",
+        "                stack.push_async_callback(store.close)\n",
+        "                pass\n",
+    ),
+)

@@ -1,0 +1,344 @@
+"""Bugs to seed into the way of a batch through the pipeline. Each is a replacement of text.
+
+The word in front names where it was met: in another framework, in the first sketch of this pipeline, or in a review.
+"""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+PIPELINE = "pipeline.py"
+
+FLOW: tuple[Mutant, ...] = (
+    Mutant(
+        "taskiq: what cannot be decoded is passed over and never settled",
+        PIPELINE,
+        "works = [self._read(delivery) for delivery in batch]",
+        "works = [work for work in map(self._read, batch) if not isinstance(work.decision, DeadLettered)]",
+    ),
+    Mutant(
+        "watermill: a key is marked as applied although its handler failed",
+        PIPELINE,
+        """                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
+""",
+        """                        decided[index] = self._decide(error, work)
+""",
+    ),
+    Mutant(
+        "sketch: decisions count before the claim has closed",
+        PIPELINE,
+        """                    await self._publish(group, caused, claim, decided)
+        except""",
+        """                    await self._publish(group, caused, claim, decided)
+                for index, decision in decided.items():
+                    group[index].decision = decision
+        except""",
+    ),
+    Mutant(
+        "sketch: a failure is treated as done",
+        PIPELINE,
+        """                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
+""",
+        """                        decided[index] = DONE
+""",
+    ),
+    Mutant(
+        "sketch: a duplicate is not recognised",
+        PIPELINE,
+        "                elif not new:\n",
+        "                elif claimed.state is State.BUSY:\n",
+    ),
+    Mutant(
+        "sketch: a busy key is taken for a duplicate",
+        PIPELINE,
+        'return Retried(after=BUSY_PAUSE, reason="another worker holds its key", counted=False)',
+        "return Duplicate()",
+    ),
+    Mutant(
+        "sketch: a busy key is handled anyway",
+        PIPELINE,
+        "                elif not new:\n",
+        "                elif claimed.state is State.DONE:\n",
+    ),
+    Mutant(
+        "sketch: a handler may run for ever",
+        PIPELINE,
+        "with Limit(self._handler.rules.timeout) as limit:",
+        "with Limit(1e9) as limit:",
+    ),
+    Mutant(
+        "sketch: a shutdown leaves its deliveries unsettled",
+        PIPELINE,
+        """            await self._settle(works, None, began)
+            raise
+""",
+        """            raise
+""",
+    ),
+    Mutant(
+        "sketch: a shutdown acknowledges",
+        PIPELINE,
+        "work.decision = Retried(after=after, reason=reason, counted=False)",
+        "work.decision = Done()",
+    ),
+    Mutant(
+        "sketch: a handler's own CancelledError is taken for a shutdown",
+        PIPELINE,
+        """            if not _we_are_cancelled():
+                raise RuntimeError""",
+        """            if False:
+                raise RuntimeError""",
+    ),
+    Mutant(
+        "sketch: settling is not shielded from a cancellation",
+        PIPELINE,
+        "await asyncio.shield(settling)",
+        "await settling",
+    ),
+    Mutant(
+        "a shutdown counts as a failure",
+        PIPELINE,
+        "work.decision = Retried(after=after, reason=reason, counted=False)",
+        "work.decision = Retried(after=after, reason=reason)",
+    ),
+    Mutant(
+        "a busy key counts as a failure",
+        PIPELINE,
+        'reason="another worker holds its key", counted=False)',
+        'reason="another worker holds its key")',
+    ),
+    Mutant(
+        "a settled wave is settled once more",
+        PIPELINE,
+        "        works[:] = [work for work in works if work.decision is None]\n",
+        "",
+    ),
+    Mutant(
+        "review: what follows a busy key overtakes it",
+        PIPELINE,
+        """                    if claimed.state is State.BUSY:
+                        left_out""",
+        """                    if False:
+                        left_out""",
+    ),
+    Mutant(
+        "what follows a failed event of its key overtakes it",
+        PIPELINE,
+        """                        decided[index] = self._decide(error, work)
+                        left_out.update(self._names(work))
+""",
+        """                        decided[index] = self._decide(error, work)
+""",
+    ),
+    Mutant(
+        "what a closing batch leaves out is overtaken by its key",
+        PIPELINE,
+        """                    left_out.update(self._names(work))
+                    if new:
+""",
+        """                    if new:
+""",
+    ),
+    Mutant(
+        "what a batch leaves out is marked as applied",
+        PIPELINE,
+        """                    if new:
+                        claim.fail(index)
+""",
+        "",
+    ),
+    Mutant(
+        "review: the key of an applied twin is given back",
+        PIPELINE,
+        """                    if new:
+                        claim.fail(index)
+""",
+        """                    claim.fail(index)
+""",
+    ),
+    Mutant(
+        "a batch never closes",
+        PIPELINE,
+        "(self.stopping or time.monotonic() > closes)",
+        "self.stopping",
+    ),
+    Mutant(
+        "a batch that closes before it began makes no progress for ever",
+        PIPELINE,
+        "closed = new and index > 0 and (self.stopping",
+        "closed = new and index > 1 and (self.stopping",
+    ),
+    Mutant(
+        "a stop does not end the batch",
+        PIPELINE,
+        "(self.stopping or time.monotonic() > closes)",
+        "(time.monotonic() > closes)",
+    ),
+    Mutant(
+        "a stop goes on to the next batch",
+        PIPELINE,
+        "if self.stopping or not (group := self._next_group(works, holds)):",
+        "if not (group := self._next_group(works, holds)):",
+    ),
+    Mutant(
+        "a failure in a shared transaction commits what it did",
+        PIPELINE,
+        "                        if self._claimer.shared:\n",
+        "                        if False:\n",
+    ),
+    Mutant(
+        "a lock in a shared transaction counts as the event's failure",
+        PIPELINE,
+        "raise self._claimer.of_the_store(error) or _Failed(work, error) from error",
+        "raise _Failed(work, error) from error",
+    ),
+    Mutant(
+        "review: what fails behind an event of its key overtakes it when the transaction is taken back",
+        PIPELINE,
+        "if before.isdisjoint(self._names(failed.work)):",
+        "if True:",
+    ),
+    Mutant(
+        "what was put behind the events of its key is grouped with them again, for ever",
+        PIPELINE,
+        "if index and work.first), most)]",
+        "if False), most)]",
+    ),
+    Mutant(
+        "an error that tells nobody's fault fails the first event of its batch",
+        PIPELINE,
+        """            if len(group) > 1:
+                for work in group:
+                    work.alone = True
+            else:
+""",
+        """            if group:
+""",
+    ),
+    Mutant(
+        "an error that tells nobody's fault is tried together for ever",
+        PIPELINE,
+        "most = 1 if works and works[0].alone else self._together",
+        "most = self._together",
+    ),
+    Mutant(
+        "contention does not shrink the batch",
+        PIPELINE,
+        "self._together = max(1, self._together // 2)",
+        "pass",
+    ),
+    Mutant(
+        "a batch that shrank never grows again",
+        PIPELINE,
+        "self._together = min(self._most_together, self._together * 2)",
+        "pass",
+    ),
+    Mutant(
+        "a store that is down makes each event of the batch fail",
+        PIPELINE,
+        """        except WorldError:
+            raise
+        except asyncio""",
+        """        except asyncio""",
+    ),
+    Mutant(
+        "review: a cancellation that a store made up ends the lane",
+        PIPELINE,
+        """            if _we_are_cancelled():
+                raise
+            raise StoreUnavailable""",
+        """            if True:
+                raise
+            raise StoreUnavailable""",
+    ),
+    Mutant(
+        "caused events that were not stored are lost",
+        PIPELINE,
+        "for index in sorted(decided) if failed else ():",
+        "for index in ():",
+    ),
+    Mutant(
+        "review: a broker that is down counts as the failure of what caused an event",
+        PIPELINE,
+        "        if isinstance(error, WorldError):  # the broker's failure, not the event's\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "review: what follows an event whose own was not stored overtakes it",
+        PIPELINE,
+        "                del decided[index]\n",
+        "                continue\n",
+    ),
+    Mutant(
+        "a key is marked as applied although what it caused was not stored",
+        PIPELINE,
+        """            if claim.states[index].state is State.NEW:
+                claim.fail(index)
+""",
+        "",
+    ),
+    Mutant(
+        "caused events go to the broker before their transaction commits",
+        PIPELINE,
+        "if caused and not await claim.emit([message for _, message in caused]):",
+        "if caused:",
+    ),
+    Mutant(
+        "caused events of a transaction are dropped",
+        PIPELINE,
+        "caused.extend((index, message) for message in messages)",
+        "caused.extend((index, message) for message in messages if not self._claimer.shared)",
+    ),
+    Mutant(
+        "review: a transaction without an outbox keeps effects whose events were not stored",
+        PIPELINE,
+        """                if self._claimer.shared:
+                    raise _Failed(work, error)
+                decided""",
+        """                decided""",
+    ),
+    Mutant(
+        "another event under an applied key is dropped where it was to be kept",
+        PIPELINE,
+        'if self._handler.rules.conflict == "dead":',
+        "if False:",
+    ),
+    Mutant(
+        "followers of a held event are not held",
+        PIPELINE,
+        "        if holds:\n            for work in [",
+        "        if False:\n            for work in [",
+    ),
+    Mutant(
+        "review: a cancelled lane gives back what follows a held event before that event",
+        PIPELINE,
+        "            self._next_group(works, holds)  # what follows a held event stays behind it\n",
+        "",
+    ),
+    Mutant(
+        "the count of a held copy is read from its header again",
+        PIPELINE,
+        "if delivery.route is Route.RETRY and not delivery.failures:",
+        "if delivery.route is Route.RETRY:",
+    ),
+    Mutant(
+        "the failures of a retry copy are forgotten",
+        PIPELINE,
+        "                restore(delivery)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a delivery stays current after its handler",
+        PIPELINE,
+        "            current.reset(token)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "review: an event that counts as false is left out of the claim",
+        PIPELINE,
+        "for work in group if work.event is not None]",
+        "for work in group if work.event]",
+    ),
+)

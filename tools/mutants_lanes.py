@@ -1,0 +1,152 @@
+"""Bugs to seed around the pipeline: claims, the time limit, holds, lanes and their supervision."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+WORKER = "worker.py"
+
+LANES: tuple[Mutant, ...] = (
+    Mutant(
+        "review: an error of a handler's own database stops its lane",
+        "claims.py",
+        "return None if self._once is None or self._resource is None else self._once.translate(error)",
+        "return None if self._once is None else self._once.translate(error)",
+    ),
+    Mutant(
+        "a business key is compared across handlers only by its field",
+        "claims.py",
+        'text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else envelope.id',
+        "text = envelope.id",
+    ),
+    Mutant(
+        "review: a swallowed timeout leaves the lane cancelled",
+        "limit.py",
+        """        if self._expired:
+            self.took_back()
+""",
+        "",
+    ),
+    Mutant(
+        "a timeout is not taken back",
+        "limit.py",
+        "return self._task is not None and self._task.uncancel() == 0",
+        "return self._task is not None",
+    ),
+    Mutant(
+        "the time of a batch counts for each of its events",
+        "limit.py",
+        "        self._started = self._loop.time()\n",
+        "        self._started = self._started or self._loop.time()\n",
+    ),
+    Mutant(
+        "the second failed event of a key overtakes the first in its hold",
+        "order.py",
+        "            self._waiting[key].append(delivery)\n        else:",
+        "            self._waiting[key].appendleft(delivery)\n        else:",
+    ),
+    Mutant(
+        "a held event is tried before its time",
+        "order.py",
+        "if due <= now]",
+        "if due <= now + 0.4]",
+    ),
+    Mutant(
+        "what was held goes behind what waits",
+        WORKER,
+        "queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))",
+        "queue.extend(self.holds.release(asyncio.get_running_loop().time()))",
+    ),
+    Mutant(
+        "what was held goes first, but backwards",
+        WORKER,
+        "queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))",
+        "queue.extendleft(self.holds.release(asyncio.get_running_loop().time()))",
+    ),
+    Mutant(
+        "what could not be begun goes behind what waits",
+        WORKER,
+        "        self.queue.extendleft(reversed(deliveries))\n",
+        "        self.queue.extend(deliveries)\n",
+    ),
+    Mutant(
+        "what could not be begun is dropped",
+        WORKER,
+        "            lane.put_back(rest)\n",
+        "",
+    ),
+    Mutant(
+        "a lane sleeps through what is due",
+        WORKER,
+        "await lane.sleep(lane.until_due())",
+        "await lane.sleep(None)",
+    ),
+    Mutant(
+        "a lane does not pause while the world is down",
+        WORKER,
+        "                await self._pause(pause)\n",
+        "",
+    ),
+    Mutant(
+        "review: an observer that raises costs its batch",
+        WORKER,
+        """                observer.received(self.position, count)
+            except Exception:""",
+        """                observer.received(self.position, count)
+            except ZeroDivisionError:""",
+    ),
+    Mutant(
+        "review: what is held is given back behind what came after it",
+        WORKER,
+        "rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]",
+        "rest += [*lane.queue, *(lane.holds.clear() if lane.holds else ())]",
+    ),
+    Mutant(
+        "a stop keeps what is held",
+        WORKER,
+        "rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]",
+        "rest += lane.queue",
+    ),
+    Mutant(
+        "review: without order a stop keeps what is not begun until what runs has ended",
+        WORKER,
+        "        if not self._subscription.ordered:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "in order a stop gives back what follows before what runs has ended",
+        WORKER,
+        "        if not self._subscription.ordered:\n",
+        "        if True:\n",
+    ),
+    Mutant(
+        "a stop gives everything back twice",
+        WORKER,
+        "            lane.queue.clear()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a stop does not wait for the waves of acknowledgements",
+        WORKER,
+        "        await self._pipeline.settler.settled()\n",
+        "",
+    ),
+    Mutant(
+        "keys are spread over lanes at random",
+        WORKER,
+        "lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]",
+        "lane = self._lanes[id(delivery) // 16 % len(self._lanes)]",
+    ),
+    Mutant(
+        "faststream: a lane that failed is never started again",
+        "supervision.py",
+        "            await asyncio.sleep(pause)\n",
+        "            return\n",
+    ),
+    Mutant(
+        "review: a lane that a library cancelled by mistake ends unseen",
+        "supervision.py",
+        "if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():",
+        "if isinstance(error, asyncio.CancelledError):",
+    ),
+)
