@@ -42,7 +42,7 @@ class PlainServer(nats.errors.Error):
     """TLS was asked for, and the server has none: the library would go on, and send the password, without."""
 
 
-class Link(Client):  # type: ignore[misc, unused-ignore] # the library's classes are untyped in places
+class Link(Client):
     """A session of the client library, without its reconnect and without its subscriptions."""
 
     def __init__(self, options: Options, name: str, lost: Callable[[Link, str], None]) -> None:

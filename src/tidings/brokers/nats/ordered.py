@@ -231,7 +231,6 @@ class OrderedFeed(NatsFeed):
         link = self._connection.link
         try:
             if self._stands_in:
-                self.retries.tend(LOOK)
                 if await self._is_anybody_active() and self._stands_in and not self._pin:
                     self._stands_in = False
                     self.retries.detach()
