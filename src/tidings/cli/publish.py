@@ -17,7 +17,7 @@ from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.cli.target import find_events
 from tidings.delivery import Message
-from tidings.envelope import read_envelope, to_structured
+from tidings.envelope import STRUCTURED_HEADERS, read_envelope, to_structured
 from tidings.errors import EventError, TidingsError, UndecodableEvent
 from tidings.event import Event, key_of, spec_of
 from tidings.evolution import Reader
@@ -129,11 +129,9 @@ class Maker:
                 )
             cls = self._classes[kind, wire]
         try:
-            event = spec_of(cls).decode(msgspec.json.encode(data))
+            return spec_of(cls).decode(msgspec.json.encode(data))
         except (msgspec.MsgspecError, RecursionError) as error:
             raise UndecodableEvent("bad-data", f"the data does not fit {cls.__name__}: {error}") from None
-        # Made once more by its class, which checks what decoding alone does not.
-        return cls(**{name: getattr(event, name) for name in event.__struct_fields__})
 
     def _whole(self, text: bytes) -> Message:
         envelope = read_envelope(text, {})
@@ -142,11 +140,21 @@ class Maker:
         reader = self._readers.get((envelope.type, envelope.version)) or Reader([newest])
         event = reader.read(envelope)
         assert event is not None
+        spec, key = spec_of(event), key_of(event)
+        if key is not None and envelope.key not in (None, key):
+            wrong = f"its subject is {envelope.key!r}, and its key {spec.key} says {key!r}: its order would be lost"
+            raise UndecodableEvent("bad-attribute", wrong)
         if envelope.key is None:
-            envelope = msgspec.structs.replace(envelope, key=key_of(event))
-        spec = spec_of(event)
+            envelope = msgspec.structs.replace(envelope, key=key)
         body = to_structured(envelope)
-        return Message(id=envelope.id, stream=spec.stream, type=spec.type, key=envelope.key, body=body)
+        return Message(
+            id=envelope.id,
+            stream=spec.stream,
+            type=spec.type,
+            key=envelope.key,
+            body=body,
+            headers=STRUCTURED_HEADERS,
+        )
 
     def _known(self, kind: str) -> type[Event]:
         if kind not in self._newest:

@@ -64,7 +64,6 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDINGS_")}
-        self.environment["PYTHONPATH"] = ""
         self._started: list[Running] = []
         self.write("shop/events.py", EVENTS)
         self.write("shop/stock.py", STOCK)

@@ -37,6 +37,10 @@ class Paid(Event, type="order.paid", version=1):
     cents: int
 
 
+class Noted(Event, type="order.noted", version=1):
+    text: str
+
+
 def line(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
@@ -89,16 +93,18 @@ def test_an_older_envelope_is_checked_by_the_upcast_and_sent_as_it_is() -> None:
         (b"[" * 100_000, "no JSON object"),
         (line(data={}), "type of its event"),
         (line(type="order.placed", dat={}), "'dat' is none of them"),
-        (line(type="order.plced", data={}), "there are order.paid, order.placed"),
+        (line(type="order.plced", data={}), "there are order.noted, order.paid, order.placed"),
         (line(type="order.placed", data={"order_id": 7, "quantity": 1}), "does not fit Placed"),
         (line(type="order.placed", version=9, data={}), "no version 'v9'"),
         (envelope(data={"order_id": "7"}), "does not fit"),
         (envelope(id=""), "id"),
+        (envelope(subject="8"), "its subject is '8'"),
         (line(type="order.placed", data={"order_id": "x" * 300, "quantity": 1}), "1 to 256 characters"),
+        (line(type="order.noted", data={"text": "a\0b"}), "U+0000"),
     ],
 )
 def test_a_bad_line_is_told_with_its_reason(text: bytes, why: str) -> None:
-    answer = Maker([Placed, Paid], "me").line_or_error(text)
+    answer = Maker([Placed, Paid, Noted], "me").line_or_error(text)
     assert isinstance(answer, UndecodableEvent | InvalidEvent)
     assert why in str(answer)
 

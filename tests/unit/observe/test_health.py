@@ -63,12 +63,15 @@ async def test_a_service_that_starts_is_live_and_not_ready() -> None:
 
 
 async def test_a_service_that_runs_is_live_and_ready() -> None:
-    async with seen(shop()) as (sight, _):
+    service = shop()
+    async with seen(service) as (sight, _):
         for page in ("/health/live", "/health/ready"):
             assert await ask(sight, page) == (
                 200,
                 {"status": "ok", "service": "shop", "phase": "running", "reasons": []},
             )
+    assert service.observers == []
+    assert not [one for one in threading.enumerate() if one.name.startswith("tidings watchdog")]
 
 
 async def test_P9_a_service_that_stops_is_live_and_not_ready_and_may_still_publish() -> None:
