@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.integration.stores.ledger import eventually, key, message, query, waiting
 from tidings.delivery import Message
 from tidings.errors import EventTooLarge, NotStored
+from tidings.outbox import rows
 from tidings.ports import Publish
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 
@@ -315,3 +316,44 @@ async def test_a_stopped_relay_gives_its_lease_back_at_once(path: Path) -> None:
     assert (broker.stored, other.stored) == (["1"], ["2"])
     await first.close()
     await second.close()
+
+
+async def test_the_lease_has_one_owner_at_a_time(store: SqlAlchemyStore) -> None:
+    async def take(owner: str, seconds: float = 3600) -> bool:
+        return await store._write(lambda connection: rows.take_lease(connection, owner, seconds))
+
+    async def give_back(owner: str) -> None:
+        await store._write(lambda connection: rows.give_lease_back(connection, owner))
+
+    assert await take("a")
+    assert not await take("b")
+    assert await take("a"), "its owner may renew it"
+    await give_back("b")
+    assert not await take("b"), "only its owner can give it back"
+    await give_back("a")
+    assert await take("b", 0.01)
+    await asyncio.sleep(0.02)
+    assert await take("a"), "it ran out"
+    assert await take("b", 1), "it ends later than any lease of this length could: the clock was set back"
+
+
+async def test_while_one_publishes_slowly_another_process_does_not(path: Path, store: SqlAlchemyStore) -> None:
+    publishing, go_on, other = asyncio.Event(), asyncio.Event(), Recorder()
+
+    async def publish(messages: Sequence[Message]) -> list[None]:
+        publishing.set()
+        await go_on.wait()
+        return [None] * len(messages)
+
+    second = SqlAlchemyStore(f"sqlite:///{path}", poll=0.05, lease=1.0)
+    await second.open()
+    await emit(store, message("1"), message("2"))
+    async with relaying(store, publish):
+        await publishing.wait()
+        async with relaying(second, other):
+            await asyncio.sleep(1.5)  # longer than the lease, which is renewed meanwhile
+            assert other.stored == []
+            go_on.set()
+            await eventually(lambda: not waiting(path))
+    await second.close()
+    assert other.stored == []

@@ -366,6 +366,40 @@ async def test_an_effect_survives_the_loss_of_power(store: SqlAlchemyStore) -> N
                 assert await (in_thread(claim, ask) if is_sync(kind) else ask()) == wanted
 
 
+async def test_a_live_engine_that_would_not_sync_syncs_for_claims(path: Path) -> None:
+    """What is acknowledged after the commit must be there after the loss of power, too."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    store = SqlAlchemyStore(engine)
+    await store.open()
+    async with store.claim([key("a")], resource=AsyncConnection, sync=False) as claim:
+        db: Any = claim.resource(AsyncConnection)
+        assert await db.scalar(sa.text("PRAGMA synchronous")) == 2
+    await store.close()
+    await engine.dispose()
+
+
+async def test_a_hook_of_the_session_that_ends_the_transaction_during_the_last_flush_is_seen(
+    store: SqlAlchemyStore, path: Path
+) -> None:
+    with pytest.raises(MisuseError, match="has ended"):
+        async with store.claim([key("a")], resource=Session, sync=True) as claim:
+            session = await in_thread(claim, lambda: claim.resource(Session))
+            assert isinstance(session, Session)
+
+            @sa.event.listens_for(session, "after_flush")
+            def after_flush(session: Session, context: object) -> None:
+                driver: Any = session.connection().connection.driver_connection
+                driver.rollback()
+
+            session.add(Entry(note="a"))
+    assert notes(path) == applied(path) == []
+
+
 async def test_claims_of_one_process_queue_and_all_get_their_turn(store: SqlAlchemyStore, path: Path) -> None:
     async def one(number: int) -> None:
         kind = KINDS[number % 4]

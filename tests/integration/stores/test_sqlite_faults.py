@@ -472,6 +472,19 @@ async def test_P4_a_commit_whose_answer_was_lost_is_looked_up_and_counts(
 
 
 @pytest.mark.proves(store="sqlite")
+async def test_P4_a_lost_answer_is_looked_up_for_what_was_new_in_the_batch(
+    store: SqlAlchemyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await apply(store, "a") is State.NEW
+    break_commits(store, monkeypatch, after=True)
+    keys = [key("a", "another event"), key("b"), key("c"), key("b", "third")]
+    async with store.claim(keys, resource=None, sync=False) as claim:
+        claim.fail(2)
+    monkeypatch.undo()
+    assert applied(path) == ["a", "b"]
+
+
+@pytest.mark.proves(store="sqlite")
 async def test_P4_a_commit_that_was_lost_itself_is_looked_up_and_does_not_count(
     store: SqlAlchemyStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,3 +316,18 @@ async def test_cancelled_while_it_publishes_it_keeps_the_rows_and_gives_the_leas
         await publishing.wait()
     assert list(rows.rows) == [1]
     assert rows.owner == ""
+
+
+async def test_what_another_published_before_it_gave_the_lease_away_is_not_published_again() -> None:
+    """Rows are read under the lease: what was read before may be gone, and later ones of its key may be out."""
+
+    class JustPublished(Rows):
+        async def lease(self, owner: str, seconds: float) -> bool:
+            self.rows.pop(1, None)
+            return await super().lease(owner, seconds)
+
+    rows = JustPublished(message("1", "a"), message("2", "a"))
+    broker = Recorder()
+    async with running(rows, broker):
+        await until(lambda: not rows.rows)
+    assert broker.stored == ["2"]
