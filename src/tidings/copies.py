@@ -88,7 +88,7 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
     failures = delivery.failures + (1 if retried.counted else 0)
     now = time.time()
     return Message(
-        id=_digest("retry", origin_of(delivery), position, _redrive(delivery), str(failures)),
+        id=_digest("retry", delivery, position, str(failures)),
         route=Route.RETRY,
         position=position,
         stream=delivery.stream,
@@ -106,7 +106,7 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
 
 def letter_id(delivery: Delivery, position: str) -> str:
     """The same for every copy of one death: a crash between storing a letter and the ack leaves two with one id."""
-    return _digest("dead", origin_of(delivery), position, _redrive(delivery))
+    return _digest("dead", delivery, position)
 
 
 def dead_letter(
@@ -206,5 +206,7 @@ def _type_of(delivery: Delivery) -> str:
     return delivery.envelope.type if delivery.envelope else plain_text(delivery.headers.get(Header.TYPE, ""))
 
 
-def _digest(*parts: str) -> str:
-    return blake2b("\x00".join(parts).encode(), digest_size=12).hexdigest()
+def _digest(kind: str, delivery: Delivery, *parts: str) -> str:
+    """An id for a copy. The bytes are part of it: a stream that was made anew gives out its places once more."""
+    made_of = "\x00".join((kind, origin_of(delivery), _redrive(delivery), *parts)).encode()
+    return blake2b(delivery.body, key=blake2b(made_of).digest(), digest_size=12).hexdigest()

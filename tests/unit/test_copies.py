@@ -272,3 +272,10 @@ def test_P7_an_event_that_failed_in_its_place_keeps_the_time_of_its_first_failur
     (letter,) = _letters(one)
     assert letter.headers[Header.FIRST_FAILURE].startswith("2001-09-09T01:46:40.000")
     assert letter.headers[Header.LAST_FAILURE] > letter.headers[Header.FIRST_FAILURE]
+
+
+def test_the_same_place_of_a_stream_that_was_made_anew_is_another_death_and_another_retry() -> None:
+    before, after = delivery(body=b"one"), delivery(body=b"two")
+    assert before.origin == after.origin
+    assert letter_id(before, POSITION) != letter_id(after, POSITION)
+    assert retry_copy(before, POSITION, AGAIN).id != retry_copy(after, POSITION, AGAIN).id
