@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
 from tidings.cli.failures import CommandError, Status
 from tidings.cli.options import Json
+from tidings.cli.output import Out
 
 _MODULE: Final = "examples.shop"
 FAST: Final = 500
@@ -22,16 +24,30 @@ def demo(
     orders: Annotated[int | None, Parameter(help="How many orders to publish.")] = None,
     fast: Annotated[bool, Parameter(help=f"A short one: {FAST} orders.")] = False,
     json: Json = False,
-) -> NoReturn:
+) -> int:
     """Publish orders while messages are doubled and workers and the server are killed; then count what was applied."""
     root = _root()
     number = orders if orders is not None else FAST if fast else None
-    arguments = [] if number is None else ["--orders", str(number)]
+    command = [sys.executable, "-m", _MODULE, *([] if number is None else ["--orders", str(number)])]
     if json:
-        arguments.append("--json")
+        return _as_json(command, root)
     os.chdir(root)
     # In the place of this process, so that signals and the exit status are the demo's own.
-    os.execv(sys.executable, [sys.executable, "-m", _MODULE, *arguments])
+    os.execv(sys.executable, command)
+
+
+def _as_json(command: list[str], root: Path) -> int:
+    """Its lines as they come, and its last line, the count, as an object of its own."""
+    out, last = Out(json=True), ""
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if last:
+                out.record(line=last)
+            last = line.strip() or last
+    found = [pair.partition("=") for pair in last.split() if "=" in pair]
+    out.record(**{name: int(value) for name, _, value in found if value.isdigit()})
+    return process.returncode
 
 
 def _root() -> Path:
