@@ -145,14 +145,14 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a retry copy has the id of the one before it, and is de-duplicated away",
         COPIES,
-        "position, _redrive(delivery), str(failures)),",
-        "position, _redrive(delivery)),",
+        'id=_digest("retry", delivery, position, str(failures)),',
+        'id=_digest("retry", delivery, position),',
     ),
     Mutant(
         "a retry copy has another id each time it is stored",
         COPIES,
-        "position, _redrive(delivery), str(failures)),",
-        "position, _redrive(delivery), str(failures), str(now)),",
+        'id=_digest("retry", delivery, position, str(failures)),',
+        'id=_digest("retry", delivery, position, str(failures), str(now)),',
     ),
     Mutant(
         "a retry copy does not wait",
@@ -163,8 +163,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "the retry copies of two handlers are one",
         COPIES,
-        'id=_digest("retry", origin_of(delivery), position,',
-        'id=_digest("retry", origin_of(delivery),',
+        'id=_digest("retry", delivery, position, str(failures)),',
+        'id=_digest("retry", delivery, str(failures)),',
     ),
     Mutant(
         "a redriven letter forgets which one it was when it is retried",
@@ -175,8 +175,14 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a redriven letter that dies again has the id of the first one",
         COPIES,
-        'return _digest("dead", origin_of(delivery), position, _redrive(delivery))',
-        'return _digest("dead", origin_of(delivery), position)',
+        "(kind, origin_of(delivery), _redrive(delivery), *parts)",
+        "(kind, origin_of(delivery), *parts)",
+    ),
+    Mutant(
+        "the letters of a stream that was made anew are taken for those of the old one",
+        COPIES,
+        "return blake2b(delivery.body, key=",
+        "return blake2b(b'', key=",
     ),
     Mutant(
         "review: a second redrive of a letter shares its copies with the first",

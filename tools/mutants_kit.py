@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "tidings"
 _UNITS = """policy limit order context copies claims settling supervision pipeline pipeline_batches worker dead_letters
 publisher calling service"""
 TESTS = (*(f"tests/unit/test_{name}.py" for name in _UNITS.split()), "tests/walk")
-"""The fast ones first: the first that fails ends the run."""
+"""The fast ones first: the first that fails ends the run. Those of the file with the bug come before all others."""
 
 LIMIT = 180
 """Seconds for one run of the tests; a bug that makes them hang is caught as well."""
@@ -79,7 +79,8 @@ def run(mutant: Mutant | None, tests: Sequence[str] = TESTS) -> Run:
         check = f"import tidings.service, tidings.running; assert tidings.__path__[0] == {str(copy)!r}"
         if subprocess.run([sys.executable, "-c", check], env=environment, cwd=ROOT, check=False).returncode:
             raise Broken("the package cannot be imported with it, or another copy of it is")
-        return _run_tests(tests, environment)
+        stem = "" if mutant is None else mutant.file.removesuffix(".py")
+        return _run_tests(sorted(tests, key=lambda test: f"test_{stem}" not in test), environment)
 
 
 def _run_tests(tests: Sequence[str], environment: dict[str, str]) -> Run:

@@ -36,8 +36,14 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "the time of a batch counts for each of its events",
         "limit.py",
-        "        self._started = self._loop.time()\n",
-        "        self._started = self._started or self._loop.time()\n",
+        "elif (remaining := started + self._seconds - self._loop.time()) <= 0:",
+        "elif (remaining := 0.0) <= 0:",
+    ),
+    Mutant(
+        "a timeout strikes between events",
+        "limit.py",
+        "        self._started = None\n        if self._expired:\n",
+        "        if self._expired:\n",
     ),
     Mutant(
         "the second failed event of a key overtakes the first in its hold",

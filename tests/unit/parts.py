@@ -270,14 +270,15 @@ class Bench:
         *,
         store: ToldStore | None = None,
         together: int = 64,
+        event: type[Event] = Placed,
         **rules: Any,
     ) -> None:
-        async def handle(event: Placed) -> Shipped | None: ...
+        async def handle(event: Event) -> Shipped | None: ...
 
         self.broker = RecordingBroker()
         self.store = store
         self.watcher = Watcher()
-        self.handler = handler_of(handle, once=store is not None, **rules)
+        self.handler = handler_of(handle, event, once=store is not None, **rules)
         resource = Tx if store is not None and store.transactional else None
         self.settler = Settler("stock.step", self.broker, observers=[self.watcher])
         self.pipeline = Pipeline(

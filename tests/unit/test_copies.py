@@ -152,6 +152,13 @@ def test_P13_a_count_that_is_none_means_no_failures(count: str) -> None:
     assert one.failures == 0
 
 
+def test_a_stream_that_was_made_anew_gives_out_its_places_again_and_no_copy_is_taken_for_an_old_one() -> None:
+    one, two = delivery("a", 1), delivery("b", 1)
+    assert one.origin == two.origin
+    assert retry_copy(one, POSITION, AGAIN).id != retry_copy(two, POSITION, AGAIN).id
+    assert letter_id(one, POSITION) != letter_id(two, POSITION)
+
+
 def test_what_a_stranger_wrote_into_our_headers_of_an_event_says_nothing() -> None:
     strange = {Header.ORIGIN: "order@9", Header.LETTER: "l9", Header.REDRIVE: "3", Header.FIRST_FAILURE: "long ago"}
     plain, forged = retry_copy(delivery(), POSITION, AGAIN), retry_copy(delivery(headers=strange), POSITION, AGAIN)

@@ -10,6 +10,7 @@ from tests.unit.parts import Bench, Doing, Placed, ToldStore, batch, delivery, i
 from tidings.context import current
 from tidings.delivery import ACK, Done, Duplicate, Header, Release, Route
 from tidings.errors import Dead
+from tidings.event import Event
 from tidings.order import Holds
 from tidings.policy import Retry
 from tidings.ports import Claimed, State
@@ -75,6 +76,26 @@ async def test_P6_a_held_copy_keeps_counting_and_does_not_go_back_to_what_its_he
         await bench.pipeline.process(rest, holds)
         rest = list(holds.release(asyncio.get_running_loop().time()))
         assert rest[0].failures == failures
+
+
+class Empty(Event, type="order.empty", version=1):
+    """An event that counts as false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_an_event_that_counts_as_false_is_an_event() -> None:
+    seen: list[Event] = []
+
+    async def handle(event: Empty) -> None:
+        seen.append(event)
+
+    body = b'{"specversion":"1.0","id":"e1","source":"s","type":"order.empty","version":"v1","data":{}}'
+    bench = Bench(handle, store=ToldStore(), event=Empty)
+    await bench.pipeline.process([delivery(body=body)])
+    assert seen == [Empty()]
+    assert bench.outcomes == {"e1": "done"}
 
 
 # ── claim ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +15,7 @@ from tidings.errors import Contention, StoreUnavailable
 from tidings.partition import slot_of
 from tidings.policy import Retry
 from tidings.ports import Subscription
-from tidings.worker import Worker
+from tidings.worker import Lane, Worker
 
 FOREVER = 60.0
 AT_ONCE = Retry(attempts=3, first=0.0, most=0.0)
@@ -134,6 +134,16 @@ async def test_P8_an_event_that_fails_again_and_again_keeps_its_followers_until_
     assert run.bench.outcomes == {"a1": "dead", "a2": "done", "a3": "done"}
 
 
+async def test_P8_what_was_held_and_is_due_goes_before_what_its_lane_has_not_seen_yet() -> None:
+    lane = Lane(deque(batch("a3", "b4")), ordered=True)
+    assert lane.holds is not None
+    for one in batch("a1", "a2"):
+        lane.holds.hold("a", one, 0.0)
+    assert [one.origin_text for one in lane.take(3)] == ["order@1", "order@2", "order@3"]
+    lane.put_back(batch("a2", "a3"))
+    assert [one.origin_text for one in lane.take(9)] == ["order@2", "order@3", "order@4"]
+
+
 # ── the world is down ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -238,6 +248,36 @@ async def test_P8_P9_what_is_held_is_given_back_before_what_came_behind_it() -> 
     await run.worker.stop(1.0)
     assert [one.origin_text for one, _ in run.broker.settled] == ["order@1", "order@2", "order@3"]
     assert {verdict for _, verdict in run.broker.settled} == {Release(0.0)}
+
+
+async def test_P9_a_stop_does_not_end_the_feed_before_the_acknowledgements_on_their_way() -> None:
+    """What is done is acknowledged beside the next events, so the last lane may end before they are through."""
+    finish, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow(event: Placed) -> None:
+        await finish.wait()
+
+    run = Run(slow, ordered=True, size=1)
+    await run.worker.start()
+    settle = run.broker.settle
+
+    async def late(verdicts: Any) -> Any:
+        if any(verdict == ACK for _, verdict in verdicts):
+            await gate.wait()
+        return await settle(verdicts)
+
+    run.broker.settle = late  # type: ignore[method-assign]  # a slow network
+    run.give(*batch("a1", "b2"))
+    await asyncio.sleep(0.01)
+    stop = asyncio.create_task(run.worker.stop(5.0))
+    await asyncio.sleep(0.01)
+    finish.set()
+    await asyncio.sleep(0.05)
+    assert "close" not in run.broker.calls
+    gate.set()
+    await stop
+    assert run.broker.calls[-1] == "close"
+    assert [verdict for _, verdict in run.broker.settled] == [ACK, Release(0.0)]
 
 
 async def test_P9_a_second_stop_changes_nothing() -> None:
