@@ -331,3 +331,15 @@ async def test_the_socket_gives_up_on_a_peer_that_takes_nothing(server: NatsServ
     sock = writer.get_extra_info("socket")
     assert sock.getsockopt(6, 18) == link.USER_TIMEOUT_MS  # IPPROTO_TCP, TCP_USER_TIMEOUT
     await one.close()
+
+
+async def test_a_line_about_a_connection_says_which_one(
+    server: NatsServer, proxy: Proxy, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "tidings.nats"):
+        rig = await connect(proxy.url)
+        proxy.cut()
+        await until(lambda: caplog.text.count("is connected again") == 2)
+    lost = [one.getMessage().split(" lost")[0] for one in caplog.records if "lost the connection" in one.getMessage()]
+    service = rig.subscription.position.split(".")[0]
+    assert sorted(lost) == [f"tidings {service}", f"tidings {service} (deliveries)"]

@@ -175,7 +175,7 @@ class NatsBroker:
         if self._main is None or self._options is None:
             raise _not_open("subscribe")
         if self._inward is None:
-            self._inward = Connection(self._options, f"{self._main.name} in")
+            self._inward = Connection(self._options, f"{self._main.name} (deliveries)")
             self._settler = Settler(self._inward)
         await self._inward.start()
         watch = Watch(self._api, subscription)

@@ -133,11 +133,11 @@ class Connection:
             except TidingsError as error:
                 if str(error) != said:
                     said = str(error)
-                    log.warning("still not connected: %s", said)
+                    log.warning("%s is still not connected: %s", self.name, said)
                 self._why = said
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
-                log.info("connected again to %s", self.options.where)
+                log.info("%s is connected again to %s", self.name, self.options.where)
                 return
 
     async def _watch(self) -> None:
@@ -191,7 +191,7 @@ class Connection:
             return
         self._why, self._since = why, time.monotonic()
         if not self._closing:
-            log.warning("lost the connection to %s: %s", self.options.where, why)
+            log.warning("%s lost the connection to %s: %s", self.name, self.options.where, why)
         self._up.clear()
         self._down.set()
         for each in self.on_down:

@@ -259,7 +259,9 @@ class OrderedFeed(NatsFeed):
     def _pin_lost(self) -> None:
         """Another process is active, or nobody is: stand by. What was handed over stays ours to settle."""
         if self._pin and not self._stopping:
-            log.info("%s: another process is active, or will be", self.subscription.position)
+            log.info(
+                "%s: stands by; the server names who is active when the next event comes", self.subscription.position
+            )
         if self._takeover is not None and self._takeover is not asyncio.current_task():
             self._takeover.cancel()
         self._takeover = None
