@@ -77,6 +77,10 @@ bench: venv ## Measure, beside a bare loop and a peer
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python -m pytest tests/conformance --conformance=full -q
 
+.PHONY: reference
+reference: venv ## Write into docs/reference what the code says of itself
+	$(BIN)/python -m tools.reference
+
 PIP_COMPILE := PIP_FIND_LINKS= CUSTOM_COMPILE_COMMAND="make requirements" ../build/pip-tools/bin/pip-compile --quiet \
   --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe
 

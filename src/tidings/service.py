@@ -29,10 +29,15 @@ PUBLISH_TIMEOUT: Final = 10.0
 class Service:
     """A named set of handlers, with its broker and its store.
 
-    `broker` and `store` take a URL, a live object, or nothing, which means ``TIDINGS_BROKER`` and ``TIDINGS_STORE``,
-    read at start. `publishes` names the events that leave other than by a handler's annotated return. `lifespan` is
-    an async context manager of the service; the one object it yields is handed to handlers by its type. `keep` is how
-    long the streams it publishes to keep their events (seven days unless told otherwise).
+    * `name`: lower case letters, digits and hyphens. Positions and metrics carry it, so it stays.
+    * `broker`: a URL, a live broker, or nothing, which means ``TIDINGS_BROKER``, read at start.
+    * `store`: a URL, a live engine or store, or nothing, which means ``TIDINGS_STORE``, read at start.
+    * `publishes`: the events that leave other than by a handler's annotated return.
+    * `lifespan`: an async context manager of the service; the one object it yields is handed to handlers by its type.
+    * `keep`: how long the streams it publishes to keep their events; seven days unless told otherwise.
+    * `version`: the version of your program; dead letters and ``tidings_build_info`` carry it.
+    * `content`: ``"structured"`` puts an event with its attributes into one JSON object, ``"binary"`` its attributes
+      into headers.
     """
 
     def __init__(

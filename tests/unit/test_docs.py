@@ -1,8 +1,8 @@
 """The documentation is run, and what it shows is compared with what the code does.
 
 Every block marked ``python`` in README.md and under docs/ is executed, the blocks of one page in order and in one
-namespace; ``await`` may stand at the top level. A block that cannot be run has a line before it that says why:
-``<!-- not run: it needs a server -->``.
+namespace; ``await`` may stand at the top level, and tests that a page shows are called at its end. A block that cannot
+be run has a line before it that says why: ``<!-- not run: it needs a server -->``.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def run(page: Path) -> int:
                 if inspect.iscoroutine(result):
                     runner.run(result)
                 ran += 1
+            for name, test in list(vars(module).items()):
+                if name.startswith("test_") and inspect.isfunction(test):
+                    result = test(*([Path.cwd()] if "tmp_path" in inspect.signature(test).parameters else []))
+                    if inspect.iscoroutine(result):
+                        runner.run(result)
     finally:
         del sys.modules[module.__name__]
     return ran
@@ -108,6 +113,9 @@ def test_a_wrong_example_is_found_at_its_line(tmp_path: Path) -> None:
     with pytest.raises(AssertionError) as caught:
         run(page)
     assert caught.traceback[-1].lineno == 11
+    page.write_text("```python\nasync def test_sums() -> None:\n    assert 1 + 1 == 3\n```\n")
+    with pytest.raises(AssertionError):
+        run(page)
     page.write_text("<!-- not run: it needs a server -->\n```python\nassert False\n```\n```text\nassert False\n```\n")
     assert run(page) == 0
 

@@ -27,7 +27,7 @@ SHORT: Final = 10
 Handler = Annotated[str | None, Parameter(help="Only letters of this handler, service.name or name.")]
 Type = Annotated[str | None, Parameter(help="Only letters of this event type.")]
 Code = Annotated[str | None, Parameter(help="Only letters that died of this: failed, rejected, bad-data, …")]
-Ids = Annotated[tuple[str, ...], Parameter(help="Ids of letters, or beginnings of them.")]
+Ids = Annotated[tuple[str, ...], Parameter(help="Ids of letters, or beginnings of them.", show_default=False)]
 DryRun = Annotated[bool, Parameter(help="Only say which letters it would be.")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], help="Do not ask, also for many.")]
 State = Literal["dead", "redriven", "discarded", "all"]
