@@ -9,9 +9,13 @@ import pytest
 
 from tests.unit.test_docs import ROOT
 from tidings import TidingsError, WorldError, errors
+from tidings.cli import main as cli
 from tidings.cli.failures import explain
 from tidings.delivery import DeadLettered, Done, Duplicate, Retried, Unsettled
 from tidings.observe.health import LIVE, STUCK
+from tidings.observe.logs import FIELDS
+from tidings.observe.metrics import Figures, Lanes, Metrics
+from tidings.ports import Backlog
 from tools import reference
 
 PAGES = sorted(reference.FOLDER.glob("*.md"))
@@ -73,3 +77,19 @@ def test_every_outcome_of_the_metrics_is_explained() -> None:
     kinds = {one.kind for one in (Done, Duplicate, Retried, DeadLettered, Unsettled)} | {"skipped"}
     (row,) = re.findall(r"^\| `outcome` \|(.*)\|$", page, re.M)
     assert set(re.findall(r"`(\w+)`", row)) == kinds
+
+
+def test_every_command_and_every_field_of_a_log_line_stands_in_the_reference() -> None:
+    commands = (reference.FOLDER / "cli.md").read_text()
+    for name in (one for one in cli.app if not one.startswith("-")):
+        assert f"| `tidings {name}" in commands
+    logs = (reference.FOLDER / "logs.md").read_text()
+    for field in FIELDS:
+        assert f"`{field}`" in logs
+
+
+def test_the_metrics_of_the_reference_are_all_that_there_are() -> None:
+    made = Metrics("shop", list)
+    made.figures = Figures(lanes={"shop.handle": Lanes(0, 0, Backlog(pending=0, in_flight=0))}, outbox=(0, 0.0))
+    named = {re.sub(r"_(total|info)$", "", name) for name in re.findall(r"`(tidings_\w+)`", reference.metrics())}
+    assert named == {one.name for one in made.registry.collect() if one.name.startswith("tidings_")}
