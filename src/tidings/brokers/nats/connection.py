@@ -11,7 +11,7 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 
@@ -171,7 +171,7 @@ class Connection:
         link = Link(self.options, self.name, self._on_lost)
         try:
             async with asyncio.timeout(timeout + 1.0):
-                await link.open(host, port)
+                await _not_swallowed(link.open(host, port))
         except BaseException as error:
             link.abandon("never stood")
             if not isinstance(error, Exception):
@@ -196,6 +196,15 @@ class Connection:
         self._down.set()
         for each in self.on_down:
             _call(each, link)
+
+
+async def _not_swallowed(call: Awaitable[None]) -> None:
+    """Await what stands on `asyncio.wait_for`, which up to Python 3.11 swallows a cancellation (trap 151)."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    await call
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _call(told: Callable[[Link], None], link: Link) -> None:
