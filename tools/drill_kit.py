@@ -153,7 +153,7 @@ class Kit:
     def env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment, without anything of Tidings that happens to be set."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "SHOP_"))}
-        return {**kept, "PYTHONPATH": str(ROOT), **(more or {})}
+        return {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", **(more or {})}
 
     def tidings(
         self,

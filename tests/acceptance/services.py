@@ -1,0 +1,156 @@
+"""The services that the acceptance tests run as processes of their own, with the command line that everybody uses.
+
+Each handler writes what it did into a ledger that has no unique key: an effect that was applied twice is two rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.acceptance.stage import note
+from tidings import Delivery, Event, Retry, Service
+from tidings.brokers.nats.broker import NatsBroker
+from tidings.delivery import Message
+
+
+class Placed(Event, type="order.placed", version=1, key="order_id"):
+    order_id: str
+    number: int = 0
+    wanted: str = ""
+
+
+class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
+    order_id: str
+    number: int = 0
+
+
+class Charged(Event, type="payment.charged", version=1, key="order_id"):
+    order_id: str
+    number: int = 0
+
+
+class Blob(Event, type="blob.stored", version=1):
+    filler: str
+
+
+INSERT = text(
+    "INSERT INTO ledger (handler, event_id, key, number, attempt, worker, at) VALUES (:h, :e, :k, :n, :a, :w, :t)"
+)
+
+
+async def write(db: AsyncConnection, handler: str, number: int, delivery: Delivery) -> None:
+    """One row of the ledger, through the handler's own connection."""
+    row = {"h": handler, "e": delivery.event_id, "k": delivery.key, "n": number, "a": delivery.attempt}
+    await db.execute(INSERT, {**row, "w": os.getpid(), "t": time.time()})
+
+
+FOLDER = Path(os.environ.get("STAGE", "."))
+"""Where a test and its services leave each other signs."""
+
+
+# ── a chain of three ────────────────────────────────────────────────────────────────────────────────────────────────
+
+stock = Service("stock", publishes=[Placed])
+money = Service("money")
+post = Service("post")
+
+
+@stock.on(Placed, order="key", concurrency=4, retry=Retry(attempts=2, first=0.1))
+async def reserve(placed: Placed, db: AsyncConnection, delivery: Delivery) -> Reserved:
+    await write(db, "stock.reserve", placed.number, delivery)  # first, so that a failure has something to take back
+    if placed.wanted == "slow":
+        (FOLDER / "slow-began").touch()
+        await asyncio.sleep(2.0)
+    if placed.wanted == "fail" and not (FOLDER / "mended").exists():
+        raise ValueError("no such shelf")
+    return Reserved(order_id=placed.order_id, number=placed.number)
+
+
+@money.on(Reserved, order=None)
+async def charge(reserved: Reserved, db: AsyncConnection, delivery: Delivery) -> Charged:
+    await write(db, "money.charge", reserved.number, delivery)
+    return Charged(order_id=reserved.order_id, number=reserved.number)
+
+
+@post.on(Charged)
+async def send(charged: Charged, db: AsyncConnection, delivery: Delivery) -> None:
+    await write(db, "post.send", charged.number, delivery)
+
+
+# ── killed between the commit and what it caused ────────────────────────────────────────────────────────────────────
+
+
+class Dying(NatsBroker):
+    """Kills its process with SIGKILL when it is to publish what a handler caused, once."""
+
+    async def publish(self, messages: Sequence[Message], *, timeout: float) -> Sequence[Exception | None]:
+        if any(message.type == "stock.reserved" for message in messages) and not (FOLDER / "died").exists():
+            (FOLDER / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await super().publish(messages, timeout=timeout)
+
+
+dying = Service("stock", broker=Dying(os.environ.get("DYING_BROKER", "nats://127.0.0.1")), publishes=[Placed])
+dying.on(Placed)(reserve)
+
+
+# ── failures that wait ──────────────────────────────────────────────────────────────────────────────────────────────
+
+flaky = Service("flaky", publishes=[Placed])
+
+
+@flaky.on(Placed, idempotent=True, order=None, retry=Retry(attempts=4, first=1.5, most=1.5))
+async def deliver(placed: Placed, delivery: Delivery) -> None:
+    note("flaky.deliver", placed.order_id, placed.number, delivery.attempt)
+    if placed.wanted == "fail" and delivery.attempt <= 2:
+        raise ConnectionError("nobody opened")
+
+
+# ── handlers that wait, block, or are slow ──────────────────────────────────────────────────────────────────────────
+
+stuck = Service("stuck", publishes=[Placed])
+
+
+@stuck.on(Placed, idempotent=True, timeout=300)
+async def wait(placed: Placed) -> None:
+    (FOLDER / "waiting").touch()
+    await asyncio.Event().wait()
+
+
+@stuck.on(Placed)
+async def work(placed: Placed, db: AsyncConnection, delivery: Delivery) -> None:
+    await write(db, "stuck.work", placed.number, delivery)
+
+
+blocked = Service("blocked", publishes=[Placed])
+
+
+@blocked.on(Placed, idempotent=True)
+async def block(placed: Placed) -> None:
+    time.sleep(60)  # noqa: ASYNC251  # the mistake that is to be seen
+
+
+long = Service("long", publishes=[Placed])
+
+
+@long.on(Placed, idempotent=True, timeout=60)
+async def take_long(placed: Placed, delivery: Delivery) -> None:
+    note("long.take-long", placed.order_id, placed.number, delivery.delivered)
+    await asyncio.sleep(6.0)
+
+
+blobs = Service("blobs", publishes=[Blob])
+
+
+@blobs.on(Blob, idempotent=True)
+async def look(blob: Blob) -> None:
+    note("blobs.look", "", len(blob.filler), 1)
+    await asyncio.sleep(0.05)
