@@ -135,7 +135,7 @@ blocked = Service("blocked", publishes=[Placed])
 
 @blocked.on(Placed, idempotent=True)
 async def block(placed: Placed) -> None:
-    time.sleep(60)  # noqa: ASYNC251  # the mistake that is to be seen
+    time.sleep(60)  # the mistake that is to be seen
 
 
 long = Service("long", publishes=[Placed])
