@@ -92,6 +92,7 @@ async def _serve(
             ready = True
             if stop.asked:
                 stopped.set()
+            sight.health.look()  # whoever reads the line may ask at once whether it is ready
             _say_ready(service, broker, store, sight, out, time.monotonic() - began)
             if link is not None:
                 link.ready(sight.url)

@@ -81,10 +81,14 @@ class Health:
     async def beat(self) -> None:
         """Beat until cancelled: the supervised task on the loop that is watched."""
         while True:
-            self._state = self._look()
+            self.look()
             self._beaten = expected = time.monotonic()
             await asyncio.sleep(BEAT)
             self._keep_lag(time.monotonic() - expected - BEAT)
+
+    def look(self) -> None:
+        """See how the service is just now, without waiting for the next beat; only from the loop that is watched."""
+        self._state = self._look()
 
     def stopped(self) -> None:
         """The service has ended as it should."""
