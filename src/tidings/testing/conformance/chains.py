@@ -118,10 +118,12 @@ class Chains:
         other = stage.handle(neighbour)
         async with stage.running(service, neighbour):
             await stage.publish(service, range(count))
-            await stage.until_applied(free, range(count))
-            await stage.until_applied(other, range(count))
-            assert stage.ids(stuck) == []
-            leave.set()
+            try:
+                await stage.until_applied(free, range(count))
+                await stage.until_applied(other, range(count))
+                assert stage.ids(stuck) == []
+            finally:
+                leave.set()
             await stage.until_applied(stuck, range(count))
         for position in (stuck, free, other):
             stage.judge(position, range(count))

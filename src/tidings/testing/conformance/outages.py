@@ -53,8 +53,8 @@ class Outages:
         subscription = bench.subscription(ordered=True, max_in_flight=50)
         publisher = await bench.client(subscription)
         await bench.publish(publisher, [bench.message(str(n), key=f"k{n % 4}") for n in range(count)])
-        for _ in range(2):
-            await bench.consumer(subscription, pace=0.005)
+        for pace in (0.02, 0.005):  # side by side, the quick one would overtake the slow one
+            await bench.consumer(subscription, pace=pace)
         await bench.until(lambda: len(bench.ledger.effects) >= count // 3, "a third")
         await bench.rig.restart()
         await bench.until_settled(subscription.position)

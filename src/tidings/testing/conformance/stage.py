@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -19,7 +20,7 @@ from tidings.delivery import Delivery, Message
 from tidings.envelope import envelope_of, to_structured
 from tidings.event import Event
 from tidings.policy import Retry
-from tidings.ports import Broker
+from tidings.ports import Broker, Settled
 from tidings.service import Service
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.ledger import Effect
@@ -32,6 +33,19 @@ TABLE = "CREATE TABLE IF NOT EXISTS ledger (position TEXT, id TEXT, key TEXT, at
 ROW = sa.text("INSERT INTO ledger VALUES (:position, :id, :key, :attempt, :worker, :at)")
 
 QUICK = Retry(attempts=4, first=0.05, most=0.2)
+
+
+class Outcomes:
+    """An observer that counts what became of the deliveries of each handler."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Counter[str]] = {}
+
+    def received(self, position: str, count: int) -> None:
+        """What was taken up is counted when it has ended."""
+
+    def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
+        self.of.setdefault(position, Counter()).update(one.outcome.kind for one in batch)
 
 
 class Seen(NamedTuple):
@@ -69,6 +83,7 @@ class Stage:
         """Every call of a handler, whatever became of it."""
         self.deliveries: list[Delivery] = []
         """Those of the calls, in the same order."""
+        self.outcomes = Outcomes()
         self.Happened = event_class(bench.stream)
         self._path = folder / f"{bench.name}.db"
         if store == "sqlite":
@@ -79,7 +94,9 @@ class Stage:
         """A service of this test, which may publish `also`; the same `name` twice stands for two processes of one."""
         url = f"sqlite:///{self._path}" if self.store == "sqlite" else None
         full = f"{self.bench.name}-{name}" if name else self.bench.name
-        return Service(full, store=url, publishes=[self.Happened, *also], **options)
+        service = Service(full, store=url, publishes=[self.Happened, *also], **options)
+        service.observers.append(self.outcomes)
+        return service
 
     def handle(
         self,
