@@ -138,10 +138,10 @@ LANES: tuple[Mutant, ...] = (
         "",
     ),
     Mutant(
-        "keys are spread over lanes at random",
+        "the events of a key are spread over lanes",
         WORKER,
         "lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]",
-        "lane = self._lanes[id(delivery) // 16 % len(self._lanes)]",
+        "lane = self._lanes[int(delivery.origin[1]) // 2 % len(self._lanes)]",
     ),
     Mutant(
         "faststream: a lane that failed is never started again",

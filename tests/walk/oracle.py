@@ -10,7 +10,9 @@ from tidings.dead_letters import Fold, Letter
 from tidings.delivery import Delivery, Route, Unsettled
 from tidings.envelope import read_envelope
 
-HANDLER_FAULTS = frozenset({"raise", "mute", "cancel", "hang", "swallow", "slow", "observer", "driver", "contention"})
+HANDLER_FAULTS = frozenset(
+    {"raise", "mute", "cancel", "hang", "swallow", "slow", "observer", "driver", "contention", "claim", "busy"}
+)
 """Those after which the failures of an event are known exactly."""
 
 MEANT_DEAD = frozenset({"dead", "too-large"})
