@@ -1,3 +1,3 @@
-"""For all tests: the options of the suite that ships with the package."""
+"""For all tests: the options of the suite that ships with the package, and real databases."""
 
-pytest_plugins = ["tidings.testing.conformance.plugin"]
+pytest_plugins = ["tidings.testing.conformance.plugin", "tests.servers"]

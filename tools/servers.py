@@ -1,46 +1,101 @@
 """Before the tests run: can every server that they need be had? Names each that cannot, and why.
 
-Servers come with the requirements or are started by the tests on loopback; nothing is installed here.
+nats-server comes with the requirements. The others are Debian's packages: where this runs as root on such a system,
+what is missing is installed (programs only; nothing is started or enabled). Elsewhere their names are printed, or a URL
+in the environment takes their place. The tests start the servers themselves, on loopback.
+
+    python -m tools.servers [--no-install]
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 
+from tools.services.mariadb import MariaDB
+from tools.services.pgbouncer import PgBouncer
+from tools.services.postgres import Postgres
+from tools.services.program import CannotBeHad, Program, find
+from tools.services.redis import Redis
+
 STARTS_WITHIN = 30.0
 """Seconds in which a server's program must say its version."""
+
+INSTALLS_WITHIN = 600.0
+
+PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis)
 
 
 def nats_server() -> str:
     from tidings.brokers.nats.embedded_binary import verified_binary
 
+    return _version(str(verified_binary())).removeprefix("nats-server:").strip()
+
+
+def _version(program: str) -> str:
     answer = subprocess.run(
-        [str(verified_binary()), "--version"],
+        [program, "--version"],
         capture_output=True,
         text=True,
         timeout=STARTS_WITHIN,
         stdin=subprocess.DEVNULL,
         check=True,
     )
-    return answer.stdout.strip().removeprefix("nats-server:").strip()
+    return answer.stdout.strip().splitlines()[0]
 
 
-SERVERS: dict[str, Callable[[], str]] = {"nats-server": nats_server}
+def _version_of(kind: type[Program]) -> Callable[[], str]:
+    return lambda: _version(str(find(kind.program, kind.package)))
+
+
+SERVERS: dict[str, Callable[[], str]] = {
+    "nats-server": nats_server,
+    **{kind.name: _version_of(kind) for kind in PROGRAMS},
+}
 """What the tests need, and how to find out its version; whatever that raises is why it cannot be had."""
 
 
-def main() -> int:
-    missing = 0
+def missing() -> list[str]:
+    """The packages of the programs that are not here."""
+    packages: list[str] = []
+    for kind in PROGRAMS:
+        try:
+            find(kind.program, kind.package)
+        except CannotBeHad:
+            packages += kind.package.split()
+    return packages
+
+
+def install(packages: list[str]) -> None:
+    """Install Debian's packages, where that can be done without asking anybody. Failures show in the versions later."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    print(f"installing {' '.join(packages)} (programs only; nothing is started) ...", flush=True)
+    # RUNLEVEL=1 keeps the packages' own scripts from starting servers.
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
+        done = subprocess.run(
+            ["apt-get", *command], env=quiet, capture_output=True, text=True, timeout=INSTALLS_WITHIN, check=False
+        )
+        if done.returncode:
+            print(f"apt-get {command[0]}: {(done.stderr or done.stdout).strip()[-500:]}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    if "--no-install" not in arguments and (packages := missing()):
+        install(packages)
+    unavailable = 0
     for name, version in SERVERS.items():
         try:
             print(f"have {name} {version()}", flush=True)
         except Exception as reason:
-            missing += 1
+            unavailable += 1
             print(f"cannot be had: {name}: {str(reason) or type(reason).__name__}", file=sys.stderr, flush=True)
-    return 1 if missing else 0
+    return 1 if unavailable else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
