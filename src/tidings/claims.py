@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
 from types import TracebackType
 
+from tidings import points
 from tidings.delivery import Delivery, Envelope, Message
 from tidings.errors import MisuseError, WorldError
 from tidings.event import Event
@@ -76,6 +77,7 @@ class Claimer:
         """Whether a failure takes back what the others of the batch did."""
 
     def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
+        points.at(points.BEFORE_CLAIM)
         if self._once is None:
             return NoClaim(len(batch))
         if not self._handler.rules.once:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidings import points
 from tidings.claims import Claimer
 from tidings.context import Scope, current
 from tidings.copies import restore
@@ -147,6 +148,7 @@ class Pipeline:
         try:
             todo = [(work.delivery, work.event) for work in group if work.event is not None]
             async with self._claimer.open(todo) as claim:
+                points.at(points.AFTER_CLAIM)
                 caused = await self._handle_all(group, claim, decided)
                 if caused and not await claim.emit([message for _, message in caused]):
                     await self._publish(group, caused, claim, decided)
@@ -155,10 +157,9 @@ class Pipeline:
             if before.isdisjoint(self._names(failed.work)):
                 failed.work.decision = self._decide(failed.error, failed.work)
             failed.work.first = True
-        except Contention:
-            self._together = max(1, self._together // 2)
-            raise
-        except WorldError:
+        except WorldError as error:
+            if isinstance(error, Contention):
+                self._together = max(1, self._together // 2)
             raise
         except asyncio.CancelledError as error:
             if _we_are_cancelled():

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
+from tidings import points
 from tidings.copies import dead_letter, retry_copy
 from tidings.delivery import (
     ACK,
@@ -89,8 +90,10 @@ class Settler:
         if copies:
             verdicts += await self._store(ended, copies, outcomes, holds)
         if verdicts:
+            points.at(points.BEFORE_ACK)
             told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
             errors = await _answers(told, len(verdicts))
+            points.at(points.AFTER_ACK)
             for (place, _), failure in zip(verdicts, errors, strict=True):
                 if failure is not None:
                     outcomes[place] = Unsettled(ended[place][1], describe(failure))

@@ -7,7 +7,7 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "partition", "supervision"),
+    ("errors", "delivery", "partition", "points", "supervision"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
     "brokers": ("errors", "delivery", "partition", "supervision", "ports"),
-    "stores": ("errors", "delivery", "partition", "supervision", "ports", "outbox"),
-    "outbox": ("errors", "delivery", "partition", "supervision", "ports"),
+    "stores": ("errors", "delivery", "partition", "points", "supervision", "ports", "outbox"),
+    "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
     "observe": ("errors", "delivery", "partition", "supervision", "ports", "context"),  # a log line names its delivery
 }
 """What stands beside the core, and all of the package that it may import besides its own unit.

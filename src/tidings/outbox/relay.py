@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
+from tidings import points
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, Contention, EventError, WorldError
 from tidings.outbox.rows import Refused, Row
@@ -148,6 +149,7 @@ class Relay:
     async def _publish_wave(self, wave: Sequence[Row]) -> Sequence[Exception | None]:
         """Publish, and keep the lease meanwhile, however slow the broker is."""
         messages: Sequence[Message] = [row.message for row in wave]
+        points.at(points.OUTBOX_PUBLISH)
         publishing = asyncio.ensure_future(self._publish(messages))
         try:
             while not (await asyncio.wait({publishing}, timeout=self._lease / 3))[0]:
@@ -173,6 +175,7 @@ class Relay:
             if error is not None and not isinstance(error, BrokerUnavailable):
                 refused.append(self._refuse(row, error))
         if stored or refused:
+            points.at(points.OUTBOX_MARK)
             began = time.monotonic()
             held = await self._outbox.settle(stored, refused, self._owner, self._lease)
             self._held_until = began + self._lease if held else 0.0

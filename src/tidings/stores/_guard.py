@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
+from tidings import points
 from tidings.errors import MisuseError, TidingsError
 from tidings.stores._sqlite import driver_of
 
@@ -107,12 +108,19 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
             if ENDS.match(statement):
                 guard.trouble = MisuseError(f"a handler may not say {statement.strip()[:40]!r}. {REMEDY}")
                 raise guard.trouble
+            if points.reached is not None:
+                points.reached(points.BEFORE_STATEMENT)
+
+    def executed(connection: sa.Connection, *rest: Any) -> None:
+        if points.reached is not None and guard_of(connection):
+            points.reached(points.AFTER_STATEMENT)
 
     event.listen(engine, "commit", commit)
     event.listen(engine, "rollback", rollback)
     # First of all: a new transaction must not even begin on a connection whose first one was ended.
     event.listen(engine, "begin", begin, insert=True)
     event.listen(engine, "before_cursor_execute", execute)
+    event.listen(engine, "after_cursor_execute", executed)
 
     def error(context: ExceptionContext) -> None:
         """Keep a connection whose statement was cancelled, for a rollback of our own.

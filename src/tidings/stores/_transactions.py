@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, TidingsError
 from tidings.outbox import rows
@@ -45,6 +46,8 @@ class Transaction:
         self._ending: asyncio.Task[None] | None = None
         self._lent = False
         """What fails now is the borrower's statement, not one of ours."""
+        self.announced = True
+        """Its commit is one of the `points`: it carries somebody's effects, not the relay's own notes."""
         self.usable = False
         self.doubtful = False
         """The commit failed, and whether it took effect is not known."""
@@ -137,6 +140,8 @@ class Transaction:
         if self._messages:
             rows.insert(connection, self._messages)
         database.check_file()
+        if self.announced:
+            points.at(points.BEFORE_COMMIT)
         try:
             if session is not None:
                 session.commit()
@@ -147,6 +152,8 @@ class Transaction:
         if database.in_transaction(connection):  # nothing that SQLAlchemy thinks matters more than this
             self.doubtful = True
             raise MisuseError(f"{database} is still inside the transaction that was committed")
+        if self.announced:
+            points.at(points.AFTER_COMMIT)
 
     async def abandon(self) -> None:
         """Roll back and give the connection back, in a time with a limit.

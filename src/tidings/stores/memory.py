@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
+from tidings import points
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, WorldError
 from tidings.ports import NEW, Claimed, Key, Publish, State
@@ -69,7 +70,9 @@ class MemoryStore:
         claim = MemoryClaim(keys, self._take(keys, lease))
         try:
             yield claim
+            points.at(points.BEFORE_COMMIT)
             self._finish(claim, lease)
+            points.at(points.AFTER_COMMIT)
         finally:
             for name in [name for name, held in self._held.items() if held is lease]:
                 del self._held[name]

@@ -274,6 +274,7 @@ class SqlAlchemyStore:
     async def _write(self, work: Callable[[sa.Connection], T]) -> T:
         desk = await self._ready()
         transaction = Transaction(desk, desk.link(sync=False))
+        transaction.announced = False
         result = await transaction.open(work)
         await transaction.commit()
         return result
