@@ -166,8 +166,8 @@ class Bench:
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for something that has to come true.
+    async def until(self, condition: Callable[[], bool], what: str, pause: float = 0.0) -> None:
+        """Wait for something that has to come true; `pause` seconds lie between two looks where looking is dear.
 
         Raises:
             AssertionError: it did not, with the numbers.
@@ -178,7 +178,7 @@ class Bench:
                 consumer.check()
             if time.monotonic() > deadline:
                 raise AssertionError(f"after {self.patience:g} s still not: {what}; {self.ledger}")
-            await self.ledger.changed(0.05)
+            await (asyncio.sleep(pause) if pause else self.ledger.changed(0.05))
 
     async def until_equal(self, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
         """Ask until the answer is the wanted one: brokers count with a delay."""
