@@ -81,7 +81,7 @@ def report(result: Result, events: int, rounds: int) -> str:
     lines = [
         f"{events} events of {size} bytes, 1,000 keys; medians of {rounds} rounds, interleaved, one process each",
         f"all sides: one durable consumer of stream {STREAM!r}, {IN_FLIGHT} in flight, explicit acks of every event,"
-        f" each {CONFIRM_EVERY}th confirmed, ack wait {ACK_WAIT:.0f} s (tidings: 15 s), server sync_interval always",
+        f" each {CONFIRM_EVERY}th confirmed, ack wait {ACK_WAIT:.0f} s, server sync_interval always",
     ]
     for name, rates in result.rates.items():
         lines.append(
