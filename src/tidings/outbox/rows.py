@@ -65,12 +65,12 @@ def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
         outbox.insert(),
         [
             {
-                "message_id": message.id,
-                "stream": message.stream,
-                "type": message.type,
-                "key": message.key,
+                "message_id": _escaped(message.id),
+                "stream": _escaped(message.stream),
+                "type": _escaped(message.type),
+                "key": None if message.key is None else _escaped(message.key),
                 "route": message.route.value,
-                "position": message.position,
+                "position": _escaped(message.position),
                 "due": message.due,
                 "headers": msgspec.json.encode(message.headers).decode(),
                 "body": message.body,
@@ -84,11 +84,10 @@ def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
 def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> list[Row]:
     """The first rows that may be published, in order: none whose key has an earlier row that must wait.
 
-    It reads what is there and unsent, never "ids above the last one seen". On SQLite, where one writes at a time, ids
-    become visible in their order, and both would do. On a database with several writers a lower id may be committed
-    after a higher one: a cursor would skip it for ever, and even this query may see the higher one first. There, rows
-    must not be taken while an older transaction that wrote some is still open (PostgreSQL: an id of the transaction
-    in each row, compared with `pg_snapshot_xmin(pg_current_snapshot())`).
+    It reads what is there and unsent, never "ids above the last one seen": where several write at a time, a lower id
+    may be committed after a higher one, and a cursor would skip it for ever. Then the higher one has left before it,
+    which is the order of their commits. Whoever holds a lock on what the events are about has their ids in that order,
+    too: Tidings writes rows just before the commit, when all locks are held.
     """
     earlier = outbox.alias("earlier")
     held = (
@@ -128,7 +127,7 @@ def refuse(connection: sa.Connection, refused: Sequence[Refused]) -> None:
             .where(outbox.c.id == one.id)
             .values(
                 attempts=outbox.c.attempts + 1,
-                error=one.error[:MOST_ERROR],
+                error=_escaped(one.error[:MOST_ERROR]),
                 retry_at=PARKED_UNTIL if one.retry_at is None else one.retry_at,
                 parked=one.retry_at is None,
             )
@@ -153,7 +152,7 @@ def backlog(connection: sa.Connection) -> OutboxBacklog:
 def parked(connection: sa.Connection, most: int) -> list[Parked]:
     """The rows that wait for a person, oldest first."""
     found = connection.execute(sa.select(outbox).where(outbox.c.parked == sa.true()).order_by(outbox.c.id).limit(most))
-    return [Parked(row.id, _message(row), row.error or "", row.created_at) for row in found]
+    return [Parked(row.id, _message(row), _plain(row.error or ""), row.created_at) for row in found]
 
 
 def release(connection: sa.Connection, id: int) -> bool:
@@ -186,15 +185,27 @@ def give_lease_back(connection: sa.Connection, owner: str) -> None:
     )
 
 
+def _escaped(text: str) -> str:
+    """A text that every database keeps: PostgreSQL refuses a NUL, and the event would never leave."""
+    return text.replace("\\", "\\\\").replace("\0", "\\0") if "\0" in text or "\\" in text else text
+
+
+def _plain(text: str) -> str:
+    """What was escaped."""
+    if "\\" not in text:
+        return text
+    return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
+
+
 def _message(row: Any) -> Message:
     return Message(
-        id=row.message_id,
-        stream=row.stream,
-        type=row.type,
+        id=_plain(row.message_id),
+        stream=_plain(row.stream),
+        type=_plain(row.type),
         body=row.body,
-        key=row.key,
+        key=None if row.key is None else _plain(row.key),
         headers=msgspec.json.decode(row.headers, type=dict[str, str]),
         route=Route(row.route),
-        position=row.position,
+        position=_plain(row.position),
         due=row.due,
     )

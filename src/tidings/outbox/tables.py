@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from tidings.errors import ConfigurationError
 
@@ -20,16 +22,34 @@ UPGRADES: Mapping[int, Callable[[sa.Connection], None]] = {}
 
 metadata = sa.MetaData()
 
+_MYSQL: Final = ("mysql", "mariadb")
+"""What SQLAlchemy calls MariaDB, by the URL that was given."""
+
+# MariaDB: a key has a length, 3072 bytes for all of it; texts and bodies above 64 KiB have types of their own.
+_HANDLER = sa.Text().with_variant(mysql.VARCHAR(400), *_MYSQL)
+_KEY = sa.Text().with_variant(mysql.VARCHAR(256), *_MYSQL)
+_TEXT = sa.Text().with_variant(mysql.MEDIUMTEXT(), *_MYSQL)
+_DIGEST = sa.LargeBinary().with_variant(mysql.VARBINARY(255), *_MYSQL)
+_BODY = sa.LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQL)
+
+# Byte for byte, and without padding: by MariaDB's own collations 'a' is 'A', and by most binary ones 'a' is 'a '.
+_OPTIONS: Final[Mapping[str, Any]] = {
+    f"{name}_{option}": value
+    for name in _MYSQL
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_nopad_bin"))
+}
+
 inbox = sa.Table(
     "tidings_inbox",
     metadata,
-    sa.Column("handler", sa.Text, primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("event_id", sa.Text, nullable=False),
-    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("handler", _HANDLER, primary_key=True),
+    sa.Column("key", _KEY, primary_key=True),
+    sa.Column("event_id", _TEXT, nullable=False),
+    sa.Column("digest", _DIGEST, nullable=False),
     sa.Column("applied_at", sa.Double, nullable=False),
     # The primary key is the table: one tree to write instead of two.
     sqlite_with_rowid=False,
+    **_OPTIONS,
 )
 """The keys that were applied, each written by the transaction that holds its effect."""
 
@@ -38,22 +58,23 @@ outbox = sa.Table(
     metadata,
     # SQLite gives out increasing numbers by itself only to a column of exactly this type.
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("message_id", sa.Text, nullable=False),
-    sa.Column("stream", sa.Text, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("route", sa.Text, nullable=False),
-    sa.Column("position", sa.Text, nullable=False),
+    sa.Column("message_id", _TEXT, nullable=False),
+    sa.Column("stream", _TEXT, nullable=False),
+    sa.Column("type", _TEXT, nullable=False),
+    sa.Column("key", _TEXT),
+    sa.Column("route", _TEXT, nullable=False),
+    sa.Column("position", _TEXT, nullable=False),
     sa.Column("due", sa.Double),
-    sa.Column("headers", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("headers", _TEXT, nullable=False),
+    sa.Column("body", _BODY, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("error", sa.Text),
+    sa.Column("error", _TEXT),
     sa.Column("retry_at", sa.Double, nullable=False, server_default="0"),
     sa.Column("parked", sa.Boolean, nullable=False, server_default=sa.false()),
     # A number is never given out twice, also not after the table was emptied.
     sqlite_autoincrement=True,
+    **_OPTIONS,
 )
 """Events that wait to be published. A row goes when the broker has stored it."""
 
@@ -64,14 +85,17 @@ sa.Index(
     outbox.c.key,
     sqlite_where=outbox.c.retry_at > 0,
     postgresql_where=outbox.c.retry_at > 0,
-)
+).ddl_if(dialect=("sqlite", "postgresql"))
+# The same for MariaDB, which has no index of a part of the rows, and none of a whole text.
+sa.Index("tidings_outbox_held", outbox.c.retry_at).ddl_if(dialect=_MYSQL)
 
 relay = sa.Table(
     "tidings_relay",
     metadata,
     sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("owner", _TEXT, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
+    **_OPTIONS,
 )
 """Which process publishes the outbox just now: one row, a lease."""
 
@@ -80,6 +104,7 @@ schema = sa.Table(
     metadata,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("made_at", sa.Double, nullable=False),
+    **_OPTIONS,
 )
 """The versions this database has been through; the highest is the present one."""
 
@@ -94,7 +119,7 @@ def found_version(connection: sa.Connection) -> int:
 
 
 def ensure(connection: sa.Connection) -> None:
-    """Create or upgrade the tables, inside a transaction that keeps everybody else from doing the same.
+    """Create or upgrade the tables, under a lock that keeps everybody else from doing the same.
 
     Raises:
         ConfigurationError: the tables are of a newer Tidings than this one.
@@ -108,8 +133,11 @@ def ensure(connection: sa.Connection) -> None:
     if version == SCHEMA_VERSION:
         return
     if version == 0:
+        # Some may be there: made by the user's own migrations, or by a process that died between two of them, where
+        # the database commits each.
         metadata.create_all(connection)
-        connection.execute(relay.insert().values(name=RELAY, owner="", expires_at=0.0))
+        if connection.scalar(sa.select(relay.c.name).where(relay.c.name == RELAY)) is None:
+            connection.execute(relay.insert().values(name=RELAY, owner="", expires_at=0.0))
     for step in range(max(version, 1), SCHEMA_VERSION):
         UPGRADES[step](connection)
     connection.execute(schema.insert().values(version=SCHEMA_VERSION, made_at=time.time()))
