@@ -47,6 +47,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),
     "aiosqlite": ("stores.sqlalchemy", "stores._"),
+    "redis": ("stores.redis", "stores._"),
     "prometheus_client": ("observe",),
     "structlog": ("observe", "cli"),
     "cyclopts": ("cli",),

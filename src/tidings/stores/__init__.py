@@ -7,20 +7,18 @@ from typing import Any, cast
 from tidings.errors import ConfigurationError
 from tidings.ports import Store
 
-KNOWN = "sqlite:///file.db, sqlite+aiosqlite:///file.db, memory:"
+KNOWN = "sqlite:///file.db, sqlite+aiosqlite:///file.db, redis://host:6379/0, memory:"
 
 NOT_BUILT = {
     "postgresql": "PostgreSQL",
     "postgres": "PostgreSQL",
     "mysql": "MariaDB",
     "mariadb": "MariaDB",
-    "redis": "Redis",
-    "rediss": "Redis",
 }
 
 
 def store_from(spec: object) -> Store:
-    """The store that a URL or a live `AsyncEngine` stands for; a store is returned as it is.
+    """The store that a URL, a live `AsyncEngine` or a live `redis.asyncio.Redis` stands for; a store is itself.
 
     Libraries are imported only for the store that is used.
 
@@ -35,7 +33,27 @@ def store_from(spec: object) -> Store:
         from tidings.stores.sqlalchemy import SqlAlchemyStore
 
         return SqlAlchemyStore(cast(Any, spec))
-    raise ConfigurationError(f"a store is named by a URL or a SQLAlchemy AsyncEngine, not by {type(spec).__name__}")
+    if _is_redis_client(spec):
+        return _redis_store(spec)
+    raise ConfigurationError(
+        "a store is named by a URL, a SQLAlchemy AsyncEngine or a redis.asyncio.Redis, not by"
+        f" {type(spec).__module__}.{type(spec).__name__}"
+    )
+
+
+def _is_redis_client(spec: object) -> bool:
+    names = {(kind.__module__.rpartition(".")[0], kind.__name__) for kind in type(spec).__mro__}
+    return ("redis.asyncio", "Redis") in names
+
+
+def _redis_store(where: Any) -> Store:
+    try:
+        from tidings.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ConfigurationError("a store on Redis needs redis-py. Install it: pip install 'tidings[redis]'") from None
+    return RedisStore(where)
 
 
 def _by_url(url: str) -> Store:
@@ -53,6 +71,8 @@ def _by_url(url: str) -> Store:
         if not rest.startswith("///"):
             raise ConfigurationError(f"{scheme}: name a file after three slashes, such as sqlite:///file.db")
         return SqlAlchemyStore(f"{scheme}:{rest}")
+    if scheme in ("redis", "rediss"):
+        return _redis_store(url)
     if database in NOT_BUILT:
         raise ConfigurationError(f"a store on {NOT_BUILT[database]} ({scheme}:) is not built yet. There are: {KNOWN}")
     if database == "sqlite":

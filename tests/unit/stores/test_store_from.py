@@ -41,7 +41,6 @@ def test_a_store_is_returned_as_it_is() -> None:
         ("postgresql://bob:s3cret@db/shop", "PostgreSQL"),
         ("postgresql+asyncpg://bob:s3cret@db/shop", "PostgreSQL"),
         ("mysql+asyncmy://bob:s3cret@db/shop", "MariaDB"),
-        ("redis://:s3cret@db/0", "Redis"),
     ],
 )
 def test_what_is_not_built_yet_says_so_and_names_what_is(url: str, name: str) -> None:
