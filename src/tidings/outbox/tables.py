@@ -85,9 +85,9 @@ sa.Index(
     outbox.c.key,
     sqlite_where=outbox.c.retry_at > 0,
     postgresql_where=outbox.c.retry_at > 0,
-).ddl_if(dialect=("sqlite", "postgresql"))
+).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # several may be named, its documentation says
 # The same for MariaDB, which has no index of a part of the rows, and none of a whole text.
-sa.Index("tidings_outbox_held", outbox.c.retry_at).ddl_if(dialect=_MYSQL)
+sa.Index("tidings_outbox_held", outbox.c.retry_at).ddl_if(dialect=_MYSQL)  # type: ignore[arg-type]
 
 relay = sa.Table(
     "tidings_relay",

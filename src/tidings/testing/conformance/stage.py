@@ -202,8 +202,8 @@ class Stage:
         what = f"{position} has applied all"
         # Reading the whole table at each change would cost more than all that is tested, in the loop that does it.
         while not wanted <= set(self.ids(position)):
-            before = self.count(position)
-            await self.bench.until(lambda most=max(len(wanted), before + 1): self.count(position) >= most, what, 0.1)  # type: ignore[misc]
+            least = max(len(wanted), self.count(position) + 1)
+            await self.bench.until(lambda least=least: self.count(position) >= least, what, 0.1)  # type: ignore[misc]
 
     def judge(self, position: str, ids: Collection[object]) -> None:
         """Compare the ledger with what was accepted: lost and, with a store, applied twice are 0."""
