@@ -238,10 +238,13 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a store that is down makes each event of the batch fail",
         PIPELINE,
-        """        except WorldError:
+        """            if isinstance(error, Contention):
+                self._together = max(1, self._together // 2)
             raise
         except asyncio""",
-        """        except asyncio""",
+        """            for work in group:
+                work.decision = self._decide(error, work)
+        except asyncio""",
     ),
     Mutant(
         "review: a cancellation that a store made up ends the lane",
