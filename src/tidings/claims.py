@@ -13,7 +13,7 @@ from tidings.delivery import Delivery, Envelope, Message
 from tidings.errors import MisuseError, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
-from tidings.ports import NEW, Claim, Claimed, Key, Once
+from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once
 from tidings.values import key_text
 
 
@@ -97,6 +97,6 @@ class Claimer:
         envelope = delivery.envelope
         assert isinstance(envelope, Envelope)
         once = self._handler.rules.once
-        text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else envelope.id
+        text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else EVENT_MARK + envelope.id
         digest = blake2b(bytes(envelope.data), digest_size=16).digest()
         return Key(self._handler.position, text, envelope.id, digest)

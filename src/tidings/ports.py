@@ -131,6 +131,15 @@ class Feed(Protocol):
 
     async def backlog(self) -> Backlog: ...
 
+    async def keeps(self) -> timedelta | None:
+        """How long the stream of this position keeps its events, as the broker has it now; None is without end.
+
+        For as long an event may be delivered again, so for as long its id has to be known.
+
+        Raises:
+            BrokerUnavailable: it cannot be asked.
+        """
+
 
 class Broker(Protocol):
     """What carries and keeps messages. One object serves one process; it heals its connection by itself."""
@@ -180,8 +189,18 @@ class Broker(Protocol):
         """Close the feeds and the connection. Safe to call twice."""
 
 
+KeyKind = Literal["event", "business"]
+"""What a key is: the id of an event, or a field of it that the handler named."""
+
+EVENT_MARK = "@"
+"""What the key of an event id begins with. That of a business key begins with the field's name, which never does."""
+
+
 class Key(msgspec.Struct, frozen=True):
-    """What is to be applied once: by whom, which key, and which event asks."""
+    """What is to be applied once: by whom, which key, and which event asks.
+
+    `key` is ``@id`` for the id of an event, and ``field:value`` for a business key.
+    """
 
     position: str
     key: str
@@ -207,6 +226,14 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 NEW = Claimed(State.NEW)
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """What one step of `Store.forget` did."""
+
+    removed: int = 0
+    after: str | None = None
+    """Where the next step begins; None when there is nothing left to look at."""
 
 
 class Claim(Protocol):
@@ -265,6 +292,16 @@ class Store(Once, Protocol):
 
     async def emit(self, tx: object, messages: Sequence[Message]) -> None:
         """Write events into a transaction that this store, or the user, has open."""
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
+        """Remove the keys of this kind that a handler applied before `before` (Unix seconds): one step of many.
+
+        A step looks at `most` keys behind `after`, in an order of the store's own, and writes, if at all, in one short
+        transaction. Who calls pauses between steps. A store that lets keys go by itself answers ``Forgotten()``.
+
+        Raises:
+            StoreUnavailable, Contention: nothing was removed in this step.
+        """
 
     async def relay(self, publish: Publish) -> None:
         """Publish committed rows until cancelled; only one process at a time does for one database."""

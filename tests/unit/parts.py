@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -126,6 +126,9 @@ class RecordingBroker:
 
     async def close(self) -> None:
         self.calls.append("close")
+
+    async def keeps(self) -> timedelta | None:
+        return None
 
     async def backlog(self) -> Backlog:
         return Backlog(pending=0, in_flight=0)

@@ -43,7 +43,7 @@ def test_a_failure_takes_back_what_others_did_only_where_they_share_a_transactio
 
 @pytest.mark.parametrize(
     ("once", "key"),
-    [(True, "a1"), ("order_id", "order_id:a")],
+    [(True, "@a1"), ("order_id", "order_id:a")],
 )
 def test_P4_what_is_applied_once_is_the_event_id_or_the_field_that_the_handler_named(
     once: bool | str, key: str
@@ -83,4 +83,4 @@ class Empty(Event, type="order.empty", version=1):
 def test_an_event_that_counts_as_false_is_an_event() -> None:
     assert not Empty()
     claimer = _claimer(ToldStore())
-    assert claimer.key(delivery(read=True), Empty()).key == "a1"
+    assert claimer.key(delivery(read=True), Empty()).key == "@a1"

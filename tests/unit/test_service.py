@@ -14,7 +14,7 @@ from tests.unit.parts import Placed, RecordingBroker, Shipped, ToldStore, Tx, Wa
 from tidings.delivery import ACK, Delivery, Message, Release
 from tidings.errors import BrokerUnavailable, ConfigurationError, DeclarationError, MisuseError, StoreUnavailable
 from tidings.event import Event
-from tidings.ports import Drift, Plan, Publish, Subscription
+from tidings.ports import Drift, Forgotten, KeyKind, Plan, Publish, Subscription
 from tidings.service import Service
 
 
@@ -49,6 +49,10 @@ class LivingStore(ToldStore):
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Tx]:
         yield Tx()
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
+        self.calls.append(f"forget {position} {kind}")
+        return Forgotten()
 
     async def relay(self, publish: Publish) -> None:
         self.calls.append("relay")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tests.walk.virtual import EPOCH
 from tests.walk.world import ACK_WAIT, Stored, World
@@ -92,6 +92,9 @@ class Session:
         """As a feed and as a broker: whatever is not settled goes back."""
         self.left_behind = len(self.tokens)
         self.disconnect()
+
+    async def keeps(self) -> timedelta | None:
+        return None
 
     async def backlog(self) -> Backlog:
         return Backlog(pending=len(self.world.fresh), in_flight=len(self.tokens))

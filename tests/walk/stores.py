@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from tests.walk.world import DriverError, Odd, World
 from tidings.delivery import Message
 from tidings.errors import Contention, StoreUnavailable, WorldError
-from tidings.ports import NEW, Claim, Claimed, Key, Publish, State
+from tidings.ports import NEW, Claim, Claimed, Forgotten, Key, KeyKind, Publish, State
 
 LEASE = 1.0
 """Seconds after which another may take a key over from a process that died."""
@@ -74,6 +74,9 @@ class WalkStore:
         raise NotImplementedError
 
     async def emit(self, tx: object, messages: Sequence[Message]) -> None:
+        raise NotImplementedError
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
         raise NotImplementedError
 
     async def relay(self, publish: Publish) -> None:

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, Contention, EventError, WorldError
-from tidings.outbox.rows import Refused, Row
+from tidings.outbox.row import Refused, Row
 from tidings.outbox.waiting import to_end
 from tidings.ports import Publish
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from tidings.delivery import Message, Route
-from tidings.outbox.tables import RELAY, outbox, relay
+from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
+from tidings.outbox.tables import RELAY, key_hash, outbox, relay
 
 CHUNK = 500
 """Ids in one statement."""
@@ -20,42 +21,6 @@ PARKED_UNTIL = 1e18
 
 MOST_ERROR = 500
 """Characters of an error that are kept with its row."""
-
-
-class Row(NamedTuple):
-    """A message that waits, with its place in the order."""
-
-    id: int
-    attempts: int
-    message: Message
-
-
-class Refused(NamedTuple):
-    """A row that could not be published; `retry_at` is in Unix seconds, None parks it."""
-
-    id: int
-    error: str
-    retry_at: float | None
-
-
-class Parked(NamedTuple):
-    """A row that cannot be published as it stands, and holds its key until somebody decides."""
-
-    id: int
-    message: Message
-    error: str
-    created_at: float
-
-
-class OutboxBacklog(NamedTuple):
-    """What waits in the outbox."""
-
-    waiting: int
-    """Rows that are not published yet, the parked ones included."""
-    oldest_seconds: float
-    """How long the oldest of them has waited."""
-    parked: int
-    """Rows that wait for a person."""
 
 
 def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
@@ -69,6 +34,7 @@ def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
                 "stream": _escaped(message.stream),
                 "type": _escaped(message.type),
                 "key": None if message.key is None else _escaped(message.key),
+                "key_hash": key_hash(message.stream, message.key),
                 "route": message.route.value,
                 "position": _escaped(message.position),
                 "due": message.due,
@@ -92,9 +58,8 @@ def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> 
     earlier = outbox.alias("earlier")
     held = (
         sa.exists()
-        .where(earlier.c.retry_at > sa.literal_column("0"))  # written out: so the small index of held rows serves
-        .where(earlier.c.stream == outbox.c.stream, earlier.c.key == outbox.c.key)
-        .where(earlier.c.id < outbox.c.id, earlier.c.retry_at > now)
+        .where(earlier.c.key_hash == outbox.c.key_hash, earlier.c.retry_at > now)
+        .where(earlier.c.id < outbox.c.id)
     )
     weight = sa.func.length(outbox.c.body) + sa.func.length(outbox.c.headers)
     found = connection.execute(
@@ -141,11 +106,9 @@ def waits(connection: sa.Connection, now: float) -> bool:
 
 def backlog(connection: sa.Connection) -> OutboxBacklog:
     """How many rows wait, how long the oldest has, and how many of them are parked."""
-    # Not by one query over all rows: the held ones have an index, and the oldest is the first.
     count = connection.scalar(sa.select(sa.func.count()).select_from(outbox)) or 0
     oldest = connection.scalar(sa.select(outbox.c.created_at).order_by(outbox.c.id).limit(1))
-    held = sa.and_(outbox.c.retry_at > sa.literal_column("0"), outbox.c.parked == sa.true())
-    parked = connection.scalar(sa.select(sa.func.count()).where(held)) or 0
+    parked = connection.scalar(sa.select(sa.func.count()).where(outbox.c.parked == sa.true())) or 0
     return OutboxBacklog(count, max(0.0, time.time() - oldest) if oldest is not None else 0.0, parked)
 
 

@@ -7,18 +7,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateIndex, DropIndex
 
 from tidings.errors import ConfigurationError
+from tidings.ports import EVENT_MARK
 
-SCHEMA_VERSION = 1
-
-UPGRADES: Mapping[int, Callable[[sa.Connection], None]] = {}
-"""From each older version the step to the next one. None yet: version 1 is the first."""
+SCHEMA_VERSION = 2
 
 metadata = sa.MetaData()
 
@@ -62,6 +63,8 @@ outbox = sa.Table(
     sa.Column("stream", _TEXT, nullable=False),
     sa.Column("type", _TEXT, nullable=False),
     sa.Column("key", _TEXT),
+    # Of stream and key, None without a key: an index of these serves every database, however long a key is.
+    sa.Column("key_hash", sa.BigInteger),
     sa.Column("route", _TEXT, nullable=False),
     sa.Column("position", _TEXT, nullable=False),
     sa.Column("due", sa.Double),
@@ -78,16 +81,16 @@ outbox = sa.Table(
 )
 """Events that wait to be published. A row goes when the broker has stored it."""
 
-# The few rows that hold up their key, so that finding them costs nothing however many rows wait.
-sa.Index(
-    "tidings_outbox_held",
-    outbox.c.stream,
-    outbox.c.key,
-    sqlite_where=outbox.c.retry_at > 0,
-    postgresql_where=outbox.c.retry_at > 0,
-).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # several may be named, its documentation says
-# The same for MariaDB, which has no index of a part of the rows, and none of a whole text.
-sa.Index("tidings_outbox_held", outbox.c.retry_at).ddl_if(dialect=_MYSQL)  # type: ignore[arg-type]
+# Which rows of a key wait, and which of them hold it up: asked before a row is written, and before it is published.
+by_key = sa.Index("tidings_outbox_key", outbox.c.key_hash, outbox.c.retry_at)
+
+# The few that wait for a person, so that counting them costs nothing however many rows wait.
+by_parked = sa.Index(
+    "tidings_outbox_parked",
+    outbox.c.parked,
+    sqlite_where=outbox.c.parked == sa.true(),
+    postgresql_where=outbox.c.parked == sa.true(),
+)
 
 relay = sa.Table(
     "tidings_relay",
@@ -109,6 +112,56 @@ schema = sa.Table(
 """The versions this database has been through; the highest is the present one."""
 
 RELAY = "outbox"
+
+
+def key_hash(stream: str, key: str | None) -> int | None:
+    """What rows of one key have in common. Two keys that share it by chance wait for each other now and then."""
+    if key is None:
+        return None
+    digest = blake2b(f"{stream}\0{key}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """A step from one version to the next: statements, and what they cannot say."""
+
+    statements: Callable[[], Sequence[sa.Executable]]
+    then: Callable[[sa.Connection], None] = lambda connection: None
+    needs: str = ""
+    """What has to be so before the statements alone, without `then`, are run by hand."""
+
+    def run(self, connection: sa.Connection) -> None:
+        for statement in self.statements():
+            connection.execute(statement)
+        self.then(connection)
+
+
+def _to_2() -> Sequence[sa.Executable]:
+    """Ids of events are marked in the inbox, and every row of the outbox is found by its key."""
+    as_it_was = sa.Table(outbox.name, sa.MetaData(), sa.Column("stream", _TEXT))
+    ids = inbox.update().where(inbox.c.key == inbox.c.event_id)
+    return (
+        sa.text(f"ALTER TABLE {outbox.name} ADD COLUMN key_hash BIGINT"),
+        DropIndex(sa.Index("tidings_outbox_held", as_it_was.c.stream)),
+        CreateIndex(by_key),
+        CreateIndex(by_parked),
+        ids.values(key=sa.literal(EVENT_MARK, sa.Text) + inbox.c.key),
+    )
+
+
+def _fill_hashes(connection: sa.Connection) -> None:
+    found = connection.execute(sa.select(outbox.c.id, outbox.c.stream, outbox.c.key).where(outbox.c.key.is_not(None)))
+    for id, stream, key in found.all():
+        connection.execute(outbox.update().where(outbox.c.id == id).values(key_hash=key_hash(stream, key)))
+
+
+UPGRADES: Final[Mapping[int, Upgrade]] = {
+    1: Upgrade(
+        _to_2, _fill_hashes, needs="the table tidings_outbox is to be empty: stop what writes, let the relay end"
+    ),
+}
+"""From each older version the step to the next one."""
 
 
 def found_version(connection: sa.Connection) -> int:
@@ -138,6 +191,7 @@ def ensure(connection: sa.Connection) -> None:
         metadata.create_all(connection)
         if connection.scalar(sa.select(relay.c.name).where(relay.c.name == RELAY)) is None:
             connection.execute(relay.insert().values(name=RELAY, owner="", expires_at=0.0))
-    for step in range(max(version, 1), SCHEMA_VERSION):
-        UPGRADES[step](connection)
+    else:
+        for step in range(version, SCHEMA_VERSION):
+            UPGRADES[step].run(connection)
     connection.execute(schema.insert().values(version=SCHEMA_VERSION, made_at=time.time()))

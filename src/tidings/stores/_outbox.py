@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import sqlalchemy as sa
 
 from tidings.outbox import rows
-from tidings.outbox.rows import Refused, Row
+from tidings.outbox.row import Refused, Row
 
 T = TypeVar("T")
 

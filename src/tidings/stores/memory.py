@@ -13,7 +13,7 @@ import msgspec
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, WorldError
-from tidings.ports import NEW, Claimed, Key, Publish, State
+from tidings.ports import NEW, Claimed, Forgotten, Key, KeyKind, Publish, State
 
 Name = tuple[str, str]
 """Position and key."""
@@ -124,6 +124,10 @@ class MemoryStore:
             MisuseError: always.
         """
         raise MisuseError("the memory store has no outbox. Use a database, such as store='sqlite:///service.db'")
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
+        """Nothing: what it knows ends with the process."""
+        return Forgotten()
 
     async def relay(self, publish: Publish) -> None:
         """Nothing ever waits here; this does, until it is cancelled."""

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, WorldError
-from tidings.ports import NEW, Claimed, Key, Publish, State
+from tidings.ports import NEW, Claimed, Forgotten, Key, KeyKind, Publish, State
 from tidings.stores._redis_checks import check
 from tidings.stores._redis_link import FOREVER, Link, Options, parse
 from tidings.stores._redis_scripts import CLAIM, FINISH, RENEW, TOKEN_BYTES, pack, unpack
@@ -155,6 +155,10 @@ class RedisStore:
             MisuseError: always.
         """
         raise MisuseError("a store on Redis has no outbox. Use a database, such as store='sqlite:///service.db'")
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
+        """Nothing: each key goes by itself, at the time it was given."""
+        return Forgotten()
 
     async def relay(self, publish: Publish) -> None:
         """Nothing ever waits here; this does, until it is cancelled."""

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
-from tidings.outbox import rows
+from tidings.outbox import retention, rows
 from tidings.outbox.relay import Relay
-from tidings.outbox.rows import OutboxBacklog, Parked
-from tidings.ports import Key, Publish
+from tidings.outbox.row import OutboxBacklog, Parked
+from tidings.ports import Forgotten, Key, KeyKind, Publish
 from tidings.stores._claims import SqlClaim
 from tidings.stores._desk import Desk
 from tidings.stores._guard import watch
@@ -240,6 +240,22 @@ class SqlAlchemyStore:
             raise MisuseError(f"this {type(tx).__name__} commits each statement by itself (AUTOCOMMIT). {remedy}")
         if messages:
             rows.insert(connection, messages)
+
+    async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
+        """Remove keys of this kind that were applied before `before`: of the next `most` behind `after`.
+
+        It reads first, without keeping anybody from writing, and opens a transaction only when there is something to
+        remove.
+
+        Raises:
+            StoreUnavailable, Contention: nothing was removed.
+        """
+        old, ends = await self._read(
+            lambda connection: retention.old_keys(connection, position, kind, before, after, most)
+        )
+        if old:
+            await self._write(lambda connection: retention.remove(connection, position, old, before))
+        return Forgotten(len(old), ends)
 
     # ------------------------------------------------------------------ the outbox
 

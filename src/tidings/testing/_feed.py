@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import msgspec
 
 from tidings.delivery import Delivery
+from tidings.errors import BrokerUnavailable
 from tidings.ports import Backlog, Sink, Subscription
 from tidings.testing._position import Flight, Position
 from tidings.testing._server import Server
@@ -39,6 +42,12 @@ class MemoryFeed:
 
     async def backlog(self) -> Backlog:
         return self._position.backlog()
+
+    async def keeps(self) -> timedelta | None:
+        """What the plan said of the stream. Nothing is really removed here before the broker is."""
+        if self._server.down is not None:
+            raise BrokerUnavailable("the memory broker is away")
+        return self._server.plans[self._position.stream].keep
 
     def crash(self) -> None:
         """Die as by ``kill -9``: nothing is given back, and it all comes again when the ack wait has passed."""

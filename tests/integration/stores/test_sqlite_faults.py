@@ -291,7 +291,7 @@ async def test_several_processes_open_a_new_database_at_once(path: Path) -> None
     for process in processes:
         process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [0] * 5
-    assert query(path, "SELECT version FROM tidings_schema") == [(1,)]
+    assert query(path, "SELECT version FROM tidings_schema") == [(2,)]
     assert query(path, "SELECT name FROM tidings_relay") == [("outbox",)]
 
 

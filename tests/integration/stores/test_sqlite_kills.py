@@ -33,12 +33,12 @@ def test_P4_a_kill_at_any_point_leaves_each_effect_applied_once(tmp_path: Path, 
     assert work(database, published, kind, point, POINTS[point]) == -signal.SIGKILL, "the point was never reached"
     if POINTS[point]:  # a part is done, and of each event all of it or nothing
         assert 0 < len(notes(database)) < EVENTS
-    assert sorted(notes(database)) == [key.removeprefix("order-") for key in applied(database)]
+    assert sorted(notes(database)) == [key.removeprefix("@order-") for key in applied(database)]
     assert work(database, published, kind, "never", 0) == 0
 
     ids = [f"{number:03}" for number in range(EVENTS)]
     assert sorted(notes(database)) == ids
-    assert applied(database) == [f"order-{id}" for id in ids]
+    assert applied(database) == [f"@order-{id}" for id in ids]
     assert waiting(database) == []
     lines = published.read_text().splitlines()
     assert sorted({line.split()[1] for line in lines}) == ids  # every caused event left

@@ -13,7 +13,7 @@ import pytest
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, StoreUnavailable
 from tidings.outbox.relay import Relay, Wake
-from tidings.outbox.rows import Refused, Row
+from tidings.outbox.row import Refused, Row
 from tidings.ports import Publish
 
 Answer = Callable[[Message], Exception | None]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -286,6 +286,9 @@ class NatsFeed:
 
     async def backlog(self) -> Backlog:
         return await self._watch.backlog()
+
+    async def keeps(self) -> timedelta | None:
+        return await self._watch.keeps()
 
 
 def _seconds_until(due: str | None) -> float:

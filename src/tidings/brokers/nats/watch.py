@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import timedelta
 from typing import Any, Final
 
 from tidings.brokers.nats.api import NO_STREAM, Api, ApiError
 from tidings.brokers.nats.consumers import find_consumer
 from tidings.brokers.nats.names import RETRY_STREAM, waiting_subjects
 from tidings.brokers.nats.pull import Pull
+from tidings.brokers.nats.streams import find_stream
+from tidings.errors import BrokerUnavailable
 from tidings.ports import Backlog, Subscription
 
 log = logging.getLogger("tidings.nats")
@@ -71,6 +74,14 @@ class Watch:
             in_flight += info.get("num_ack_pending", 0)
             await self._judge(pull, info)
         return Backlog(pending=pending, in_flight=in_flight, scheduled=await self._scheduled())
+
+    async def keeps(self) -> timedelta | None:
+        """How long the stream keeps its events now, whatever the code says; None is without end."""
+        found = await find_stream(self._api, self._subscription.stream)
+        if found is None:
+            raise BrokerUnavailable(f"there is no stream {self._subscription.stream!r} any more")
+        age = int(found.get("max_age") or 0)
+        return timedelta(microseconds=-(-age // 1000)) if age else None
 
     async def _judge(self, pull: Pull, info: dict[str, Any]) -> None:
         trouble = ""
