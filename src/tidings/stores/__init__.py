@@ -50,7 +50,7 @@ def _redis_store(where: Any) -> Store:
     try:
         from tidings.stores.redis import RedisStore
     except ModuleNotFoundError as error:
-        if error.name != "redis":
+        if (error.name or "").partition(".")[0] != "redis":
             raise
         raise ConfigurationError("a store on Redis needs redis-py. Install it: pip install 'tidings[redis]'") from None
     return RedisStore(where)

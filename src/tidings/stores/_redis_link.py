@@ -100,7 +100,6 @@ def parse(url: str, options: Options) -> tuple[Redis, str, Options]:
         retry=Retry(NoBackoff(), 0),  # what may be tried again, and when, is the store's to say
         max_connections=CONNECTIONS,
         protocol=2,
-        client_name="tidings",
         ssl=tls,
         ssl_ca_certs=files.get("tls_ca"),
         ssl_certfile=files.get("tls_cert"),
@@ -197,8 +196,8 @@ class Link:
             remedy = "The user or the password in its URL is not right"
         elif isinstance(error, exceptions.NoPermissionError) or "NOPERM" in text or "can't run this command" in text:
             remedy = (
-                "The user needs: ~tidings:* +ping +evalsha +eval +time +get +set +del +pexpire +persist, and +info"
-                " +config|get for the checks at start"
+                "The user needs: ~tidings:* +ping +select +evalsha +eval +time +get +set +del +pexpire +persist, and"
+                " +info +config|get for the checks at start"
             )
         elif "DB index is out of range" in text:
             remedy = "The path of its URL is the number of a database that it has not"

@@ -326,7 +326,7 @@ class _Desk:
         token = os.urandom(TOKEN_BYTES)
         await self._link.run(CLAIM, [FENCE, PROBE], [token, 1, 1000, "0", pack("", b"")])
         await self._link.run(RENEW, [PROBE], [token, 1, 1000])
-        await self._finish(token, [PROBE], ["1"])
+        await self._finish(token, [PROBE], [GIVE_BACK])
 
     async def keep(self) -> None:
         """Renew the leases of open claims, each at a third of its time at the latest, and pay what is owed.
