@@ -63,13 +63,17 @@ test-long: venv ## All tests, the long ones too
 demo: venv ## Three services, a real broker and a bad day; ends with lost=0 applied_twice=0
 	$(BIN)/python -m examples.shop
 
-.PHONY: promises drill mutants bench conformance
+.PHONY: promises drill mutants bench conformance proof
 promises: venv ## Promise x broker x store: passed, allowed gap or MISSING
 	$(BIN)/python -m tools.promises
 drill: venv ## What a new user does wrong and what a bad day does
 	$(BIN)/python -m tools.drill
 mutants: venv ## Seed known bugs one by one and see the tests catch them
 	$(BIN)/python -m tools.mutants
+proof: venv ## Kill workers, databases and brokers at every point; ROUNDS= STORES= POINTS= SEED= narrow it
+	$(BIN)/python -m tools.servers
+	$(BIN)/python -m tools.proof --rounds "$(or $(ROUNDS),0)" --stores "$(STORES)" --points "$(POINTS)" --seed "$(SEED)" \
+	  $(if $(ROUNDS)$(STORES)$(POINTS)$(SEED),,--write)
 bench: venv ## Measure, beside a bare loop and a peer
 	$(BIN)/python -m bench.consume
 	$(BIN)/python -m bench.startup

@@ -1,0 +1,184 @@
+"""A round: publish orders, kill something while they are worked off, start it anew, and judge what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from tidings.delivery import Message
+from tools.proof.judge import Judge, Verdict
+from tools.proof.stores import Kind
+from tools.proof.world import Worker, World, again
+from tools.services.program import Program
+
+ORDERS: Final = 60
+LATE: Final = 3
+"""How many of them are published by a transaction that stays open for a while."""
+DIES_WITHIN: Final = 20.0
+SPREAD: Final = 1.2
+"""Seconds over which the orders of a round come where the moment of the kill is left to chance."""
+
+RANDOM, BROKER, DATABASE, ALL = "random", "broker", "database", "everything"
+MOMENTS: Final = {
+    RANDOM: "a worker, three times, at random moments",
+    BROKER: "the broker, at a random moment",
+    DATABASE: "the database server, at a random moment",
+    ALL: "a worker, the broker and the database at once",
+}
+
+
+class Round:
+    """One round in a world."""
+
+    def __init__(self, world: World, point: str, number: int, dice: random.Random) -> None:
+        self.world, self.point, self.dice = world, point, dice
+        self.prefix = f"{number:04}-"
+        self.notes = world.folder / f"notes-{number:04}"
+        self.judge = Judge(world, self.prefix, self.notes)
+        self.killed: list[int] = []
+        """Workers."""
+        self.kills = 0
+
+    async def run(self) -> Verdict:
+        await self.judge.begin()
+        wrong: list[str] = []
+        try:
+            if (kill := _MOMENTS.get(self.point)) is not None:
+                await kill(self)
+            else:
+                wrong += await self._named()
+            found = await self.judge.verdict(self.killed)
+        finally:
+            wrong += await self.world.stop()
+        found.kills = self.kills
+        found.wrong[:0] = wrong
+        if not self.kills:
+            found.wrong.append("nothing was killed")
+        self._check_that_it_showed(found)
+        return found
+
+    def _check_that_it_showed(self, found: Verdict) -> None:
+        known = self.world.kind.points.get(self.point)
+        if known is None:
+            return
+        if known.redelivers and not found.redeliveries:
+            found.wrong.append("nothing was delivered again, so the kill did not fall where it should")
+        if known.republishes and not found.republished:
+            found.wrong.append("nothing was published again, so the kill did not fall where it should")
+        if found.repeated and not known.repeats:
+            found.wrong.append(f"{found.repeated} effects were repeated at a point where none may be")
+            found.twice += found.repeated
+            found.repeated = 0
+
+    # ── what goes in ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self, seconds: float = 0.0) -> None:
+        """Publish the orders over some time, some of them twice, some through a transaction that commits late."""
+        orders = self.world.orders(self.prefix, ORDERS)
+        late = orders[-LATE:] if self.world.kind.late else []
+        early = orders[: len(orders) - len(late)]
+        async with asyncio.TaskGroup() as tasks:
+            for number, message in enumerate(late):
+                tasks.create_task(self._late(message, 0.15 + 0.3 * number))
+            wave = 12
+            for at in range(0, len(early), wave):
+                await self._publish(early[at : at + wave])
+                await self._publish([again(one) for one in early[at : at + wave : 7]], count=False)
+                await asyncio.sleep(seconds * wave / len(early))
+
+    async def _publish(self, messages: Sequence[Message], *, count: bool = True) -> None:
+        await self.world.publish(messages)
+        if count:
+            self.judge.accept(messages)
+
+    async def _late(self, message: Message, seconds: float) -> None:
+        await self.world.publish_late(message, seconds)
+        self.judge.accept([message])
+
+    # ── a worker, at a named point ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _named(self) -> list[str]:
+        """One worker is armed and dies; another takes its place."""
+        count = self.dice.randint(1, self.world.kind.points[self.point].most)
+        loading = asyncio.create_task(self.load())
+        try:
+            victim = await self.world.start(self.notes, kill_at=f"{self.point}:{count}")
+            if not await victim.died(DIES_WITHIN):
+                return [f"{self.point} was not reached {count} times within {DIES_WITHIN:.0f} s"]
+            self._note(victim)
+            await self.world.start(self.notes)
+        finally:
+            await loading
+        return []
+
+    def _note(self, worker: Worker) -> None:
+        self.kills += 1
+        self.killed.append(worker.pid)
+        self.world.workers.remove(worker)
+
+    # ── anything, at a random moment ────────────────────────────────────────────────────────────────────────────────
+
+    async def _under_load(self, kill: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.gather(self.world.start(self.notes), self.world.start(self.notes))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.load(SPREAD))
+            tasks.create_task(_do(kill))
+
+    async def _wait(self, most: float = SPREAD) -> None:
+        await asyncio.sleep(self.dice.uniform(0.0, most))
+
+    async def _kill_a_worker(self) -> None:
+        worker = self.dice.choice(self.world.workers)
+        if worker.kill():
+            self._note(worker)
+            await self.world.start(self.notes)
+
+    async def _kill_workers(self) -> None:
+        for _ in range(3):
+            await self._wait(SPREAD / 2)
+            await self._kill_a_worker()
+
+    async def _kill_server(self, server: Program) -> None:
+        await self._wait()
+        await asyncio.to_thread(server.stop)
+        self.kills += 1
+        await self._wait(0.5)
+        await asyncio.to_thread(server.start)
+
+    async def random(self) -> None:
+        await self._under_load(self._kill_workers)
+
+    async def broker(self) -> None:
+        await self._under_load(lambda: self._kill_server(self.world.broker))
+
+    async def database(self) -> None:
+        assert self.world.server is not None
+        server = self.world.server
+        await self._under_load(lambda: self._kill_server(server))
+
+    async def everything(self) -> None:
+        async def kill() -> None:
+            await asyncio.gather(*(self._kill_server(one) for one in self.world.servers), self._kill_workers())
+
+        await self._under_load(kill)
+
+
+_MOMENTS: Final[Mapping[str, Callable[[Round], Awaitable[None]]]] = {
+    RANDOM: Round.random,
+    BROKER: Round.broker,
+    DATABASE: Round.database,
+    ALL: Round.everything,
+}
+
+
+def points_of(kind: Kind) -> dict[str, int]:
+    """What is killed on this store, and for how many rounds unless told otherwise."""
+    named = dict.fromkeys(kind.points, 4)
+    servers = {BROKER: 4, **({DATABASE: 4} if kind.server else {}), ALL: 4}
+    return {**named, RANDOM: 8, **servers}
+
+
+async def _do(kill: Callable[[], Awaitable[None]]) -> None:
+    await kill()

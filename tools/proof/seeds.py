@@ -1,0 +1,147 @@
+"""Bugs planted into the running workers, to see that the proof catches them. Nothing of this is in the package."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, NamedTuple
+
+from tidings.delivery import ACK, Decision, Done, Message
+from tidings.pipeline import Pipeline
+from tidings.ports import Claim, Key
+
+MARK_BEFORE_EFFECT: Final = "mark-before-effect"
+ACK_BEFORE_COMMIT: Final = "ack-before-commit"
+PUBLISH_OUTSIDE: Final = "publish-outside"
+LATE_COMMIT: Final = "relay-skips-late-commit"
+
+
+class Seed(NamedTuple):
+    """A bug, and where it must show."""
+
+    what: str
+    points: tuple[str, ...]
+
+
+SEEDS: Final = {
+    MARK_BEFORE_EFFECT: Seed("the key is committed before the effect", ("after-statement", "before-commit", "random")),
+    ACK_BEFORE_COMMIT: Seed("the broker is told before the commit", ("before-commit", "random")),
+    PUBLISH_OUTSIDE: Seed(
+        "caused events are published after the commit, and no row remembers them", ("after-commit", "random")
+    ),
+    LATE_COMMIT: Seed("the relay reads only ids above the highest that it has seen", ("random", "broker")),
+}
+
+
+def plant(seed: str) -> None:
+    """Patch this process with what needs no store of its own."""
+    if seed == ACK_BEFORE_COMMIT:
+        _ack_before_commit()
+    elif seed == LATE_COMMIT:
+        _skip_late_commits()
+
+
+def around(seed: str, store: Any, stack: AsyncExitStack) -> Any:
+    """The store, with the bug around it if it is one of the store's."""
+    if seed == MARK_BEFORE_EFFECT:
+        return MarksBefore(store)
+    if seed == PUBLISH_OUTSIDE:
+        return PublishesOutside(store)
+    return store
+
+
+class Around:
+    """A store that is another one in all but what is changed here."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.publish: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class MarksBefore(Around):
+    """Claims and marks in one transaction, and lets the handlers work in another."""
+
+    @asynccontextmanager
+    async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[Any]:
+        async with self._store.claim(keys, resource=resource, sync=sync) as marked:
+            states = list(marked.states)
+        async with self._store.claim([], resource=resource, sync=sync) as claim:
+            yield Lent(claim, states)
+
+
+class PublishesOutside(Around):
+    """Publishes what was caused when the transaction has committed, without a row in the outbox."""
+
+    @asynccontextmanager
+    async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[Any]:
+        async with self._store.claim(keys, resource=resource, sync=sync) as claim:
+            lent = Lent(claim, claim.states, keeps=True)
+            yield lent
+        if lent.messages:
+            await self.publish(lent.messages)
+
+    async def relay(self, publish: Any) -> None:
+        self.publish = publish
+        await self._store.relay(publish)
+
+
+class Lent:
+    """A claim with other states, and perhaps another way out for what it causes."""
+
+    def __init__(self, claim: Claim, states: Sequence[Any], *, keeps: bool = False) -> None:
+        self._claim, self._keeps, self._marks = claim, keeps, states is claim.states
+        self.states = states
+        self.executor = claim.executor
+        self.resource = claim.resource
+        self.messages: list[Message] = []
+
+    def fail(self, index: int) -> None:
+        if self._marks:
+            self._claim.fail(index)
+
+    async def emit(self, messages: Sequence[Message]) -> bool:
+        if not self._keeps:
+            return await self._claim.emit(messages)
+        self.messages.extend(messages)
+        return True
+
+
+def _ack_before_commit() -> None:
+    handle_all: Any = Pipeline._handle_all
+
+    async def early(self: Any, group: Any, claim: Claim, decided: dict[int, Decision]) -> Any:
+        caused = await handle_all(self, group, claim, decided)
+        done = [group[index].delivery for index, decision in decided.items() if isinstance(decision, Done)]
+        await self._broker.settle([(delivery, ACK) for delivery in done])
+        return caused
+
+    Pipeline._handle_all = early  # type: ignore[method-assign]
+
+
+def _skip_late_commits() -> None:
+    from tidings.outbox import rows
+
+    ready = rows.ready
+    seen = 0
+
+    def cursor(connection: Any, *rest: Any) -> Any:
+        nonlocal seen
+        found = [row for row in ready(connection, *rest) if row.id > seen]
+        seen = max([seen, *(row.id for row in found)])
+        return found
+
+    rows.ready = cursor  # type: ignore[assignment]
+
+
+def stores_of(seed: str) -> list[str]:
+    """The stores on which it can be planted."""
+    from tools.proof.stores import STORES
+
+    if seed == LATE_COMMIT:  # where one writes at a time, ids become visible in their order
+        return [name for name, kind in STORES.items() if kind.late is not None]
+    if seed == PUBLISH_OUTSIDE:
+        return [name for name, kind in STORES.items() if not kind.effects_elsewhere]
+    return list(STORES)

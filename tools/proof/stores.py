@@ -1,0 +1,104 @@
+"""What the proof runs on: one entry for each store, as data. A new store is one more entry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tidings import points
+from tools.proof.shop import Services, sqlalchemy_shop
+from tools.services.program import Program
+
+LEASE: Final = 1.0
+"""Seconds for which a relay, or a claim of Redis, outlives its process; production waits longer."""
+POLL: Final = 0.2
+
+
+@dataclass(frozen=True)
+class Point:
+    """How a worker is killed at a named point."""
+
+    most: int
+    """It dies when it reaches the point for the first to the so-many-th time."""
+    redelivers: bool = True
+    """What it had open must come again; a round without is a round in which nothing was killed."""
+    republishes: bool = False
+    """What it had published must be published again."""
+    repeats: bool = False
+    """An effect may repeat here, as documented: it lies elsewhere than in the store, and is not marked yet."""
+
+
+CLAIMS: Final = {
+    points.BEFORE_CLAIM: Point(5),
+    points.AFTER_CLAIM: Point(5),
+}
+STATEMENTS: Final = {
+    points.BEFORE_STATEMENT: Point(60),
+    points.AFTER_STATEMENT: Point(60),
+}
+ENDS: Final = {
+    points.BEFORE_COMMIT: Point(5),
+    points.AFTER_COMMIT: Point(5),
+    points.BEFORE_ACK: Point(5),
+    points.AFTER_ACK: Point(5, redelivers=False),
+}
+OUTBOX: Final = {
+    points.OUTBOX_PUBLISH: Point(2, redelivers=False),
+    points.OUTBOX_MARK: Point(2, redelivers=False, republishes=True),
+}
+SQL_POINTS: Final = {**CLAIMS, **STATEMENTS, **ENDS, **OUTBOX}
+
+
+Late = Callable[[str], AbstractAsyncContextManager[Any]]
+"""A transaction of the user's own on this URL: yields what `emit` takes, and commits at the end."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One store, on one database."""
+
+    title: str
+    server: Callable[[Path], Program] | None
+    """The database server of its own, or none."""
+    url: Callable[[Program | None, Path], str]
+    ledger: Callable[[str, Path], str]
+    """The URL under which the judge reads and prepares the ledger, with a driver of its own."""
+    store: Callable[[str], Any]
+    shop: Callable[[str], Services]
+    points: Mapping[str, Point] = field(default_factory=lambda: SQL_POINTS)
+    late: Late | None = None
+    effects_elsewhere: bool = False
+    """Effects are written to a file beside it, and may repeat in the documented window."""
+
+
+def _sqlalchemy(url: str) -> Any:
+    from tidings.stores.sqlalchemy import SqlAlchemyStore
+
+    return SqlAlchemyStore(url, poll=POLL, lease=LEASE)
+
+
+@asynccontextmanager
+async def _sqlalchemy_late(url: str) -> AsyncIterator[Any]:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(url)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+STORES: Final[dict[str, Kind]] = {
+    "sqlite": Kind(
+        title="SQLite",
+        server=None,
+        url=lambda server, folder: f"sqlite:///{folder / 'shop.db'}",
+        ledger=lambda url, folder: url,
+        store=_sqlalchemy,
+        shop=sqlalchemy_shop,
+    ),
+}

@@ -1,0 +1,126 @@
+"""A worker process of the proof: both services of the shop, and a note of everything that a kill must not hide.
+
+Notes go by one `write` each to a file that all workers of a round share, so whatever was noted before a SIGKILL stays:
+`R` ready, `D` a delivery that arrived, `P` a message that the broker has stored, `E` a key that was marked as done,
+`K` the point at which the process ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tidings.brokers.nats import consumers
+from tidings.brokers.nats.broker import NatsBroker
+from tidings.brokers.nats.feed import NatsFeed
+from tidings.delivery import Delivery, Message
+from tidings.ports import Claim, Key, Sink, State, Subscription
+from tools.proof import kill, seeds
+from tools.proof.stores import STORES
+
+PIN_TIMEOUT = 1.0
+"""Seconds until a standby takes over; five in production, which would be most of a round."""
+
+
+class Job(NamedTuple):
+    """What a worker is to do; it crosses into another process."""
+
+    store: str
+    """Its name in `STORES`."""
+    url: str
+    broker: str
+    ledger: str
+    """The file of the ledger, where the effects do not go into the store."""
+    notes: Path
+    log: Path
+    only: str = ""
+    """One service alone, or both."""
+    kill_at: str = ""
+    seed: str = ""
+
+
+class Notes:
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def write(self, *words: object) -> None:
+        kind, *rest = words
+        os.write(self._file, f"{' '.join(map(str, (kind, os.getpid(), *rest)))}\n".encode())
+
+
+class NotingBroker(NatsBroker):
+    """Notes what arrives before anybody else sees it, and what the server has stored."""
+
+    def __init__(self, url: str, notes: Notes) -> None:
+        super().__init__(url)
+        self._notes = notes
+
+    async def subscribe(self, subscription: Subscription, sink: Sink) -> NatsFeed:
+        def note(delivery: Delivery) -> None:
+            self._notes.write("D", subscription.position, delivery.origin_text, delivery.delivered)
+            sink(delivery)
+
+        return await super().subscribe(subscription, note)
+
+    async def publish(self, messages: Sequence[Message], *, timeout: float) -> Sequence[Exception | None]:
+        errors = await super().publish(messages, timeout=timeout)
+        for message, error in zip(messages, errors, strict=True):
+            if error is None:
+                self._notes.write("P", message.route.value, message.id)
+        return errors
+
+
+class NotingStore:
+    """Any store; what its claims have marked as done is noted once they have closed."""
+
+    def __init__(self, store: Any, notes: Notes) -> None:
+        self._store, self._notes = store, notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @asynccontextmanager
+    async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[Claim]:
+        async with self._store.claim(keys, resource=resource, sync=sync) as claim:
+            yield claim
+        for key, claimed in zip(keys, claim.states, strict=False):
+            if claimed.state is State.NEW:
+                self._notes.write("E", key.position, key.event_id)
+
+
+def work(job: Job) -> None:
+    """What the process does, from its start to its end."""
+    log = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    consumers.PIN_TIMEOUT = PIN_TIMEOUT  # type: ignore[misc]
+    notes = Notes(job.notes)
+    kill.install({kill.VARIABLE: job.kill_at}, lambda point: notes.write("K", point))
+    asyncio.run(_work(job, notes))
+
+
+async def _work(job: Job, notes: Notes) -> None:
+    kind = STORES[job.store]
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    seeds.plant(job.seed)
+    async with AsyncExitStack() as stack:
+        for service in kind.shop(job.ledger or job.url):
+            if job.only in ("", service.name):
+                store = NotingStore(seeds.around(job.seed, kind.store(job.url), stack), notes)
+                await stack.enter_async_context(service.running(broker=NotingBroker(job.broker, notes), store=store))
+        notes.write("R")
+        parent = os.getppid()
+        while not stopped.is_set() and os.getppid() == parent:  # nobody else would end it
+            try:
+                async with asyncio.timeout(1.0):
+                    await stopped.wait()
+            except TimeoutError:
+                pass
