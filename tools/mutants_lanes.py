@@ -16,8 +16,8 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "a business key is compared across handlers only by its field",
         "claims.py",
-        'text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else envelope.id',
-        "text = envelope.id",
+        'text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else EVENT_MARK + envelope.id',
+        "text = EVENT_MARK + envelope.id",
     ),
     Mutant(
         "review: a swallowed timeout leaves the lane cancelled",

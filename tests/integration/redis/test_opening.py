@@ -185,7 +185,7 @@ async def test_a_live_client_is_used_and_never_closed(redis_url: str, key: Keys,
 
 @pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.RedisCluster])
 def test_a_client_that_is_not_asyncio_or_speaks_to_a_cluster_is_refused(kind: Any) -> None:
-    made = type("Client", (kind,), {"__del__": lambda self: None})
+    made: Any = type("Client", (kind,), {"__del__": lambda self: None})
     given = made.__new__(made)
     with pytest.raises(ConfigurationError, match=r"redis\.asyncio\.Redis"):
         store_from(given)
