@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -38,6 +39,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry
     conflict: Literal["duplicate", "dead"]
     start: Literal["all", "new"]
+    forget_after: timedelta | None = None
+    """How long a business key is known; None is without end."""
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):

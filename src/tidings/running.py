@@ -25,6 +25,7 @@ from tidings.publisher import Wrapper, refuse_in_handler
 from tidings.settling import Settler
 from tidings.stores import store_from
 from tidings.supervision import Supervisor
+from tidings.sweeping import Sweeper, target_of
 from tidings.worker import Worker
 
 log = logging.getLogger("tidings.service")
@@ -103,6 +104,8 @@ class Running:
             stack.push_async_callback(self._stop_workers)
             for worker in self.workers:
                 await worker.start()
+            if store is not None:
+                self._sweep(store)
             yield
 
     def _checked_store(self) -> Store | None:
@@ -138,6 +141,14 @@ class Running:
             batch=handler.batch,
             observers=observers,
         )
+
+    def _sweep(self, store: Store) -> None:
+        found = [
+            target_of(handler, worker.keeps)
+            for handler, worker in zip(self.service.handlers, self.workers, strict=True)
+        ]
+        if targets := [target for target in found if target is not None]:
+            self.tasks.spawn(f"{self.service.name} sweeper", Sweeper(self.service.name, store, targets).run)
 
     async def _stop_workers(self) -> None:
         self.stopping = True

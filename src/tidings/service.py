@@ -87,6 +87,7 @@ class Service:
         retry: Retry = Retry(),  # noqa: B008  # frozen
         conflict: Literal["duplicate", "dead"] = "duplicate",
         start: Literal["all", "new"] = "all",
+        forget_after: timedelta | None = None,
     ) -> Callable[[F], F]:
         """Register a handler for event types of one stream; the function itself is returned unchanged.
 
@@ -101,6 +102,8 @@ class Service:
         * `retry`: how often and when a failed event is tried again.
         * `conflict`: what becomes of another event with a key that was applied: a duplicate, or a dead letter.
         * `start`: whether a new position begins with the stored history, or with what comes.
+        * `forget_after`: how long a key of `once="field"` is known; after it the same key is applied again. For ever,
+          unless told. Event ids are forgotten by themselves, some time after their events.
 
         Raises:
             DeclarationError: the function or a rule cannot work; the message says what to write.
@@ -108,6 +111,7 @@ class Service:
         if events and not all(isinstance(event, type) for event in events):
             raise DeclarationError(f"@{self.name}.on takes event classes. Write: @{self.name}.on(OrderPlaced)")
         _check_numbers(concurrency, timeout, batch)
+        _check_forgetting(forget_after, False if idempotent else once)
         keyed = all(spec_of(event).key is not None for event in events)
         if order == "key" and not keyed:
             raise DeclarationError(f'@{self.name}.on(…, order="key"): not all of its events have a key')
@@ -120,6 +124,7 @@ class Service:
             retry=retry,
             conflict=conflict,
             start=start,
+            forget_after=forget_after,
         )
 
         def register(function: F) -> F:
@@ -251,3 +256,15 @@ def _check_numbers(concurrency: int, timeout: float, batch: int | None) -> None:
         raise DeclarationError(f"timeout={timeout}: more than 0 seconds")
     if batch is not None and not 1 <= batch <= 1000:
         raise DeclarationError(f"batch={batch}: between 1 and 1000 events")
+
+
+def _check_forgetting(forget_after: timedelta | None, once: bool | str) -> None:
+    if forget_after is None:
+        return
+    if not isinstance(once, str):
+        raise DeclarationError(
+            'forget_after= is for business keys, such as once="order_id". The ids of events are forgotten by'
+            " themselves, when their stream no longer keeps the events"
+        )
+    if forget_after <= timedelta(0):
+        raise DeclarationError(f"forget_after={forget_after}: more than no time, or None to know keys for ever")

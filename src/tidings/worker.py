@@ -10,8 +10,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from datetime import timedelta
 
 from tidings.delivery import Delivery, Release
+from tidings.errors import BrokerUnavailable
 from tidings.order import Holds
 from tidings.pipeline import Pipeline
 from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
@@ -148,6 +150,16 @@ class Worker:
     async def backlog(self) -> Backlog | None:
         """How far behind the position is, or None before the start."""
         return None if self._feed is None else await self._feed.backlog()
+
+    async def keeps(self) -> timedelta | None:
+        """How long the stream keeps its events; None is without end.
+
+        Raises:
+            BrokerUnavailable: the broker cannot be asked, or the worker has not begun.
+        """
+        if self._feed is None:
+            raise BrokerUnavailable(f"{self.position} does not listen yet")
+        return await self._feed.keeps()
 
     def _take(self, delivery: Delivery) -> None:
         """Any lane may have it: the first that sleeps."""

@@ -12,7 +12,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("declaration", "values", "event", "envelope", "evolution", "policy"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("pipeline",),
-    ("worker", "calling", "publisher", "dead_letters"),
+    ("worker", "calling", "publisher", "dead_letters", "sweeping"),
     ("running",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names

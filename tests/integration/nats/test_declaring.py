@@ -13,7 +13,7 @@ from tests.integration.nats.server import NatsServer
 from tidings.brokers.nats.api import Api, ApiError
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.delivery import Message
-from tidings.errors import ConfigurationError, InvalidEvent
+from tidings.errors import BrokerUnavailable, ConfigurationError, InvalidEvent
 from tidings.ports import Plan, StreamPlan
 
 pytestmark = pytest.mark.server
@@ -98,6 +98,22 @@ async def test_trap_34_a_difference_is_told_with_the_command_that_settles_it(
     assert config["ack_wait"] == 15 * SECOND, "it is reported, never applied"
     assert await rig.broker.open(plan(position())) == [], "what is as declared is no difference"
     await rig.broker.close()
+
+
+async def test_how_long_events_are_kept_is_what_the_server_has_and_not_what_the_code_says(
+    server: NatsServer, connect: Connect
+) -> None:
+    rig = await connect(server.url)
+    assert await rig.feed.keeps() == timedelta(days=7)
+    api = api_of(rig)
+    config = (await api.call("STREAM.INFO.order"))["config"]
+    await api.call("STREAM.UPDATE.order", config | {"max_age": 30 * 24 * 3600 * SECOND})
+    assert await rig.feed.keeps() == timedelta(days=30)
+    await api.call("STREAM.UPDATE.order", config | {"max_age": 0})
+    assert await rig.feed.keeps() is None
+    await api.call("STREAM.DELETE.order")
+    with pytest.raises(BrokerUnavailable, match="no stream 'order'"):
+        await rig.feed.keeps()
 
 
 async def test_a_position_that_cannot_be_trusted_is_refused(server: NatsServer, connect: Connect) -> None:
