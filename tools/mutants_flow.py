@@ -8,6 +8,7 @@ from __future__ import annotations
 from tools.mutants_kit import Mutant
 
 PIPELINE = "pipeline.py"
+HANDLING = "handling.py"
 
 FLOW: tuple[Mutant, ...] = (
     Mutant(
@@ -19,10 +20,10 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "watermill: a key is marked as applied although its handler failed",
         PIPELINE,
-        """                        claim.fail(index)
-                        decided[index] = self._decide(error, work)
+        """                    claim.fail(index)
+                    decided[index] = self._decide(error, work)
 """,
-        """                        decided[index] = self._decide(error, work)
+        """                    decided[index] = self._decide(error, work)
 """,
     ),
     Mutant(
@@ -38,10 +39,10 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a failure is treated as done",
         PIPELINE,
-        """                        claim.fail(index)
-                        decided[index] = self._decide(error, work)
+        """                    claim.fail(index)
+                    decided[index] = self._decide(error, work)
 """,
-        """                        decided[index] = DONE
+        """                    decided[index] = DONE
 """,
     ),
     Mutant(
@@ -85,8 +86,8 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sketch: a handler's own CancelledError is taken for a shutdown",
-        PIPELINE,
-        """            if not _we_are_cancelled():
+        HANDLING,
+        """            if not we_are_cancelled():
                 raise RuntimeError""",
         """            if False:
                 raise RuntimeError""",
@@ -126,10 +127,10 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what follows a failed event of its key overtakes it",
         PIPELINE,
-        """                        decided[index] = self._decide(error, work)
-                        left_out.update(self._names(work))
+        """                    decided[index] = self._decide(error, work)
+                    left_out.update(self._names(work))
 """,
-        """                        decided[index] = self._decide(error, work)
+        """                    decided[index] = self._decide(error, work)
 """,
     ),
     Mutant(
@@ -185,19 +186,19 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a failure in a shared transaction commits what it did",
         PIPELINE,
-        "                        if self._claimer.shared:\n",
-        "                        if False:\n",
+        "            if self._claimer.shared:\n                raise self",
+        "            if False:\n                raise self",
     ),
     Mutant(
         "a lock in a shared transaction counts as the event's failure",
         PIPELINE,
-        "raise self._claimer.of_the_store(error) or _Failed(work, error) from error",
-        "raise _Failed(work, error) from error",
+        "raise self._claimer.of_the_store(error) or _Failed(works, error) from error",
+        "raise _Failed(works, error) from error",
     ),
     Mutant(
         "review: what fails behind an event of its key overtakes it when the transaction is taken back",
         PIPELINE,
-        "if before.isdisjoint(self._names(failed.work)):",
+        "if before.isdisjoint(self._names(work)):",
         "if True:",
     ),
     Mutant(
@@ -209,18 +210,13 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "an error that tells nobody's fault fails the first event of its batch",
         PIPELINE,
-        """            if len(group) > 1:
-                for work in group:
-                    work.alone = True
-            else:
-""",
-        """            if group:
-""",
+        "        if len(group) == 1:\n            group[0]",
+        "        if group:\n            group[0]",
     ),
     Mutant(
         "an error that tells nobody's fault is tried together for ever",
         PIPELINE,
-        "most = 1 if works and works[0].alone else self._together",
+        "most = min(self._together, works[0].most) if works else 0",
         "most = self._together",
     ),
     Mutant(
@@ -238,18 +234,15 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a store that is down makes each event of the batch fail",
         PIPELINE,
-        """            if isinstance(error, Contention):
-                self._together = max(1, self._together // 2)
-            raise
-        except asyncio""",
-        """            for work in group:
-                work.decision = self._decide(error, work)
-        except asyncio""",
+        """        except WorldError as error:
+            if""",
+        """        except Contention as error:
+            if""",
     ),
     Mutant(
         "review: a cancellation that a store made up ends the lane",
         PIPELINE,
-        """            if _we_are_cancelled():
+        """            if we_are_cancelled():
                 raise
             raise StoreUnavailable""",
         """            if True:
@@ -298,7 +291,7 @@ FLOW: tuple[Mutant, ...] = (
         "review: a transaction without an outbox keeps effects whose events were not stored",
         PIPELINE,
         """                if self._claimer.shared:
-                    raise _Failed(work, error)
+                    raise _Failed([work], error)
                 decided""",
         """                decided""",
     ),
@@ -334,7 +327,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a delivery stays current after its handler",
-        PIPELINE,
+        HANDLING,
         "            current.reset(token)\n",
         "            pass\n",
     ),
@@ -343,5 +336,45 @@ FLOW: tuple[Mutant, ...] = (
         PIPELINE,
         "for work in group if work.event is not None]",
         "for work in group if work.event]",
+    ),
+    Mutant(
+        "a duplicate is passed to a batch handler",
+        PIPELINE,
+        """                    if claimed.state is State.BUSY:
+                        left_out.update(self._names(work))
+                elif""",
+        """                    if claimed.state is State.BUSY:
+                        left_out.update(self._names(work))
+                    elif self._handling.at_once:
+                        together.append(index)
+                elif""",
+    ),
+    Mutant(
+        "a failed batch acknowledges the rest",
+        PIPELINE,
+        "                return self._halve(group, failed.error)\n",
+        """                for one in failed.works[1:]:
+                    one.decision = DONE
+                failed.works[0].decision = self._decide(failed.error, failed.works[0])
+                return
+""",
+    ),
+    Mutant(
+        "a failed batch is tried whole for ever",
+        PIPELINE,
+        "work.most = max(1, len(group) // 2)",
+        "pass",
+    ),
+    Mutant(
+        "what each event of a batch caused is laid to the first",
+        HANDLING,
+        "else self._wrap(result, Scope(delivery, position))",
+        "else self._wrap(result, Scope(deliveries[0], position))",
+    ),
+    Mutant(
+        "a batch handler that returns too few results is taken at its word",
+        HANDLING,
+        "or len(results) != len(given):",
+        "or len(results) > len(given):",
     ),
 )

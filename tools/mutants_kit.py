@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "tidings"
 
-_UNITS = """policy limit order context copies claims settling supervision pipeline pipeline_batches worker dead_letters
-publisher calling service"""
+_UNITS = """policy limit order context copies claims settling supervision pipeline pipeline_batches batch_handlers
+worker dead_letters publisher calling service"""
 TESTS = (*(f"tests/unit/test_{name}.py" for name in _UNITS.split()), "tests/walk")
 """The fast ones first: the first that fails ends the run. Those of the file with the bug come before all others."""
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from tidings.delivery import Delivery
 from tidings.errors import ConfigurationError
-from tidings.event import Event
-from tidings.handler import Handler
-from tidings.pipeline import Call
+from tidings.handler import Deliveries, Handler
+from tidings.handling import Call
 from tidings.ports import Claim, Once
 
-Give = Callable[[Claim, Delivery], object]
+Give = Callable[[Claim, Any], object]
+"""Of the claim and the delivery: of a batch the deliveries."""
 
 
 def resource_of(handler: Handler, once: Once | None) -> type | None:
@@ -47,7 +47,7 @@ def make_call(handler: Handler, once: Once | None, shared: object) -> Call:
 
 
 def _giver(handler: Handler, name: str, hint: type, once: Once | None, shared: object) -> Give:
-    if hint is Delivery:
+    if hint in (Delivery, Deliveries):
         return lambda claim, delivery: delivery
     if once is not None and once.gives(hint, sync=handler.sync):
         return lambda claim, delivery: claim.resource(hint)
@@ -71,19 +71,19 @@ def _bind(function: Callable[..., Any], gives: tuple[tuple[str, Give], ...]) -> 
     return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in gives})
 
 
-def _in_thread(bound: Callable[[Event, Claim, Delivery], Any], threads: Executor) -> Call:
+def _in_thread(bound: Callable[[Any, Claim, Any], Any], threads: Executor) -> Call:
     """A sync handler runs in a thread: that of its store's connection, or one of its own.
 
     Not one of the loop's: those do the name look-ups of every connection, and one slow handler would use them up.
     """
 
-    def run(event: Event, claim: Claim, delivery: Delivery) -> Any:
+    def run(event: Any, claim: Claim, delivery: Any) -> Any:
         try:
             return bound(event, claim, delivery)
         except StopIteration as error:  # which no future can carry: it would never end
             raise RuntimeError("the handler raised StopIteration") from error
 
-    async def call(event: Event, claim: Claim, delivery: Delivery) -> Any:
+    async def call(event: Any, claim: Claim, delivery: Any) -> Any:
         within = partial(copy_context().run, run, event, claim, delivery)
         running = asyncio.get_running_loop().run_in_executor(claim.executor or threads, within)
         while True:

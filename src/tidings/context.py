@@ -9,17 +9,29 @@ from hashlib import blake2b
 import msgspec
 
 from tidings.delivery import Delivery
+from tidings.errors import MisuseError
 
 
 class Scope(msgspec.Struct, eq=False):
-    """The delivery that a handler works on, and how many events it has caused so far."""
+    """The delivery that a handler works on (of a batch the first), and how many events it has caused so far."""
 
     delivery: Delivery
     position: str
     caused: int = 0
+    together: bool = False
+    """One of a batch that a function handles at once: what it does meanwhile has no single cause."""
 
     def next_id(self) -> str:
-        """The id of the next caused event: the same whenever this delivery is handled again."""
+        """The id of the next caused event: the same whenever this delivery is handled again.
+
+        Raises:
+            MisuseError: a batch handler publishes, and nothing says for which of its events.
+        """
+        if self.together:
+            raise MisuseError(
+                f"{self.position} handles batches and called publish: nothing says which of its events is the cause."
+                " Return a list with what each event caused, in their order"
+            )
         place, self.caused = self.caused, self.caused + 1
         return derived_id(self.delivery.event_id, self.position, place)
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tidings.declaration import check_once
+from tidings.delivery import Delivery
 from tidings.errors import DeclarationError
 from tidings.event import Event, spec_of
 from tidings.evolution import Reader
@@ -25,6 +26,10 @@ BATCH: Final = 64
 BATCH_WITH_STORE: Final = 256
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+class Deliveries(list[Delivery]):
+    """What `list[Delivery]` of a batch handler stands for, where a class is needed."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     reader: Reader
     wants: tuple[tuple[str, type], ...]
     """The parameters after the event, with their types."""
+    batches: bool = False
+    """It takes a list of events, and is called once for all that are new."""
 
     @property
     def position(self) -> str:
@@ -88,7 +95,13 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_handler(
-    service: str, function: Function, types_: Sequence[type[Event]], name: str | None, rules: Rules
+    service: str,
+    function: Function,
+    types_: Sequence[type[Event]],
+    name: str | None,
+    rules: Rules,
+    *,
+    batches: bool = False,
 ) -> Handler:
     """Look at a function once, when it is registered, and refuse what could not work.
 
@@ -105,8 +118,8 @@ def make_handler(
     _check_events(label, types_)
     _check_kind(label, function)
     hints = _hints(label, function, types_)
-    first, wants = _parameters(label, function, hints)
-    _check_first(label, first, types_)
+    first, wants = _parameters(label, function, hints, batches)
+    _check_first(label, first, types_, batches)
     if isinstance(rules.once, str):
         for event in types_:
             check_once(label, event, rules.once)
@@ -120,6 +133,7 @@ def make_handler(
         sync=not inspect.iscoroutinefunction(_unwrapped(function)),
         reader=Reader(types_),
         wants=wants,
+        batches=batches,
     )
 
 
@@ -180,10 +194,13 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def _parameters(label: str, function: Function, hints: dict[str, Any]) -> tuple[Any, tuple[tuple[str, type], ...]]:
+def _parameters(
+    label: str, function: Function, hints: dict[str, Any], batches: bool
+) -> tuple[Any, tuple[tuple[str, type], ...]]:
     parameters = list(inspect.signature(function).parameters.values())
+    shown = "list[OrderPlaced]" if batches else "OrderPlaced"
     if not parameters:
-        raise DeclarationError(f"{label} takes no event. Write: async def {label}(order: OrderPlaced) -> None")
+        raise DeclarationError(f"{label} takes no event. Write: async def {label}(order: {shown}) -> None")
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DeclarationError(f"{label}: *{parameter.name} cannot be filled; name each parameter and its type")
@@ -195,10 +212,19 @@ def _parameters(label: str, function: Function, hints: dict[str, Any]) -> tuple[
         if parameter.name not in hints:
             raise DeclarationError(
                 f"{label}: the parameter {parameter.name!r} has no annotation, which says what to hand over. Write:\n"
-                f"    async def {label.rsplit('.', 1)[-1]}({parameter.name}: OrderPlaced) -> None"
+                f"    async def {label.rsplit('.', 1)[-1]}({parameter.name}: {shown}) -> None"
             )
-    wants = tuple((one.name, hints[one.name]) for one in parameters[1:] if one.default is inspect.Parameter.empty)
+    wants = tuple(
+        (one.name, Deliveries if batches and hints[one.name] == list[Delivery] else hints[one.name])
+        for one in parameters[1:]
+        if one.default is inspect.Parameter.empty
+    )
     for parameter_name, hint in wants:
+        if batches and hint is Delivery:
+            raise DeclarationError(
+                f"{label} handles batches, so there is a delivery for each event. Write:"
+                f" {parameter_name}: list[Delivery]"
+            )
         if not isinstance(hint, type):
             raise DeclarationError(
                 f"{label}: {parameter_name}: {hint!r} is no class, so nothing can be handed over for it"
@@ -206,7 +232,18 @@ def _parameters(label: str, function: Function, hints: dict[str, Any]) -> tuple[
     return hints[parameters[0].name], wants
 
 
-def _check_first(label: str, hint: Any, events: Sequence[type[Event]]) -> None:
+def _check_first(label: str, hint: Any, events: Sequence[type[Event]], batches: bool) -> None:
+    takes_list = typing.get_origin(hint) in (list, Sequence)
+    named = " | ".join(event.__name__ for event in events)
+    if batches and not takes_list:
+        raise DeclarationError(
+            f"{label} handles batches, but its first parameter takes {hint!r}. Write: events: list[{named}]"
+        )
+    if not batches and (takes_list or typing.get_origin(hint) is tuple):
+        raise DeclarationError(
+            f"{label} is called with one event, but its first parameter takes {hint!r}. Write: event: {named}, or"
+            " register it with on_batch"
+        )
     accepted = _events_in(hint)
     if Event in accepted:
         return
@@ -214,7 +251,7 @@ def _check_first(label: str, hint: Any, events: Sequence[type[Event]]) -> None:
     if missing:
         raise DeclarationError(
             f"{label} is registered for {', '.join(missing)}, but its first parameter takes {hint!r}. Write:"
-            f" event: {' | '.join(event.__name__ for event in events)}"
+            f" {f'events: list[{named}]' if batches else f'event: {named}'}"
         )
 
 

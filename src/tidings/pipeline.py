@@ -11,26 +11,29 @@ one is the ordinary case. Three rules hold on every path, and the fault walk und
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from tidings import points
 from tidings.claims import Claimer
-from tidings.context import Scope, current
 from tidings.copies import restore
 from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried, Route
 from tidings.envelope import read_envelope
 from tidings.errors import Contention, StoreUnavailable, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
+from tidings.handling import Given, Handling, we_are_cancelled
 from tidings.limit import Limit
 from tidings.order import Holds
 from tidings.policy import BUSY_PAUSE, decide, describe
 from tidings.ports import Broker, Claim, Claimed, State
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
+
+log = logging.getLogger("tidings.pipeline")
 
 DONE: Final = Done()
 BATCH_SECONDS: Final = 0.05
@@ -39,8 +42,11 @@ BATCH_SECONDS: Final = 0.05
 CRASH_PAUSE: Final = 5.0
 """How long a batch stays away over which the pipeline itself, not a handler, failed."""
 
-Call = Callable[[Event, Claim, Delivery], Awaitable[Any]]
-Wrap = Callable[[Any, Scope], Sequence[Message]]
+UNLIMITED: Final = 1 << 30
+
+Decided = dict[int, Decision]
+Caused = list[tuple[int, Message]]
+"""With the place in the group of the event that caused it."""
 
 
 class Work(msgspec.Struct, eq=False):
@@ -49,18 +55,18 @@ class Work(msgspec.Struct, eq=False):
     delivery: Delivery
     event: Event | None = None
     decision: Decision | None = None
-    alone: bool = False
-    """After an error of the database itself, which does not tell whose fault it was."""
+    most: int = UNLIMITED
+    """How many it may be handled with, itself included: half, after an error that did not tell whose fault it was."""
     first: bool = False
     """It failed behind an event of its key, which is to be applied before anything is decided about this one."""
 
 
 class _Failed(Exception):
-    """A handler raised inside a shared transaction, which takes back what the others did in it."""
+    """A call that failed, and takes back what is not its own: the others of its transaction, or of its batch."""
 
-    def __init__(self, work: Work, error: Exception) -> None:
+    def __init__(self, works: list[Work], error: Exception) -> None:
         super().__init__()
-        self.work, self.error = work, error
+        self.works, self.error = works, error
 
 
 class Pipeline:
@@ -72,16 +78,14 @@ class Pipeline:
         *,
         broker: Broker,
         claimer: Claimer,
-        call: Call,
-        wrap: Wrap,
+        handling: Handling,
         settler: Settler,
         together: int,
     ) -> None:
         self._handler = handler
         self._broker = broker
         self._claimer = claimer
-        self._call = call
-        self._wrap = wrap
+        self._handling = handling
         self.settler = settler
         self._most_together = self._together = together
         self.stopping = False
@@ -138,13 +142,13 @@ class Pipeline:
             for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
                 holds.follow(work.delivery.key or "", work.delivery)
                 works.remove(work)
-        most = 1 if works and works[0].alone else self._together
+        most = min(self._together, works[0].most) if works else 0
         return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
 
     # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
 
     async def _attempt(self, group: list[Work]) -> None:
-        decided: dict[int, Decision] = {}
+        decided: Decided = {}
         try:
             todo = [(work.delivery, work.event) for work in group if work.event is not None]
             async with self._claimer.open(todo) as claim:
@@ -153,34 +157,42 @@ class Pipeline:
                 if caused and not await claim.emit([message for _, message in caused]):
                     await self._publish(group, caused, claim, decided)
         except _Failed as failed:
-            before = {name for work in group[: group.index(failed.work)] for name in self._names(work)}
-            if before.isdisjoint(self._names(failed.work)):
-                failed.work.decision = self._decide(failed.error, failed.work)
-            failed.work.first = True
+            work = failed.works[0]
+            if len(failed.works) > 1:
+                return self._halve(group, failed.error)
+            before = {name for work in group[: group.index(work)] for name in self._names(work)}
+            if before.isdisjoint(self._names(work)):
+                work.decision = self._decide(failed.error, work)
+            work.first = True
         except WorldError as error:
             if isinstance(error, Contention):
                 self._together = max(1, self._together // 2)
             raise
         except asyncio.CancelledError as error:
-            if _we_are_cancelled():
+            if we_are_cancelled():
                 raise
             raise StoreUnavailable("the store or the broker cancelled what it was asked for") from error
         except Exception as error:
-            if len(group) > 1:
-                for work in group:
-                    work.alone = True
-            else:
-                group[0].decision = self._decide(error, group[0])
+            self._halve(group, error)
         else:
             self._together = min(self._most_together, self._together * 2)
             for index, decision in decided.items():
                 group[index].decision = decision
 
-    async def _handle_all(
-        self, group: list[Work], claim: Claim, decided: dict[int, Decision]
-    ) -> list[tuple[int, Message]]:
-        """Handle what is new, one after the other, and return what it caused. What is left out stays undecided."""
-        caused: list[tuple[int, Message]] = []
+    def _halve(self, group: list[Work], error: Exception) -> None:
+        """Nobody knows whose fault it was. Halves, and halves of those that fail again, find out."""
+        if len(group) == 1:
+            group[0].decision = self._decide(error, group[0])
+        elif group[0].most == UNLIMITED:
+            text = "%s: %d events failed together and are handled in halves, to find the one that fails: %s"
+            log.warning(text, self._handler.position, len(group), describe(error))
+        for work in group:
+            work.most = max(1, len(group) // 2)
+
+    async def _handle_all(self, group: list[Work], claim: Claim, decided: Decided) -> Caused:
+        """Handle what is new, and return what it caused. What is left out stays undecided."""
+        caused: Caused = []
+        together: list[int] = []
         left_out: set[str] = set()
         closes = time.monotonic() + BATCH_SECONDS
         with Limit(self._handler.rules.timeout) as limit:
@@ -196,41 +208,33 @@ class Pipeline:
                     decided[index] = self._known(work, claimed)
                     if claimed.state is State.BUSY:
                         left_out.update(self._names(work))
-                else:
-                    try:
-                        messages = await self._handle(work, claim, limit)
-                    except Exception as error:
-                        if self._claimer.shared:
-                            raise self._claimer.of_the_store(error) or _Failed(work, error) from error
-                        claim.fail(index)
-                        decided[index] = self._decide(error, work)
-                        left_out.update(self._names(work))
-                    else:
-                        decided[index] = DONE
-                        caused.extend((index, message) for message in messages)
+                elif self._handling.at_once:
+                    together.append(index)
+                elif (error := await self._handle(group, [index], claim, limit, decided, caused)) is not None:
+                    claim.fail(index)
+                    decided[index] = self._decide(error, work)
+                    left_out.update(self._names(work))
+            if together and (error := await self._handle(group, together, claim, limit, decided, caused)) is not None:
+                raise _Failed([group[index] for index in together], error) from error
         return caused
 
-    async def _handle(self, work: Work, claim: Claim, limit: Limit) -> Sequence[Message]:
-        assert work.event is not None
-        scope = Scope(work.delivery, self._handler.position)
-        token = current.set(scope)
-        limit.begin()
+    async def _handle(
+        self, group: list[Work], places: list[int], claim: Claim, limit: Limit, decided: Decided, caused: Caused
+    ) -> Exception | None:
+        """One call of the function. An error is raised where it takes others back, and returned where it does not."""
+        works = [group[index] for index in places]
         try:
-            result = await self._call(work.event, claim, work.delivery)
-        except asyncio.CancelledError as error:
-            if limit.took_back():
-                raise TimeoutError(f"the handler ran longer than {self._handler.rules.timeout:g} s") from error
-            if not _we_are_cancelled():
-                raise RuntimeError("the handler raised CancelledError by itself") from error
-            raise
-        finally:
-            limit.end()
-            current.reset(token)
-        return () if result is None else self._wrap(result, scope)
+            given = [Given(work.event, work.delivery) for work in works if work.event is not None]
+            for index, messages in zip(places, await self._handling.handle(given, claim, limit), strict=True):
+                decided[index] = DONE
+                caused.extend((index, message) for message in messages)
+        except Exception as error:
+            if self._claimer.shared:
+                raise self._claimer.of_the_store(error) or _Failed(works, error) from error
+            return error
+        return None
 
-    async def _publish(
-        self, group: list[Work], caused: list[tuple[int, Message]], claim: Claim, decided: dict[int, Decision]
-    ) -> None:
+    async def _publish(self, group: list[Work], caused: Caused, claim: Claim, decided: Decided) -> None:
         """Without a SQL store the broker has stored what was caused before the claim is marked done.
 
         Where it has not, the event is not done either, and what must wait for it is handled again after it.
@@ -242,7 +246,7 @@ class Pipeline:
             work = group[index]
             if (error := failed.get(index)) is not None:
                 if self._claimer.shared:
-                    raise _Failed(work, error)
+                    raise _Failed([work], error)
                 decided[index] = self._decide_unpublished(error, work)
             elif left_out and not left_out.isdisjoint(self._names(work)):
                 del decided[index]
@@ -292,8 +296,3 @@ class Pipeline:
         except asyncio.CancelledError:
             await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
             raise
-
-
-def _we_are_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

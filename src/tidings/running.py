@@ -18,6 +18,7 @@ from tidings.delivery import Content, Message
 from tidings.errors import ConfigurationError, MisuseError
 from tidings.event import Event
 from tidings.handler import Handler
+from tidings.handling import Handling
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
@@ -117,7 +118,14 @@ class Running:
                 " its effect may safely repeat: idempotent=True"
             )
         for handler in self.service.handlers:
-            resource_of(handler, self.store)
+            resource = resource_of(handler, self.store)
+            alone = resource is None or self.store is None or not self.store.transactional
+            if handler.batches and handler.rules.once and alone:
+                raise ConfigurationError(
+                    f"{handler.position} handles batches and applies each event once, so that the effects of a batch"
+                    " have to commit with its keys. Let it ask for the connection of a SQL store (db: AsyncConnection),"
+                    " or say that its effect may safely repeat: idempotent=True"
+                )
         return self.store
 
     def _worker(self, handler: Handler, shared: object) -> Worker:
@@ -128,8 +136,7 @@ class Running:
             handler,
             broker=self.broker,
             claimer=claimer,
-            call=make_call(handler, self.store, shared),
-            wrap=self.wrapper.caused,
+            handling=Handling(handler, make_call(handler, self.store, shared), self.wrapper.caused),
             settler=Settler(handler.position, self.broker, service_version=self.service.version, observers=observers),
             together=1 if claimer.shared and resource is None else handler.batch,
         )

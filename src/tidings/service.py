@@ -108,15 +108,67 @@ class Service:
         Raises:
             DeclarationError: the function or a rule cannot work; the message says what to write.
         """
+        once = False if idempotent else once
+        return self._register("on", events, name, order, once, concurrency, timeout, batch, retry, conflict, start)
+
+    def on_batch(
+        self,
+        *events: type[Event],
+        name: str | None = None,
+        once: bool | str = True,
+        idempotent: bool = False,
+        order: Literal["key", "auto"] | None = "auto",
+        concurrency: int = 1,
+        timeout: float = 30.0,
+        batch: int | None = None,
+        retry: Retry = Retry(),  # noqa: B008  # frozen
+        conflict: Literal["duplicate", "dead"] = "duplicate",
+        start: Literal["all", "new"] = "all",
+    ) -> Callable[[F], F]:
+        """Register a handler that takes a list of events, one transaction for all of them; see `on` for the rest.
+
+        It gets whatever waits, up to `batch`, and never waits for more: a list of one is ordinary. Duplicates and keys
+        that others hold are not in the list; what is in it is in order. It returns None, or a list with one entry for
+        each event: what that event caused (an event, a list of them) or None. It applies each event once with the
+        connection of a SQL store, for which it has to ask; without one it has to be `idempotent`.
+
+        When it raises, everything is rolled back and it is called again with half of the events, and half of those,
+        until the event that fails is alone: that one gets its outcome, and the rest is applied.
+
+        * `timeout`: seconds for one call, however many events it was given.
+        * `batch`: how many events it is given at most; 256 unless told, and 64 without `once`.
+
+        Raises:
+            DeclarationError: the function or a rule cannot work; the message says what to write.
+        """
+        once = False if idempotent else once
+        return self._register(
+            "on_batch", events, name, order, once, concurrency, timeout, batch, retry, conflict, start
+        )
+
+    def _register(
+        self,
+        how: Literal["on", "on_batch"],
+        events: tuple[type[Event], ...],
+        name: str | None,
+        order: Literal["key", "auto"] | None,
+        once: bool | str,
+        concurrency: int,
+        timeout: float,
+        batch: int | None,
+        retry: Retry,
+        conflict: Literal["duplicate", "dead"],
+        start: Literal["all", "new"],
+    ) -> Callable[[F], F]:
         if events and not all(isinstance(event, type) for event in events):
-            raise DeclarationError(f"@{self.name}.on takes event classes. Write: @{self.name}.on(OrderPlaced)")
+            raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
         _check_numbers(concurrency, timeout, batch)
         _check_forgetting(forget_after, False if idempotent else once)
         keyed = all(spec_of(event).key is not None for event in events)
         if order == "key" and not keyed:
-            raise DeclarationError(f'@{self.name}.on(…, order="key"): not all of its events have a key')
+            raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')
         rules = Rules(
-            once=False if idempotent else once,
+            once=once,
             ordered=keyed if order == "auto" else order == "key",
             concurrency=concurrency,
             timeout=timeout,
@@ -128,7 +180,7 @@ class Service:
         )
 
         def register(function: F) -> F:
-            handler = make_handler(self.name, function, events, name, rules)
+            handler = make_handler(self.name, function, events, name, rules, batches=how == "on_batch")
             if handler.name in self._handlers:
                 raise DeclarationError(
                     f"{self.name} has a handler {handler.name!r} already. Write: name=…, another one"

@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
+    ("handling",),
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters", "sweeping"),
     ("running",),

@@ -18,6 +18,7 @@ from tidings.envelope import to_structured
 from tidings.errors import WorldError
 from tidings.event import Event, encode_data
 from tidings.handler import Handler, Rules, make_handler
+from tidings.handling import Handling
 from tidings.pipeline import Pipeline
 from tidings.policy import Retry
 from tidings.ports import NEW, Backlog, Claim, Claimed, Drift, Features, Key, Plan, Settled, Sink, State, Subscription
@@ -288,8 +289,11 @@ class Bench:
             self.handler,
             broker=self.broker,
             claimer=Claimer(self.handler, store, resource),
-            call=lambda event, claim, delivery: call(event),
-            wrap=Wrapper("stock", [Shipped], "structured").caused,
+            handling=Handling(
+                self.handler,
+                lambda event, claim, delivery: call(event),
+                Wrapper("stock", [Shipped], "structured").caused,
+            ),
             settler=self.settler,
             together=together,
         )

@@ -52,12 +52,14 @@ class Setting(NamedTuple):
     """The first event fails at every attempt."""
     lanes: int = 1
     batch: int | None = None
+    whole: bool = False
+    """The handler takes a list of events."""
     skip: int = 0
     """How many chances a fault lets pass, so that it strikes inside a batch."""
 
     def __str__(self) -> str:
         order = "ordered" if self.ordered else "unordered"
-        flags = "".join(f" {flag}" for flag in ("twice", "bad") if getattr(self, flag))
+        flags = "".join(f" {flag}" for flag in ("twice", "bad", "whole") if getattr(self, flag))
         return f"{self.store} {order} {self.keys}{flags} lanes={self.lanes} batch={self.batch} skip={self.skip}"
 
     @property
@@ -126,7 +128,7 @@ class Process:
     def _worker(self) -> Worker:
         service = Service("walk", publishes=[Followed])
         service.observers.append(self.watch)
-        on = service.on(
+        on = (service.on_batch if self.setting.whole else service.on)(
             Stepped,
             name="step",
             idempotent=self.store is None,
@@ -136,45 +138,55 @@ class Process:
             timeout=TIMEOUT,
             retry=RETRY,
         )
-        if self.setting.store == "tx":
+        if self.setting.whole:
+            on(self._steps_in_tx if self.setting.store == "tx" else self._steps)
+        elif self.setting.store == "tx":
             on(self._step_in_tx)
         else:
             on(self._step)
         return Running(service, self.session, self.store)._worker(service.handlers[0], None)
 
-    async def _step_in_tx(self, event: Stepped, tx: Tx, delivery: Delivery) -> Followed:
+    async def _step_in_tx(self, event: Stepped, tx: Tx, delivery: Delivery, alone: bool = True) -> Followed:
         if self.world.faults.take("driver"):
             raise DriverError("locked")
-        await self._suffer(event, delivery)
+        await self._suffer(event, delivery, alone)
         tx.effects.append(delivery.event_id)
         return Followed(key=event.key, number=event.number)
 
-    async def _step(self, event: Stepped, delivery: Delivery) -> Followed:
-        await self._suffer(event, delivery)
+    async def _step(self, event: Stepped, delivery: Delivery, alone: bool = True) -> Followed:
+        await self._suffer(event, delivery, alone)
         self.world.ledger.append(delivery.event_id)
         return Followed(key=event.key, number=event.number)
 
-    async def _suffer(self, event: Stepped, delivery: Delivery) -> None:
-        """Whatever can go wrong in a handler."""
+    async def _steps_in_tx(self, events: list[Stepped], tx: Tx, deliveries: list[Delivery]) -> list[Followed]:
+        alone, pairs = len(events) == 1, zip(events, deliveries, strict=True)
+        return [await self._step_in_tx(event, tx, delivery, alone) for event, delivery in pairs]
+
+    async def _steps(self, events: list[Stepped], deliveries: list[Delivery]) -> list[Followed]:
+        alone, pairs = len(events) == 1, zip(events, deliveries, strict=True)
+        return [await self._step(event, delivery, alone) for event, delivery in pairs]
+
+    async def _suffer(self, event: Stepped, delivery: Delivery, alone: bool) -> None:
+        """Whatever can go wrong in a handler. In a list with others no failure is laid to an event."""
         take = self.world.faults.take
         self._note("start", delivery)
         await asyncio.sleep(0)
         if event.bad or take("raise"):
-            self._note("fail", delivery)
+            self._fail(delivery, alone)
             raise Boom("raise")
         if take("mute"):
-            self._note("fail", delivery)
+            self._fail(delivery, alone)
             raise Mute
         if take("dead"):
             raise Dead("meant")
         if take("cancel"):
-            self._note("fail", delivery)
+            self._fail(delivery, alone)
             raise asyncio.CancelledError
         if take("hang"):
-            self._note("fail", delivery, TIMEOUT)
+            self._fail(delivery, alone, TIMEOUT)
             await asyncio.sleep(FOREVER)
         if take("swallow"):
-            self._note("fail", delivery, TIMEOUT)
+            self._fail(delivery, alone, TIMEOUT)
             await self._swallow()
         if take("slow"):
             await asyncio.sleep(0.06)
@@ -184,6 +196,10 @@ class Process:
             await asyncio.sleep(FOREVER)
         except asyncio.CancelledError:
             raise Boom("something else") from None
+
+    def _fail(self, delivery: Delivery, alone: bool, later: float = 0.0) -> None:
+        if alone:
+            self._note("fail", delivery, later)
 
     def _note(self, what: Literal["start", "fail"], delivery: Delivery, later: float = 0.0) -> None:
         at = asyncio.get_running_loop().time() + later

@@ -36,7 +36,9 @@ def judge(setting: Setting, world: World, *, interrupted: bool = False) -> list[
             wrong.append(f"{event} is LOST")
         if applied and dead and setting.store != "none" and not MEANT_DEAD & set(world.faults.struck):
             wrong.append(f"{event} was applied, and is a dead letter")
-        repeats = world.faults.names & CAN_REPEAT[setting.store] or (setting.store == "none" and setting.twice)
+        repeats = world.faults.names & CAN_REPEAT[setting.store] or (
+            setting.store == "none" and (setting.twice or setting.whole)
+        )
         if applied > 1 and not repeats and not (interrupted and setting.store != "tx"):
             wrong.append(f"{event} was applied {applied} times")
     wrong += _dead_only_when_meant(setting, world, letters)

@@ -30,6 +30,8 @@ SHAPES = (
     Setting(keys="abab", lanes=2),
     Setting(keys="aaba", batch=1, skip=1),
 )
+WHOLE = (Setting(keys="aba", skip=1, whole=True), Setting(keys="abab", lanes=2, whole=True))
+"""A batch handler, where one can be: in a transaction, or where its effect may repeat."""
 
 
 def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
@@ -37,7 +39,8 @@ def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
     for store, faults in FAULTS.items():
         for count in range(most + 1):
             for turn, chosen in enumerate(combinations(faults, count)):
-                shapes = SHAPES if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
+                more = WHOLE[: 3 - count] if store != "lease" and count < 3 else ()
+                shapes = (*SHAPES, *more) if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
                 for shape in shapes:
                     for flags in range(8) if count < 3 else (turn % 8,):
                         ordered, twice, bad = bool(flags & 1), bool(flags & 2), bool(flags & 4)
@@ -50,9 +53,14 @@ def settings_to_interrupt(*, full: bool) -> Iterator[tuple[Setting, frozenset[st
     for store, faults in FAULTS.items():
         for turn, fault in enumerate([None, *faults]):
             if full or fault is None or fault in some:
-                shapes = (SHAPES[5 - 2 * (turn % 2)], SHAPES[3 + turn % 3]._replace(twice=turn % 2 == 1))
+                shapes: tuple[Setting, ...] = (
+                    SHAPES[5 - 2 * (turn % 2)],
+                    SHAPES[3 + turn % 3]._replace(twice=turn % 2 == 1),
+                )
+                if store != "lease" and (full or turn % 3 == 0):
+                    shapes = (WHOLE[turn % 2], *shapes)
                 for ordered in (True, False):
-                    for shape in shapes[: 1 + full]:
+                    for shape in shapes[: 2 + full - (shapes[0] not in WHOLE)]:
                         yield shape._replace(store=store, ordered=ordered), frozenset({fault} if fault else ())
 
 

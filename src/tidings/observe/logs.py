@@ -166,8 +166,10 @@ def _add_delivery(logger: object, method: str, line: EventDict) -> EventDict:
     """The ids of the delivery that runs in this task, or in the thread it was handed to."""
     scope = current.get()
     if scope is not None:
+        of_one = FIELDS[:2] if scope.together else FIELDS  # a line of a batch handler is about no single event
         for name, value in fields_of(scope.position, scope.delivery).items():
-            line.setdefault(name, value)
+            if name in of_one:
+                line.setdefault(name, value)
     return line
 
 
