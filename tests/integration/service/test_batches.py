@@ -1,0 +1,122 @@
+"""Batch handlers of whole services on a real SQLite file: what the ledger says when some rows are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.integration.nats.server import NatsServer
+from tests.unit.parts import until
+from tidings import Event, Retry, Service
+from tidings.brokers import broker_from
+from tidings.errors import BrokerUnavailable
+from tidings.ports import Broker
+from tidings.testing import MemoryBroker
+
+KEYS, EACH = 8, 30
+BAD = {("k1", 3), ("k5", 17)}
+INSERT = text("INSERT INTO ledger (key, number) VALUES (:key, :number)")
+
+
+class Placed(Event, type="order.placed", version=1, key="order_id"):
+    order_id: str
+    number: int
+
+
+class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
+    order_id: str
+    number: int
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("memory", marks=pytest.mark.proves(broker="memory", store="sqlite")),
+        pytest.param("nats", marks=pytest.mark.proves(broker="nats", store="sqlite")),
+    ]
+)
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    if request.param == "memory":
+        broker = MemoryBroker()
+        # What is applied comes again, because the broker does not hear of it.
+        broker.fail_settle(BrokerUnavailable("lost"), times=40)
+        yield broker
+        return
+    server = NatsServer(tmp_path / "server").start()
+    try:
+        yield broker_from(server.url)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE ledger (key TEXT, number INTEGER CHECK (number < 1000))")  # no unique key
+        connection.commit()
+    return path
+
+
+def ledger(database: Path) -> list[tuple[str, int]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute("SELECT key, number FROM ledger ORDER BY rowid").fetchall()
+
+
+def row(order: Placed) -> dict[str, object]:
+    bad = (order.order_id, order.number) in BAD
+    return {"key": order.order_id, "number": order.number + 1000 * bad}
+
+
+SIZES: list[int] = []
+
+
+async def reserve(orders: list[Placed], db: AsyncConnection) -> list[Reserved]:
+    SIZES.append(len(orders))
+    await db.execute(INSERT, [row(order) for order in orders])
+    return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
+
+
+def reserve_in_a_thread(orders: list[Placed], db: Connection) -> list[Reserved]:
+    SIZES.append(len(orders))
+    db.execute(INSERT, [row(order) for order in orders])
+    return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
+
+
+@pytest.mark.parametrize("handler", [reserve, reserve_in_a_thread])
+async def test_P3_P4_P8_of_batches_with_refused_rows_each_other_event_is_applied_once_and_in_order(
+    broker: Broker, database: Path, handler: Callable[..., Any]
+) -> None:
+    stock = Service("stock", broker=broker, store=f"sqlite:///{database}", publishes=[Placed, Reserved])
+    retry = Retry(attempts=3, first=0.01, most=0.02)
+    stock.on_batch(Placed, name="reserve", retry=retry, batch=64)(handler)
+    heard: list[tuple[str, int]] = []
+
+    @stock.on(Reserved, idempotent=True)
+    async def hear(reserved: Reserved) -> None:
+        heard.append((reserved.order_id, reserved.number))
+
+    SIZES.clear()
+    expected = {(f"k{key}", number) for key in range(KEYS) for number in range(EACH)} - BAD
+    async with stock.running():
+        events = [Placed(order_id=f"k{key}", number=number) for number in range(EACH) for key in range(KEYS)]
+        assert await stock.publish_many(events) == [None] * len(events)
+        await until(lambda: len(ledger(database)) >= len(expected) and len(set(heard)) >= len(expected), 60)
+        await until(lambda: stock.active.workers[0].waiting == 0, 60)
+    async with stock.running():  # what was applied and not heard of comes again
+        await asyncio.sleep(0.1)
+        await until(lambda: stock.active.workers[0].waiting == 0 and stock.active.workers[0].busy == 0, 60)
+    rows = ledger(database)
+    assert sorted(rows) == sorted(expected)
+    for key in range(KEYS):
+        numbers = [number for name, number in rows if name == f"k{key}"]
+        assert numbers == sorted(numbers)
+    assert set(heard) == expected
+    assert max(SIZES) > 8
