@@ -171,6 +171,12 @@ def found_version(connection: sa.Connection) -> int:
     return int(connection.scalar(sa.select(sa.func.max(schema.c.version))) or 0)
 
 
+def made_at(connection: sa.Connection) -> float | None:
+    """When the tables in this database were made, which tells it from others."""
+    found: float | None = connection.scalar(sa.select(schema.c.made_at).order_by(schema.c.version).limit(1))
+    return found
+
+
 def ensure(connection: sa.Connection) -> None:
     """Create or upgrade the tables, under a lock that keeps everybody else from doing the same.
 

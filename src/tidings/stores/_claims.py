@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from hashlib import sha256
@@ -12,13 +13,16 @@ import sqlalchemy as sa
 from tidings.delivery import Message
 from tidings.errors import TidingsError, WorldError
 from tidings.ports import NEW, Claimed, Key, State
+from tidings.stores._database import Row
 from tidings.stores._desk import Desk
 from tidings.stores._links import Link
-from tidings.stores._sqlite import Row
 from tidings.stores._transactions import Transaction
 
 MOST_KEY = 256
 """Characters of a key that are kept as they are. Longer ones would not fit into the indexes of every database."""
+
+UNFIT = re.compile("[\0\ud800-\udfff]")
+"""What not every database keeps as text."""
 
 
 class SqlClaim:
@@ -78,9 +82,7 @@ class SqlClaim:
         for stored, key in zip(self._stored, self._keys, strict=True):
             first.setdefault(stored, key)
         rows: list[Row] = [(*stored, first[stored].event_id, first[stored].digest) for stored in sorted(first)]
-        database = self._desk.database
-        new = database.insert_keys(connection, rows)
-        known = database.find_keys(connection, first.keys() - new) if len(new) < len(first) else {}
+        new, known = self._desk.database.claim_keys(connection, rows) if rows else (set(), {})
         states: list[Claimed] = []
         for stored in self._stored:
             if stored in known:
@@ -111,6 +113,7 @@ class SqlClaim:
 
 
 def _stored(key: str) -> str:
-    if len(key) <= MOST_KEY:
+    if len(key) <= MOST_KEY and not UNFIT.search(key):
         return key
-    return f"{key[: MOST_KEY - 65]}~{sha256(key.encode(errors='surrogatepass')).hexdigest()}"
+    digest = sha256(key.encode(errors="surrogatepass")).hexdigest()
+    return f"{UNFIT.sub('?', key[: MOST_KEY - 65])}~{digest}"

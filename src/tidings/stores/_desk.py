@@ -9,10 +9,10 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tidings.errors import Contention, TidingsError
+from tidings.errors import Contention, MisuseError, TidingsError
 from tidings.outbox.relay import Wake
+from tidings.stores._database import BEGIN, Database, own_error
 from tidings.stores._links import AsyncLink, Link, ThreadLink, Threads
-from tidings.stores._sqlite import BEGIN, Sqlite
 
 T = TypeVar("T")
 
@@ -22,9 +22,9 @@ class Desk:
 
     def __init__(
         self,
-        database: Sqlite,
+        database: Database,
         engine: AsyncEngine,
-        sync_engine: sa.Engine,
+        sync_engine: sa.Engine | None,
         *,
         lock_timeout: float,
         ours: bool,
@@ -39,18 +39,25 @@ class Desk:
         """What takes out again what was hooked into the engines."""
         self.late: set[asyncio.Task[None]] = set()
         self._threads = Threads()
-        # SQLite lets waiting writers poll, and whoever comes at the right moment wins. Inside one process they queue.
-        self._turn = asyncio.Lock()
+        # Where one writes at a time the others poll, and whoever comes at the right moment wins. Here they queue.
+        self._turn = asyncio.Lock() if database.one_writer else None
 
     def link(self, *, sync: bool) -> Link:
-        return ThreadLink(self.sync_engine, self._threads) if sync else AsyncLink(self.engine)
+        if not sync:
+            return AsyncLink(self.engine)
+        if self.sync_engine is None:
+            self.database.check_sync()
+            raise MisuseError("this store was opened before the driver for sync handlers was there")
+        return ThreadLink(self.sync_engine, self._threads)
 
     async def take_turn(self) -> None:
-        """Wait until no other transaction of this process writes.
+        """Wait until no other transaction of this process writes, where only one can.
 
         Raises:
             Contention: one did for too long.
         """
+        if self._turn is None:
+            return
         try:
             async with asyncio.timeout(self.lock_timeout):
                 await self._turn.acquire()
@@ -62,7 +69,8 @@ class Desk:
             ) from None
 
     def give_turn(self) -> None:
-        self._turn.release()
+        if self._turn is not None:
+            self._turn.release()
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Read without a transaction and without waiting for writers.
@@ -71,14 +79,14 @@ class Desk:
             StoreUnavailable, Contention: it cannot be read.
         """
         try:
-            self.database.check_file()
-            async with self.engine.connect() as connection:
+            self.database.check()
+            async with asyncio.timeout(self.database.answers_within), self.engine.connect() as connection:
                 _ = await connection.execution_options(**{BEGIN: ""})
                 return await connection.run_sync(work)
         except TidingsError:
             raise
         except Exception as error:
-            raise self.database.own_error(error) or error from error
+            raise own_error(self.database, error) or error from error
 
     async def close(self, limit: float) -> None:
         """Wait for late rollbacks, then let go of all connections and threads."""
@@ -89,9 +97,11 @@ class Desk:
             self.hooks.pop()()
         if self._ours:  # a live engine belongs to whoever made it
             await self.engine.dispose()
-        await asyncio.to_thread(self.sync_engine.dispose)
+        if self.sync_engine is not None:
+            await asyncio.to_thread(self.sync_engine.dispose)
 
     async def forget_connections(self) -> None:
         """Connect anew from now on: the pooled connections lead to a file that is gone."""
         await self.engine.dispose()
-        await asyncio.to_thread(self.sync_engine.dispose)
+        if self.sync_engine is not None:
+            await asyncio.to_thread(self.sync_engine.dispose)

@@ -9,7 +9,6 @@ after it.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,13 +17,18 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from tidings import points
-from tidings.errors import MisuseError, TidingsError
-from tidings.stores._sqlite import driver_of
+from tidings.errors import MisuseError, TidingsError, WorldError
+from tidings.stores._database import Database
 
 OPTION: Final = "tidings_guard"
 
-# ROLLBACK TO goes back to a savepoint, which is anybody's right.
-ENDS: Final = re.compile(r"\s*(COMMIT|END|BEGIN|ROLLBACK(?!\s+(TRANSACTION\s+)?TO\b))\b", re.IGNORECASE)
+# ROLLBACK TO goes back to a savepoint, which is anybody's right. What stands behind a comment is seen, too.
+ENDS: Final = re.compile(
+    r"(?:\s|--[^\n]*\n|#[^\n]*\n|/\*.*?\*/)*"
+    r"(COMMIT|END|BEGIN(?!\s+NOT\s+ATOMIC)|ABORT|START\s+TRANSACTION|PREPARE\s+TRANSACTION|XA"
+    r"|SET\s+(?:SESSION\s+|@@)?AUTOCOMMIT|ROLLBACK(?!\s+((TRANSACTION|WORK)\s+)?TO\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 REMEDY: Final = "Return from the handler to commit, raise to roll back, and use begin_nested() to undo a part"
 
@@ -32,49 +36,79 @@ REMEDY: Final = "Return from the handler to commit, raise to roll back, and use 
 class Guard:
     """What happened on one connection while it was lent."""
 
-    __slots__ = ("_driver", "active", "cut_off", "trouble")
+    __slots__ = ("_database", "_known", "active", "cut_off", "driver", "trouble", "unsure")
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: WorldError | None = None
+        """What the last error said of the database, if anything."""
         self.active = False
         self.cut_off = False
         """A statement was cancelled; the connection is good for a rollback and no more."""
+        self.unsure = False
+        """Whether the transaction stands is not known without asking."""
         self.trouble: TidingsError | None = None
-        self._driver: sqlite3.Connection | None = None
+        self.driver: Any = None
 
-    def start(self, connection: sa.Connection) -> None:
+    def lend(self, connection: sa.Connection) -> None:
+        """Know the connection, before anything is done with it."""
+        self.driver = self._database.driver_of(connection)
+
+    def start(self) -> None:
         """Watch from here on: the transaction is open."""
-        self._driver = driver_of(connection)
         self.active = True
 
-    def check(self) -> None:
-        """Raise if the transaction is not whole any more.
+    def check(self, connection: sa.Connection | None = None) -> None:
+        """Raise if the transaction is not whole any more; with the connection, the database is asked where needed.
 
         Raises:
             MisuseError: somebody else ended it.
+            Contention, StoreUnavailable: the database did, and whose statement it was passed over the error.
         """
-        if self.trouble is None and self.active and not self.in_transaction:
-            self.trouble = MisuseError(
-                "the transaction that a handler's connection is part of has ended: on the driver's own connection, in"
-                f" which case what was written until then may be committed, or by the database itself, which rolls back"
-                f" when it runs out of room or a trigger says so. {REMEDY}"
-            )
+        if self.trouble is None and self.active:
+            if not self.in_transaction:
+                self.trouble = self._known or MisuseError(
+                    "the transaction that a handler's connection is part of has ended: on the driver's own connection,"
+                    " in which case what was written until then may be committed, or by the database itself, which"
+                    " commits before a statement that changes tables (MariaDB), and rolls back when it runs out of room"
+                    f" or a trigger says so. {REMEDY}"
+                )
+            elif self.unsure and connection is not None:
+                self.unsure = False
+                if not self._database.whole(connection):
+                    self.trouble = self._known or MisuseError(
+                        "the transaction that a handler's connection is part of has ended, or its handler passed over"
+                        " an error after which the database commits nothing. A statement that creates or changes a"
+                        f" table may commit by itself, too. {REMEDY}"
+                    )
         if self.trouble is not None:
             raise self.trouble
 
+    def failed(self, error: BaseException) -> None:
+        """A statement raised."""
+        self.unsure = True
+        known = self._database.world(error)
+        self._known = known or self._known
+        if known is not None and self.trouble is None and self._database.ends_all(error):
+            self.trouble = known
+
     def interrupt(self) -> None:
         """Stop a statement that runs now, in whatever thread it does."""
-        try:
-            if self._driver is not None:
-                self._driver.interrupt()
-        except sqlite3.ProgrammingError:
-            pass  # it was closed meanwhile
+        if self.driver is not None:
+            self._database.interrupt(self.driver)
+
+    def asks_after(self, statement: str) -> None:
+        if self._database.unsure_after(statement):
+            self.unsure = True
+
+    @property
+    def asks_before(self) -> bool:
+        """Whether to ask before each statement, which where errors abort would forbid to go back to a savepoint."""
+        return not self._database.aborts
 
     @property
     def in_transaction(self) -> bool:
-        try:
-            return self._driver is not None and self._driver.in_transaction
-        except sqlite3.ProgrammingError:  # it is closed
-            return False
+        return self.driver is not None and self._database.in_transaction(self.driver)
 
 
 def guard_of(connection: sa.Connection) -> Guard | None:
@@ -104,10 +138,11 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
 
     def execute(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
         if guard := guard_of(connection):
-            guard.check()
+            guard.check(connection if guard.asks_before else None)
             if ENDS.match(statement):
                 guard.trouble = MisuseError(f"a handler may not say {statement.strip()[:40]!r}. {REMEDY}")
                 raise guard.trouble
+            guard.asks_after(statement)
             if points.reached is not None:
                 points.reached(points.BEFORE_STATEMENT)
 
@@ -129,7 +164,9 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
         the transaction open and the file locked.
         """
         guard = guard_of(context.connection) if context.connection is not None else None
-        if guard is not None and not isinstance(context.original_exception, Exception):
+        if guard is not None and isinstance(context.original_exception, Exception):
+            guard.failed(context.original_exception)
+        elif guard is not None:
             guard.cut_off = True
             context.is_disconnect = False
             guard.interrupt()

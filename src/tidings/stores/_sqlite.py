@@ -1,7 +1,4 @@
-"""What is particular to SQLite: how to connect, begin, insert keys, and what its errors mean.
-
-Another database of SQLAlchemy's brings a class with the same methods; nothing else in `stores` says its name.
-"""
+"""What is particular to SQLite: how to connect, begin, insert keys, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -18,27 +15,15 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, StoreUnavailable, WorldError
 from tidings.outbox import tables
-
-Row = tuple[str, str, str, bytes]
-"""Handler, key, event id and digest, as the inbox keeps them."""
+from tidings.stores._database import BEGIN, Found, Pair, Row, pool_error
 
 CHUNK: Final = 1000
 """Rows in one statement: five parameters each, far below SQLite's limit of 32,766."""
 
-BEGIN: Final = "tidings_begin"
-"""The execution option that says how a transaction begins; empty for reading, and for engines that begin by hooks."""
 IMMEDIATE: Final = "BEGIN IMMEDIATE"
-
-
-def driver_of(connection: sa.Connection) -> sqlite3.Connection:
-    """SQLite's own connection, also where aiosqlite stands before it.
-
-    Only to ask about its transaction and to interrupt it, which every thread may do.
-    """
-    driver: Any = connection.connection.driver_connection
-    return cast(sqlite3.Connection, driver if isinstance(driver, sqlite3.Connection) else driver._conn)
 
 
 class Sqlite:
@@ -47,6 +32,11 @@ class Sqlite:
     One writer at a time is all that SQLite has, so every transaction that may write says so when it begins: a plain
     BEGIN that reads first and writes later fails at once, whatever the timeout, when another has written meanwhile.
     """
+
+    one_writer = True
+    answers_within: float | None = None
+    aborts = False
+    survives_cancel = True
 
     def __init__(self, url: sa.URL, *, lock_timeout: float) -> None:
         self._url = url
@@ -69,6 +59,9 @@ class Sqlite:
     def sync_engine(self) -> sa.Engine:
         url = self._url.set(drivername="sqlite+pysqlite")
         return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+
+    def check_sync(self) -> None:
+        """The driver comes with Python."""
 
     def prepare(self, engine: sa.Engine, *, ours: bool) -> None:
         """Set each new connection up as the promises need it, and begin transactions as writers do."""
@@ -113,7 +106,7 @@ class Sqlite:
         how = connection.get_execution_options().get(BEGIN, IMMEDIATE)
         reading = connection.execution_options(**{BEGIN: ""})
         current = tables.found_version(reading) == tables.SCHEMA_VERSION
-        if self.in_transaction(connection):
+        if self.in_transaction(self.driver_of(connection)):
             # A live engine has hooks that begin, such as SQLAlchemy's documentation gives; they follow ours.
             connection.engine.update_execution_options(**{BEGIN: ""})
             how = ""
@@ -125,7 +118,7 @@ class Sqlite:
 
     # ------------------------------------------------------------------ the file
 
-    def check_file(self) -> None:
+    def check(self) -> None:
         """See that the file is still the one that was opened: SQLite would go on writing into a deleted one.
 
         Raises:
@@ -137,12 +130,9 @@ class Sqlite:
             raise StoreUnavailable(f"{self} was {was} while it was in use. Nothing more is written until it is back")
 
     @property
-    def unchanged(self) -> bool:
-        return self._find() == self._inode
-
-    @property
-    def exists(self) -> bool:
-        return self._find() is not None
+    def replaced(self) -> bool:
+        found = self._find()
+        return found is not None and found != self._inode
 
     def _find(self) -> tuple[int, int] | None:
         try:
@@ -153,31 +143,26 @@ class Sqlite:
 
     # ------------------------------------------------------------------ the inbox
 
-    def insert_keys(self, connection: sa.Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
-        """Insert what is not there yet, and say what that was. Rows come sorted."""
+    def claim_keys(self, connection: sa.Connection, rows: Sequence[Row]) -> tuple[set[Pair], Found]:
         now = time.time()
-        new: set[tuple[str, str]] = set()
+        new: set[Pair] = set()
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             parameters = tuple(chain.from_iterable((*row, now) for row in chunk))
             found = connection.exec_driver_sql(_insert_statement(len(chunk)), parameters)
             new.update((handler, key) for handler, key in found)
-        return new
+        return new, self.find_keys(connection, [row[:2] for row in rows if row[:2] not in new])
 
-    def find_keys(
-        self, connection: sa.Connection, keys: Iterable[tuple[str, str]]
-    ) -> dict[tuple[str, str], tuple[str, bytes]]:
-        """Which events were applied under these keys: event id and digest by handler and key."""
+    def find_keys(self, connection: sa.Connection, keys: Iterable[Pair]) -> Found:
         wanted = list(keys)
-        found: dict[tuple[str, str], tuple[str, bytes]] = {}
+        found: Found = {}
         for start in range(0, len(wanted), CHUNK):
             chunk = wanted[start : start + CHUNK]
             rows = connection.exec_driver_sql(_find_statement(len(chunk)), tuple(chain.from_iterable(chunk)))
             found.update({(handler, key): (event_id, digest) for handler, key, event_id, digest in rows})
         return found
 
-    def delete_keys(self, connection: sa.Connection, keys: Sequence[tuple[str, str]]) -> None:
-        """Take keys back that were inserted in this transaction."""
+    def delete_keys(self, connection: sa.Connection, keys: Sequence[Pair]) -> None:
         connection.exec_driver_sql("DELETE FROM tidings_inbox WHERE handler = ? AND key = ?", list(keys))
 
     # ------------------------------------------------------------------ transactions and errors
@@ -187,13 +172,50 @@ class Sqlite:
         if not connection.get_execution_options().get(BEGIN, IMMEDIATE):
             connection.exec_driver_sql("DELETE FROM tidings_relay WHERE 0")
 
-    def in_transaction(self, connection: sa.Connection) -> bool:
-        """Whether the database itself, not only SQLAlchemy, is inside a transaction."""
-        return driver_of(connection).in_transaction
+    def roll_back(self, connection: sa.Connection) -> None:
+        connection.connection.rollback()
+
+    def driver_of(self, connection: sa.Connection) -> sqlite3.Connection:
+        """SQLite's own connection, also where aiosqlite stands before it.
+
+        Only to ask about its transaction and to interrupt it, which every thread may do.
+        """
+        driver: Any = connection.connection.driver_connection
+        return cast(sqlite3.Connection, driver if isinstance(driver, sqlite3.Connection) else driver._conn)
+
+    def in_transaction(self, driver: sqlite3.Connection) -> bool:
+        try:
+            return driver.in_transaction
+        except sqlite3.ProgrammingError:  # it is closed
+            return False
+
+    def unsure_after(self, statement: str) -> bool:
+        return False
+
+    def whole(self, connection: sa.Connection) -> bool:
+        return self.in_transaction(self.driver_of(connection))
+
+    def reusable(self, connection: sa.Connection) -> bool:
+        return not self.in_transaction(self.driver_of(connection))
+
+    def interrupt(self, driver: sqlite3.Connection) -> None:
+        try:
+            driver.interrupt()
+        except sqlite3.ProgrammingError:
+            pass  # it was closed meanwhile
+
+    async def stop(self, driver: sqlite3.Connection) -> None:
+        self.interrupt(driver)
+
+    def cut(self, driver: sqlite3.Connection) -> None:
+        """There is no server: it is the handler itself that goes on, and its file is not taken away from it."""
+
+    def fits(self, messages: Sequence[Message]) -> None:
+        """A row may be as large as an event."""
 
     def will_commit(self, connection: sa.Connection) -> bool:
         """Whether what is written now waits for a commit: false where each statement commits by itself."""
-        driver = driver_of(connection)
+        driver = self.driver_of(connection)
         # With an isolation level the driver begins before the next INSERT.
         return driver.in_transaction or driver.isolation_level is not None
 
@@ -210,10 +232,8 @@ class Sqlite:
     def world(self, error: BaseException) -> WorldError | None:
         """What an error of the database means, when it is not the statement's own fault."""
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        if isinstance(cause, sa.exc.TimeoutError):
-            return StoreUnavailable(f"{self}: no connection of the engine's pool became free. Make its pool larger")
         if not isinstance(cause, sqlite3.Error):
-            return None
+            return pool_error(self, error)
         name: str = getattr(cause, "sqlite_errorname", None) or ""
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
             return Contention(f"{self} is locked by another writer, for more than {self._lock_timeout:g} s")
@@ -224,13 +244,15 @@ class Sqlite:
             return StoreUnavailable(f"{self}: the connection was closed")
         return None
 
-    def own_error(self, error: BaseException) -> WorldError | None:
-        """The same for a statement of ours, where no error is the handler's."""
+    def of_handler(self, error: BaseException) -> WorldError | None:
+        """A lock error is the handler's own: its transaction holds the only lock there is, so the error comes from a
+        second connection of the handler's, which waits for the first and would do so each time.
+        """
         known = self.world(error)
-        if known is None and isinstance(error, sa.exc.DBAPIError):
-            reason = " ".join(str(error.orig).split())
-            return StoreUnavailable(f"{self}: {reason}. Are its tables tidings_* as Tidings made them?")
-        return known
+        return None if isinstance(known, Contention) else known
+
+    def ends_all(self, error: BaseException) -> bool:
+        return False
 
     def _explain(self, code: str) -> str:
         if code != "SQLITE_CANTOPEN":

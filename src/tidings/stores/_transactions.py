@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -12,9 +12,10 @@ import sqlalchemy as sa
 
 from tidings import points
 from tidings.delivery import Message
-from tidings.errors import MisuseError, TidingsError
+from tidings.errors import MisuseError, StoreUnavailable, TidingsError
 from tidings.outbox import rows
 from tidings.outbox.waiting import to_end
+from tidings.stores._database import own_error
 from tidings.stores._desk import Desk
 from tidings.stores._guard import OPTION, Guard
 from tidings.stores._links import Link
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 ROLLBACK_LIMIT = 5.0
 """How long an ending transaction waits for its thread, in seconds, before it goes on without it."""
+
+STOP_AFTER = 0.05
+"""How long a rollback waits for a statement that still runs, in seconds, before the server is asked to stop it."""
 
 _inside: ContextVar[Transaction | None] = ContextVar("tidings_transaction", default=None)
 
@@ -40,7 +44,7 @@ class Transaction:
         self._desk = desk
         self._link = link
         self._before_commit = before_commit
-        self._guard = Guard()
+        self._guard = Guard(desk.database)
         self._messages: list[Message] = []
         self._outer: Transaction | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -51,6 +55,8 @@ class Transaction:
         self.usable = False
         self.doubtful = False
         """The commit failed, and whether it took effect is not known."""
+        self._unanswered = False
+        """A step of ours was given up; the server may still be at it."""
 
     async def open(self, first: Callable[[sa.Connection], T]) -> T:
         """Begin, and do the first step in the same round."""
@@ -72,15 +78,16 @@ class Transaction:
 
     async def _begin(self, first: Callable[[sa.Connection], T]) -> T:
         def begin(connection: sa.Connection) -> T:
+            self._guard.lend(connection)
             connection.begin()
             self._desk.database.lock(connection)
             result = first(connection)
-            self._guard.start(connection)
+            self._guard.start()
             return result
 
-        self._desk.database.check_file()
-        await self._link.connect(**{OPTION: self._guard})
-        result = await self._link.run(begin)
+        self._desk.database.check()
+        await self._answered(self._link.connect(**{OPTION: self._guard}))
+        result = await self._answered(self._link.run(begin))
         self.usable = self._lent = True
         return result
 
@@ -98,6 +105,7 @@ class Transaction:
         """Keep messages, to be written in one statement before the commit."""
         if not self.usable:
             raise MisuseError("this transaction is over: an event cannot join it any more")
+        self._desk.database.fits(messages)
         self._messages.extend(messages)
 
     def lent(self, tx: object) -> bool:
@@ -109,6 +117,8 @@ class Transaction:
         session = self._link.session
         if session is not None and (session.new or session.dirty or session.deleted):
             await self._link.run(lambda connection: session.flush())
+        if self._guard.unsure:
+            await self._answered(self._link.run(self._guard.check))
         self._guard.check()
 
     async def commit(self) -> None:
@@ -120,7 +130,7 @@ class Transaction:
         """
         self._leave()
         try:
-            await to_end(self._link.run(self._finish))
+            await to_end(self._answered(self._link.run(self._finish)))
         except BaseException as error:
             await self.abandon()
             raise self._explained(error) from error
@@ -130,28 +140,29 @@ class Transaction:
 
     def _finish(self, connection: sa.Connection) -> None:
         guard, session, database = self._guard, self._link.session, self._desk.database
-        guard.check()
+        guard.check(connection)
         if session is not None:
             session.flush()
-            guard.check()
+            guard.check(connection)
         self._lent = guard.active = False
         if self._before_commit is not None:
             self._before_commit(connection)
         if self._messages:
             rows.insert(connection, self._messages)
-        database.check_file()
+        database.check()
         if self.announced:
             points.at(points.BEFORE_COMMIT)
+        self.doubtful = True
         try:
             if session is not None:
                 session.commit()
             connection.commit()
-        except BaseException:
+        except Exception:
             self.doubtful = connection.invalidated or not guard.in_transaction
             raise
-        if database.in_transaction(connection):  # nothing that SQLAlchemy thinks matters more than this
-            self.doubtful = True
+        if not database.reusable(connection):  # nothing that SQLAlchemy thinks matters more than this
             raise MisuseError(f"{database} is still inside the transaction that was committed")
+        self.doubtful = False
         if self.announced:
             points.at(points.AFTER_COMMIT)
 
@@ -170,27 +181,60 @@ class Transaction:
         if not self._ending.done():
             log.warning(
                 "%s: a transaction was given up, but its thread is still busy; it is rolled back when the thread is"
-                " free, and no other can write until then",
+                " free, and what it locked is locked until then",
                 self._desk.database,
             )
 
     async def _roll_back(self) -> None:
         # What runs there still must not keep the others waiting; its result is not wanted any more.
         self._guard.interrupt()
+        database, guard = self._desk.database, self._guard
+        if guard.driver is None:
+            return await self._release(broken=True)
 
         def roll_back(connection: sa.Connection) -> bool:
-            self._guard.active = False
-            if not connection.invalidated:
-                connection.connection.rollback()
-            return connection.invalidated or self._guard.cut_off or self._desk.database.in_transaction(connection)
+            guard.active = False
+            if connection.invalidated or (guard.cut_off and not database.survives_cancel):
+                return True
+            database.roll_back(connection)
+            return guard.cut_off or not database.reusable(connection)
 
         broken = True
+        rolling = asyncio.ensure_future(self._link.run(roll_back))
+        stopped = await self._stop_what_runs(rolling)
         try:
-            broken = await self._link.run(roll_back)
+            broken = await rolling
         except Exception as error:
             # Whatever it is: a connection whose rollback fails is thrown away, and the database rolls back by itself.
-            log.debug("%s: the rollback failed: %s", self._desk.database, error)
+            log.debug("%s: the rollback failed: %s", database, error)
         await self._release(broken=broken)
+        if broken and not stopped and (guard.cut_off or self._unanswered):
+            await database.stop(guard.driver)  # nobody waits for it, but its locks would
+
+    async def _stop_what_runs(self, rolling: asyncio.Future[bool]) -> bool:
+        """See that a rollback is not held up by a statement before it; whether the server was asked to stop one."""
+        if (await asyncio.wait({rolling}, timeout=STOP_AFTER))[0]:
+            return False
+        await self._desk.database.stop(self._guard.driver)
+        if not (await asyncio.wait({rolling}, timeout=ROLLBACK_LIMIT))[0]:
+            self._desk.database.cut(self._guard.driver)
+        return True
+
+    async def _answered(self, step: Awaitable[T]) -> T:
+        """A step of ours, with a limit where a server might never answer.
+
+        Raises:
+            StoreUnavailable: it did not.
+        """
+        limit = self._desk.database.answers_within
+        if limit is None:
+            return await step
+        try:
+            async with asyncio.timeout(limit):
+                return await step
+        except TimeoutError as error:
+            self._unanswered = True
+            raise StoreUnavailable(f"{self._desk.database} did not answer in time ({limit:g} s)") from error
 
     async def _release(self, *, broken: bool) -> None:
         try:
@@ -209,7 +253,7 @@ class Transaction:
         if isinstance(error, TidingsError) or not isinstance(error, Exception):
             return error
         database = self._desk.database
-        return (database.world(error) if self._lent else database.own_error(error)) or error
+        return (database.world(error) if self._lent else own_error(database, error)) or error
 
 
 def current(desk: Desk) -> Transaction | None:

@@ -1,4 +1,4 @@
-"""Effects applied once in a SQL database, through SQLAlchemy 2. The database that is built is SQLite."""
+"""Effects applied once in a SQL database, through SQLAlchemy 2: PostgreSQL, MariaDB or SQLite."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from tidings.delivery import Message
-from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
+from tidings.errors import Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
 from tidings.outbox import retention, rows
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
 from tidings.ports import Forgotten, Key, KeyKind, Publish
 from tidings.stores._claims import SqlClaim
+from tidings.stores._database import Database, own_error
+from tidings.stores._databases import database_for
 from tidings.stores._desk import Desk
 from tidings.stores._guard import watch
 from tidings.stores._links import ASYNC_KINDS, SYNC_KINDS
 from tidings.stores._outbox import SqlOutbox
-from tidings.stores._sqlite import Sqlite
 from tidings.stores._transactions import Transaction, current
 
 T = TypeVar("T")
@@ -37,35 +38,42 @@ class SqlAlchemyStore:
     of their batch's transaction: they do not commit or roll back, and undo a part with ``begin_nested()``. A session
     flushes before the commit, and its objects stay usable after it.
 
-    On SQLite the file has one writer: while a claim or a transaction is open, whoever else wants to write waits, and
-    gets `Contention` after `lock_timeout`. Handlers that wait for other things should not do so in a transaction.
+    Transactions are READ COMMITTED on PostgreSQL and MariaDB. Whoever waits for another's lock longer than
+    `lock_timeout` gets `Contention`. On SQLite the file has one writer: while a claim or a transaction is open, whoever
+    else wants to write waits. Handlers that wait for other things should not do so in a transaction.
 
     Args:
-        target: a URL (``sqlite:///shop.db``), or a live `AsyncEngine`, whose pool is used and never disposed of.
-        lock_timeout: how long to wait for other writers, in seconds.
+        target: a URL (``sqlite:///shop.db``, ``postgresql+asyncpg://…``, ``postgresql+psycopg://…``,
+            ``mariadb+aiomysql://…``), or a live `AsyncEngine`, whose pool is used and never disposed of.
+        lock_timeout: how long to wait for other writers, in seconds; MariaDB knows whole ones only, and at least one.
         poll: how often the relay looks for events of other processes, in seconds.
         lease: how long other relays wait for one that died, in seconds.
+        answers_within: how long a server may take for a step of Tidings' own, in seconds, before it is given up.
+
+    Raises:
+        ConfigurationError: this database is not known, or its driver is not installed.
     """
 
     transactional = True
 
     def __init__(
-        self, target: str | sa.URL | AsyncEngine, *, lock_timeout: float = 2.0, poll: float = 1.0, lease: float = 4.0
+        self,
+        target: str | sa.URL | AsyncEngine,
+        *,
+        lock_timeout: float = 2.0,
+        poll: float = 1.0,
+        lease: float = 4.0,
+        answers_within: float = 15.0,
     ) -> None:
         self._given = target if isinstance(target, AsyncEngine) else None
         url = target.url if isinstance(target, AsyncEngine) else sa.make_url(target)
-        if url.drivername not in ("sqlite", "sqlite+aiosqlite"):
-            raise ConfigurationError(
-                f"{url.drivername}: this store speaks to SQLite through aiosqlite (sqlite:///file.db); PostgreSQL and"
-                " MariaDB are not built yet"
-            )
-        self._database = Sqlite(url, lock_timeout=lock_timeout)
+        self._database: Database = database_for(url, lock_timeout=lock_timeout, answers_within=answers_within)
         self._lock_timeout, self._poll, self._lease = lock_timeout, poll, lease
         self._desk: Desk | None = None
         self._reopening = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<SqlAlchemyStore {self._database.path}>"
+        return f"<SqlAlchemyStore on {self._database}>"
 
     # ------------------------------------------------------------------ life
 
@@ -92,22 +100,23 @@ class SqlAlchemyStore:
             engine = database.async_engine()
         else:
             engine = self._given.execution_options(isolation_level="AUTOCOMMIT")
-        sync_engine = database.sync_engine()
+        sync_engine = database.sync_engine()  # None where its driver is not installed, and asked for nobody
         desk = Desk(database, engine, sync_engine, lock_timeout=self._lock_timeout, ours=self._given is None)
         for one, ours in ((engine.sync_engine, self._given is None), (sync_engine, True)):
-            desk.hooks.append(watch(one))
-            database.prepare(one, ours=ours)
+            if one is not None:
+                desk.hooks.append(watch(one))
+                database.prepare(one, ours=ours)
         return desk
 
     async def _set_up(self, desk: Desk) -> None:
         for left in reversed(range(OPEN_TRIES)):
             try:
-                async with desk.engine.connect() as connection:
+                async with asyncio.timeout(self._database.answers_within), desk.engine.connect() as connection:
                     return await connection.run_sync(self._database.set_up)
             except TidingsError:
                 raise
             except Exception as error:
-                trouble = self._database.own_error(error) or error
+                trouble = own_error(self._database, error) or error
                 if not isinstance(trouble, Contention):
                     raise trouble from error
                 if not left:
@@ -125,12 +134,12 @@ class SqlAlchemyStore:
         if self._desk is None:
             raise MisuseError(f"{self!r} is not open")
         try:
-            self._database.check_file()
+            self._database.check()
         except StoreUnavailable:
-            if not self._database.exists:
+            if not self._database.replaced:
                 raise
             async with self._reopening:
-                if self._desk is not None and not self._database.unchanged:
+                if self._desk is not None and self._database.replaced:
                     await self._desk.forget_connections()
                     await self._set_up(self._desk)
         if self._desk is None:
@@ -140,18 +149,15 @@ class SqlAlchemyStore:
     # ------------------------------------------------------------------ once
 
     def gives(self, wanted: type, *, sync: bool) -> bool:
+        if sync and wanted in SYNC_KINDS:
+            self._database.check_sync()
         return wanted in (SYNC_KINDS if sync else ASYNC_KINDS)
 
     def translate(self, error: Exception) -> WorldError | None:
-        """What an error inside a handler says of the store.
-
-        A lock error is the handler's own: its transaction holds the only lock there is, so the error comes from a
-        second connection of the handler's, which waits for the first and would do so each time.
-        """
+        """What an error inside a handler says of the store."""
         if isinstance(error, (Contention, StoreUnavailable)):
             return error
-        known = self._database.world(error)
-        return None if isinstance(known, Contention) else known
+        return self._database.of_handler(error)
 
     @asynccontextmanager
     async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[SqlClaim]:
@@ -196,7 +202,12 @@ class SqlAlchemyStore:
         except BaseException:
             await transaction.abandon()
             raise
-        await transaction.commit()
+        try:
+            await transaction.commit()
+        except StoreUnavailable as error:
+            if not transaction.doubtful:
+                raise
+            raise StoreUnavailable(f"{error}. Whether the transaction was committed is not known") from error
 
     async def emit(self, tx: object, messages: Sequence[Message]) -> None:
         """Write events into an open transaction: a handler's, one of `transaction`, or one of the user's own.
@@ -220,7 +231,7 @@ class SqlAlchemyStore:
                 # A sync connection belongs to whoever called, and so does the thread that called.
                 self._write_into(tx, messages)
         except sa.exc.DBAPIError as error:
-            raise self._database.own_error(error) or error from error
+            raise own_error(self._database, error) or error from error
         desk.wake.soon()
 
     def _write_into(self, tx: object, messages: Sequence[Message]) -> None:
@@ -238,6 +249,7 @@ class SqlAlchemyStore:
             raise MisuseError(f"this {type(tx).__name__} is not a connection to {self._database}, the outbox' database")
         if not self._database.will_commit(connection):
             raise MisuseError(f"this {type(tx).__name__} commits each statement by itself (AUTOCOMMIT). {remedy}")
+        self._database.fits(messages)
         if messages:
             rows.insert(connection, messages)
 

@@ -1,0 +1,387 @@
+"""What is particular to MariaDB: how to connect, begin, insert keys, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import chain
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tidings.delivery import Message
+from tidings.errors import ConfigurationError, Contention, EventTooLarge, MisuseError, StoreUnavailable, WorldError
+from tidings.outbox import tables
+from tidings.stores._database import BEGIN, Found, Pair, Row, installed, pool_error, same_home
+
+log = logging.getLogger("tidings.store")
+
+CHUNK: Final = 1000
+"""Rows in one statement."""
+
+LOCK: Final = "tidings_tables"
+INSTALL: Final = "Install it with: pip install 'tidings[mariadb]'"
+OLDEST: Final = (10, 5)
+"""INSERT … RETURNING came with it."""
+LEAST_PACKET: Final = 4 * 1024 * 1024
+TOKEN: Final = 8
+"""Bytes behind a digest that say which claim inserted the row."""
+CLAIM_TRIES: Final = 3
+STOP_WITHIN: Final = 2.0
+
+IN_TRANSACTION: Final = 1
+AUTOCOMMIT: Final = 2
+"""Flags of the server's answers."""
+
+# After these the answer says truly whether a transaction is open. Others may commit before they do what they say, and
+# an answer with rows (ANALYZE TABLE) does not tell.
+PLAIN: Final = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|SAVEPOINT|RELEASE|ROLLBACK|WITH|VALUES)\b", re.I)
+
+
+class Mariadb:
+    """One MariaDB database. Connections stand in autocommit, and each transaction is begun in words.
+
+    So what commits by itself (a statement that changes tables) leaves no transaction behind, which is seen.
+    """
+
+    one_writer = False
+    aborts = False
+    survives_cancel = False  # the driver closes a connection whose statement was cancelled
+    replaced = False
+
+    def __init__(self, url: sa.URL, *, lock_timeout: float, answers_within: float) -> None:
+        if not installed("aiomysql", "pymysql"):
+            raise ConfigurationError(f"{url.drivername}: the driver aiomysql is not installed. {INSTALL}")
+        _check_drivers()
+        self._url = url
+        self._wait = max(1, math.ceil(lock_timeout))
+        self.answers_within: float | None = answers_within + self._wait
+        self._most = 0
+        self._home: float | None = None
+
+    def __str__(self) -> str:
+        return f"the MariaDB database {self._url.database} on {self._url.host or 'this host'}"
+
+    # ------------------------------------------------------------------ connecting
+
+    def async_engine(self) -> AsyncEngine:
+        url = self._url.set(drivername="mariadb+aiomysql")
+        return create_async_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+
+    def sync_engine(self) -> sa.Engine | None:
+        url = self._url.set(drivername="mariadb+pymysql")
+        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+
+    def check_sync(self) -> None:
+        """The driver comes with the one for asyncio."""
+
+    def prepare(self, engine: sa.Engine, *, ours: bool) -> None:
+        limits = f"innodb_lock_wait_timeout = {self._wait}, lock_wait_timeout = {self._wait}"
+        strict = "sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
+
+        def connected(connection: sa.Connection) -> None:
+            if "tidings" not in connection.info:
+                _ask(connection, f"SET SESSION {limits}, {strict}, tx_isolation = 'READ-COMMITTED'")
+                connection.info["tidings"] = True
+
+        def begin(connection: sa.Connection) -> None:
+            if not connection.get_execution_options().get(BEGIN, True):
+                return
+            if not ours:  # its owner's own transactions stay as they were: `reusable` puts this back
+                if "tidings" not in connection.info:
+                    row = _ask(connection, "SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout, @@sql_mode")
+                    connection.info["tidings"] = (
+                        f"SET SESSION innodb_lock_wait_timeout = {int(row[0])}, lock_wait_timeout = {int(row[1])},"
+                        f" sql_mode = '{row[2]}'"
+                    )
+                connection.exec_driver_sql(f"SET SESSION {limits}, {strict}")
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            connection.exec_driver_sql("START TRANSACTION")
+
+        if ours:
+            event.listen(engine, "engine_connect", connected)
+        event.listen(engine, "begin", begin)
+
+    def set_up(self, connection: sa.Connection) -> None:
+        reading = connection.execution_options(**{BEGIN: ""})
+        dialect: Any = connection.dialect
+        version = reading.exec_driver_sql("SELECT version()").scalar() or ""
+        packet, charset = reading.exec_driver_sql("SELECT @@max_allowed_packet, @@character_set_client").one()
+        if not dialect.is_mariadb or dialect.server_version_info[:2] < OLDEST:
+            raise ConfigurationError(f"{self} is of version {version}. Tidings needs MariaDB 10.5 or newer")
+        if packet < LEAST_PACKET:
+            raise ConfigurationError(
+                f"{self} takes {packet} bytes at once (max_allowed_packet): too few for large events. Set it to 16M"
+            )
+        if charset != "utf8mb4":
+            raise ConfigurationError(f"{self}: the connection has charset {charset}. Leave it out of the URL: utf8mb4")
+        # A byte may become two on its way, and the rest of the row has its place.
+        self._most = (packet - 64 * 1024) // 2
+        if tables.found_version(reading) != tables.SCHEMA_VERSION:
+            self._create(reading)
+        self._home = tables.made_at(reading)
+        reading.rollback()
+
+    def _create(self, connection: sa.Connection) -> None:
+        """Each statement that makes a table commits by itself, so the lock is one of the connection's."""
+        got = connection.exec_driver_sql(f"SELECT GET_LOCK(CONCAT(DATABASE(), '.{LOCK}'), {self._wait})").scalar()
+        if got != 1:
+            raise Contention(f"{self}: another process has been creating the tables for more than {self._wait} s")
+        try:
+            tables.ensure(connection)
+        finally:
+            connection.exec_driver_sql(f"SELECT RELEASE_LOCK(CONCAT(DATABASE(), '.{LOCK}'))")
+
+    def check(self) -> None:
+        """A server says itself when it is gone."""
+
+    # ------------------------------------------------------------------ transactions
+
+    def lock(self, connection: sa.Connection) -> None:
+        """Rows are locked by their writers."""
+
+    def roll_back(self, connection: sa.Connection) -> None:
+        connection.connection.rollback()
+
+    def driver_of(self, connection: sa.Connection) -> Any:
+        return connection.connection.driver_connection
+
+    def in_transaction(self, driver: Any) -> bool:
+        return not _closed(driver) and bool(driver.server_status & IN_TRANSACTION)
+
+    def unsure_after(self, statement: str) -> bool:
+        return not PLAIN.match(statement)
+
+    def whole(self, connection: sa.Connection) -> bool:
+        return int(_ask(connection, "SELECT @@in_transaction")[0]) == 1
+
+    def reusable(self, connection: sa.Connection) -> bool:
+        driver = self.driver_of(connection)
+        if _closed(driver) or self.in_transaction(driver) or not driver.server_status & AUTOCOMMIT:
+            return False
+        restore = connection.info.get("tidings")
+        if isinstance(restore, str):
+            try:
+                _ask(connection, restore)
+            except Exception as error:
+                log.debug("%s: the connection's settings could not be put back: %s", self, error)
+                return False
+        return True
+
+    def interrupt(self, driver: Any) -> None:
+        """It takes another connection; see `stop`."""
+
+    async def stop(self, driver: Any) -> None:
+        import pymysql
+
+        def kill() -> None:
+            url = self._url.set(drivername="mariadb+pymysql")
+            arguments: dict[str, Any] = dict(url.get_dialect()().create_connect_args(url)[1])
+            arguments |= dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), STOP_WITHIN)
+            with pymysql.connect(**arguments) as one, one.cursor() as cursor:
+                cursor.execute(f"KILL CONNECTION {int(driver.server_thread_id[0])}")
+
+        try:
+            async with asyncio.timeout(2 * STOP_WITHIN):
+                await asyncio.to_thread(kill)
+        except Exception as error:
+            log.debug("%s: a statement could not be stopped: %s", self, error)
+
+    def cut(self, driver: Any) -> None:
+        with suppress(Exception):  # it was closed meanwhile
+            if hasattr(driver, "_sock"):
+                with socket.socket(fileno=os.dup(driver._sock.fileno())) as one:
+                    one.shutdown(socket.SHUT_RDWR)
+            else:
+                driver.close()
+
+    # ------------------------------------------------------------------ the inbox and the outbox
+
+    def claim_keys(self, connection: sa.Connection, rows: Sequence[Row]) -> tuple[set[Pair], Found]:
+        """One statement says what was new and what the others are.
+
+        A key that is there is locked and left as it is, and comes back with the token of the claim that inserted it.
+        INSERT IGNORE would pass over every other error, too; and after a plain INSERT that fails, all that waited hold
+        a shared lock and stand in each other's way.
+        """
+        for left in reversed(range(CLAIM_TRIES)):
+            try:
+                return self._claim_keys(connection, rows)
+            except sa.exc.DBAPIError as error:
+                # Those who wait for a key whose owner rolls back may deadlock. Nothing is done yet: begin anew.
+                if not left or _code(error.orig) != DEADLOCK:
+                    raise
+                if connection.connection.driver_connection is not None:
+                    connection.exec_driver_sql("ROLLBACK")
+                    if isinstance(connection.info.get("tidings"), str):
+                        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    connection.exec_driver_sql("START TRANSACTION")
+        raise AssertionError("not reached")
+
+    def _claim_keys(self, connection: sa.Connection, rows: Sequence[Row]) -> tuple[set[Pair], Found]:
+        now, token = time.time(), os.urandom(TOKEN)
+        new: set[Pair] = set()
+        known: Found = {}
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            parameters = tuple(chain.from_iterable((*row[:3], row[3] + token, now) for row in chunk))
+            for handler, key, event_id, digest in connection.exec_driver_sql(_insert(len(chunk)), parameters):
+                if digest.endswith(token):
+                    new.add((handler, key))
+                else:
+                    known[handler, key] = event_id, digest[:-TOKEN]
+        return new, known
+
+    def find_keys(self, connection: sa.Connection, keys: Iterable[Pair]) -> Found:
+        wanted = list(keys)
+        found: Found = {}
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            rows = connection.exec_driver_sql(_find(len(chunk)), tuple(chain.from_iterable(chunk)))
+            found.update({(handler, key): (event_id, digest[:-TOKEN]) for handler, key, event_id, digest in rows})
+        return found
+
+    def delete_keys(self, connection: sa.Connection, keys: Sequence[Pair]) -> None:
+        connection.exec_driver_sql("DELETE FROM tidings_inbox WHERE handler = %s AND `key` = %s", list(keys))
+
+    def fits(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if self._most and len(message.body) > self._most:
+                raise EventTooLarge(
+                    f"event {message.id} has {len(message.body)} bytes, and {self} takes at most {self._most}. Raise"
+                    " its max_allowed_packet"
+                )
+
+    def will_commit(self, connection: sa.Connection) -> bool:
+        status = self.driver_of(connection).server_status
+        return bool(status & IN_TRANSACTION) or not status & AUTOCOMMIT
+
+    def same_database(self, connection: sa.Connection) -> bool:
+        return connection.dialect.name in ("mysql", "mariadb") and same_home(connection, self._home)
+
+    # ------------------------------------------------------------------ errors
+
+    def world(self, error: BaseException) -> WorldError | None:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        code = _code(cause)
+        if code in CONTENTION:
+            return Contention(f"{self}: {CONTENTION[code].format(self._wait)} ({code})")
+        meaning = UNAVAILABLE.get(code)
+        if meaning is None and (isinstance(cause, OSError) or (code == 0 and type(cause).__name__ == "InterfaceError")):
+            meaning = "it cannot be reached, or closed the connection"
+        if meaning is not None:
+            return StoreUnavailable(f"{self}: {meaning} ({' '.join(str(cause).split())[:300]})")
+        return pool_error(self, error)
+
+    def of_handler(self, error: BaseException) -> WorldError | None:
+        # A lost connection of the handler's own, to something else, says nothing of the store.
+        if not isinstance(error, (sa.exc.SQLAlchemyError, MisuseError)):
+            return None
+        return self.world(error)
+
+    def ends_all(self, error: BaseException) -> bool:
+        """A deadlock has rolled all back, a lock that was waited for too long only its statement: all alike here."""
+        return isinstance(self.world(error), Contention)
+
+
+DEADLOCK: Final = 1213
+
+CONTENTION: Final = {
+    1020: "another transaction changed the same rows",
+    1205: "others kept rows locked for more than {} s",
+    DEADLOCK: "a deadlock with another transaction",
+}
+
+LOST: Final = "it cannot be reached, or closed the connection"
+
+UNAVAILABLE: Final = {
+    1021: "its disk is full",
+    1030: "its storage fails",
+    1037: "it is out of memory",
+    1038: "it is out of memory",
+    1040: "it has too many connections. Make pools smaller, or raise max_connections",
+    1041: "it is out of memory",
+    1044: "this user may not use it. GRANT it to the user",
+    1045: "the login was refused. Are user and password right?",
+    1049: "there is no such database. Create it",
+    1053: "it is shutting down",
+    1114: "a table is full, or its disk is",
+    1129: "it has blocked this host after too many errors. FLUSH HOSTS lets it in again",
+    1158: LOST,
+    1159: LOST,
+    1160: LOST,
+    1161: LOST,
+    1203: "this user has too many connections. Make pools smaller, or raise max_user_connections",
+    1226: "this user has used up a limit of its own",
+    1290: "it may only be read just now: is it a replica, or set to read_only?",
+    1698: "the login was refused. Are user and password right?",
+    1792: "it may only be read just now: is it a replica, or set to read_only?",
+    1836: "it may only be read just now: is it a replica, or set to read_only?",
+    1927: "the connection was killed",
+    2002: LOST,
+    2003: LOST,
+    2006: LOST,
+    2013: LOST,
+    2014: LOST,
+    2055: LOST,
+}
+
+
+def _check_drivers() -> None:
+    """Two releases that do not fit say so only when the first bytes are sent.
+
+    Raises:
+        ConfigurationError: they do not fit.
+    """
+    from aiomysql import connection  # type: ignore[import-untyped]
+
+    if not callable(getattr(connection, "escape_bytes_prefixed", str)):
+        raise ConfigurationError(
+            "this aiomysql cannot send bytes with this PyMySQL, which is too new for it. Install an older one with:"
+            " pip install 'pymysql<1.2'"
+        )
+
+
+def _code(error: object) -> int:
+    """MariaDB's number of an error, 0 where it has none."""
+    arguments = getattr(error, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) and not isinstance(error, OSError) else 0
+
+
+def _closed(driver: Any) -> bool:
+    return bool(driver.closed if hasattr(driver, "closed") else not driver.open)
+
+
+def _ask(connection: sa.Connection, words: str) -> tuple[Any, ...]:
+    """Ask on the driver's connection, beside all hooks."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(words)
+        return tuple(cursor.fetchone() or ()) if cursor.description else ()
+    finally:
+        cursor.close()
+
+
+@cache
+def _insert(rows: int) -> str:
+    values = ", ".join(["(%s, %s, %s, %s, %s)"] * rows)
+    return (
+        f"INSERT INTO tidings_inbox (handler, `key`, event_id, digest, applied_at) VALUES {values}"
+        " ON DUPLICATE KEY UPDATE handler = handler RETURNING handler, `key`, event_id, digest"
+    )
+
+
+@cache
+def _find(rows: int) -> str:
+    values = ", ".join(["(%s, %s)"] * rows)
+    return f"SELECT handler, `key`, event_id, digest FROM tidings_inbox WHERE (handler, `key`) IN ({values})"
