@@ -136,7 +136,9 @@ class Judge:
                 found.twice += len(rows)
             for earlier in rows[:-1]:
                 where = (str(earlier.worker), handler, event_id)
-                if self._world.kind.effects_elsewhere and earlier.worker in killed and where not in marked:
+                kind = self._world.kind
+                in_the_window = kind.effects_elsewhere and earlier.worker in killed and where not in marked
+                if in_the_window or kind.forgets:
                     found.repeated += 1
                 else:
                     found.twice += 1

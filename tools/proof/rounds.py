@@ -9,6 +9,7 @@ from typing import Final
 
 from tidings.delivery import Message
 from tools.proof.judge import Judge, Verdict
+from tools.proof.losses import FORGETS, Forgetful
 from tools.proof.stores import Kind
 from tools.proof.world import Worker, World, again
 from tools.services.program import Program
@@ -20,12 +21,15 @@ DIES_WITHIN: Final = 20.0
 SPREAD: Final = 1.2
 """Seconds over which the orders of a round come where the moment of the kill is left to chance."""
 
+OTHER: Final = {"stock": "payments", "payments": "stock"}
+
 RANDOM, BROKER, DATABASE, ALL = "random", "broker", "database", "everything"
 MOMENTS: Final = {
     RANDOM: "a worker, three times, at random moments",
     BROKER: "the broker, at a random moment",
     DATABASE: "the database server, at a random moment",
     ALL: "a worker, the broker and the database at once",
+    FORGETS: "nothing but what the store knows: the orders are published again afterwards",
 }
 
 
@@ -54,12 +58,14 @@ class Round:
             wrong += await self.world.stop()
         found.kills = self.kills
         found.wrong[:0] = wrong
-        if not self.kills:
+        if not self.kills and not self.world.kind.forgets:
             found.wrong.append("nothing was killed")
         self._check_that_it_showed(found)
         return found
 
     def _check_that_it_showed(self, found: Verdict) -> None:
+        if self.world.kind.forgets and not found.repeated:
+            found.wrong.append("no effect was repeated, so nothing was forgotten")
         known = self.world.kind.points.get(self.point)
         if known is None:
             return
@@ -104,11 +110,14 @@ class Round:
         count = self.dice.randint(1, self.world.kind.points[self.point].most)
         loading = asyncio.create_task(self.load())
         try:
-            victim = await self.world.start(self.notes, kill_at=f"{self.point}:{count}")
+            armed = self.world.kind.armed
+            if armed:
+                await self.world.start(self.notes, only=OTHER[armed])
+            victim = await self.world.start(self.notes, kill_at=f"{self.point}:{count}", only=armed)
             if not await victim.died(DIES_WITHIN):
                 return [f"{self.point} was not reached {count} times within {DIES_WITHIN:.0f} s"]
             self._note(victim)
-            await self.world.start(self.notes)
+            await self.world.start(self.notes, only=armed)
         finally:
             await loading
         return []
@@ -164,17 +173,37 @@ class Round:
 
         await self._under_load(kill)
 
+    # ── a store that forgets ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def forgets(self) -> None:
+        """Apply, forget, publish once more."""
+        server = self.world.server
+        assert isinstance(server, Forgetful)
+        await self.world.start(self.notes)
+        orders = self.world.orders(self.prefix, ORDERS)
+        await self._publish(orders[: ORDERS // 2])
+        if await self.judge.settled():
+            await asyncio.to_thread(server.half)
+        await self._publish(orders[ORDERS // 2 :])
+        if await self.judge.settled():
+            await asyncio.to_thread(server.forget)
+            self.kills += server.kills
+        await self._publish([again(one) for one in orders], count=False)
+
 
 _MOMENTS: Final[Mapping[str, Callable[[Round], Awaitable[None]]]] = {
     RANDOM: Round.random,
     BROKER: Round.broker,
     DATABASE: Round.database,
     ALL: Round.everything,
+    FORGETS: Round.forgets,
 }
 
 
 def points_of(kind: Kind) -> dict[str, int]:
     """What is killed on this store, and for how many rounds unless told otherwise."""
+    if kind.forgets:
+        return {FORGETS: 3}
     named = dict.fromkeys(kind.points, 4)
     servers = {BROKER: 4, **({DATABASE: 4} if kind.server else {}), ALL: 4}
     return {**named, RANDOM: 8, **servers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from tidings.delivery import ACK, Decision, Done, Message
@@ -41,11 +41,11 @@ def plant(seed: str) -> None:
         _skip_late_commits()
 
 
-def around(seed: str, store: Any, stack: AsyncExitStack) -> Any:
+def around(seed: str, store: Any) -> Any:
     """The store, with the bug around it if it is one of the store's."""
     if seed == MARK_BEFORE_EFFECT:
         return MarksBefore(store)
-    if seed == PUBLISH_OUTSIDE:
+    if seed in (PUBLISH_OUTSIDE, ACK_BEFORE_COMMIT):  # where an effect is durable before the commit, neither is a bug
         return PublishesOutside(store)
     return store
 
@@ -138,10 +138,10 @@ def _skip_late_commits() -> None:
 
 def stores_of(seed: str) -> list[str]:
     """The stores on which it can be planted."""
-    from tools.proof.stores import STORES
+    from tools.proof.stores import PROMISING
 
     if seed == LATE_COMMIT:  # where one writes at a time, ids become visible in their order
-        return [name for name, kind in STORES.items() if kind.late is not None]
-    if seed == PUBLISH_OUTSIDE:
-        return [name for name, kind in STORES.items() if not kind.effects_elsewhere]
-    return list(STORES)
+        return [name for name, kind in PROMISING.items() if kind.late is not None]
+    if seed in (PUBLISH_OUTSIDE, ACK_BEFORE_COMMIT):  # where an effect is durable before the commit, neither is a bug
+        return [name for name, kind in PROMISING.items() if not kind.effects_elsewhere]
+    return list(PROMISING)

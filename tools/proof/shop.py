@@ -7,14 +7,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Final
 
 from asyncpg import Connection
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tidings import Delivery, Event, Retry, Service
+from tidings import Delivery, Event, Retry, Service, points
 
 
 class OrderPlaced(Event, type="order.placed", version=1, key="cart"):
@@ -92,16 +91,18 @@ def asyncpg_shop(url: str) -> Services:
     return _made(reserve, charge)
 
 
-def file_shop(path: Path) -> Services:
+def file_shop(path: str) -> Services:
     """An effect elsewhere than in the store: durable at once, and nothing takes it back."""
     insert = f"INSERT INTO proof_ledger ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 
     def write(handler: str, order_id: str, delivery: Delivery, sku: str = "") -> None:
+        points.at(points.BEFORE_STATEMENT)  # which no store sees
         with closing(sqlite3.connect(path, timeout=20, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute(insert, _row(handler, order_id, delivery))
             db.execute(f"{TAKE} ?", (sku,))
             db.execute("COMMIT")
+        points.at(points.AFTER_STATEMENT)
 
     async def reserve(order: OrderPlaced, delivery: Delivery) -> StockReserved:
         _fail_at_first(order, delivery)

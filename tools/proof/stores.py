@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidings import points
-from tools.proof.shop import Services, sqlalchemy_shop
+from tools.proof.shop import Services, file_shop, sqlalchemy_shop
 from tools.services.program import Program
+from tools.services.redis import Redis
 
+EFFECTS: Final = "effects.db"
+"""The file with the ledger of effects that are not in the store."""
 LEASE: Final = 1.0
 """Seconds for which a relay, or a claim of Redis, outlives its process; production waits longer."""
 POLL: Final = 0.2
@@ -49,6 +52,17 @@ OUTBOX: Final = {
     points.OUTBOX_PUBLISH: Point(2, redelivers=False),
     points.OUTBOX_MARK: Point(2, redelivers=False, republishes=True),
 }
+REDIS_POINTS: Final = {
+    points.BEFORE_CLAIM: Point(5),
+    points.AFTER_CLAIM: Point(5),
+    points.BEFORE_STATEMENT: Point(40, repeats=True),  # of those before it in its batch
+    points.AFTER_STATEMENT: Point(40, repeats=True),
+    points.BEFORE_COMMIT: Point(5, repeats=True),
+    points.AFTER_COMMIT: Point(5),
+    points.BEFORE_ACK: Point(5),
+    points.AFTER_ACK: Point(5, redelivers=False, repeats=True),  # of the next batch, which runs by then
+}
+"""What becomes of a row of an outbox cannot be asked where there is none."""
 SQL_POINTS: Final = {**CLAIMS, **STATEMENTS, **ENDS, **OUTBOX}
 
 
@@ -70,8 +84,12 @@ class Kind:
     shop: Callable[[str], Services]
     points: Mapping[str, Point] = field(default_factory=lambda: SQL_POINTS)
     late: Late | None = None
+    armed: str = ""
+    """The one service that runs in the worker to be killed at a named point; the other has a process of its own."""
     effects_elsewhere: bool = False
     """Effects are written to a file beside it, and may repeat in the documented window."""
+    forgets: bool = False
+    """It can be made to forget what was applied; see `losses`."""
 
 
 def _sqlalchemy(url: str) -> Any:
@@ -92,7 +110,18 @@ async def _sqlalchemy_late(url: str) -> AsyncIterator[Any]:
         await engine.dispose()
 
 
-STORES: Final[dict[str, Kind]] = {
+def _redis(url: str) -> Any:
+    from tidings.stores.redis import RedisStore
+
+    return RedisStore(url, lease=2 * LEASE)  # an outage of the round is shorter
+
+
+def url_of(server: Program | None, folder: Path) -> str:
+    assert server is not None
+    return server.url
+
+
+PROMISING: Final[dict[str, Kind]] = {
     "sqlite": Kind(
         title="SQLite",
         server=None,
@@ -100,5 +129,16 @@ STORES: Final[dict[str, Kind]] = {
         ledger=lambda url, folder: url,
         store=_sqlalchemy,
         shop=sqlalchemy_shop,
+    ),
+    "redis": Kind(
+        title="Redis",
+        server=Redis,
+        url=url_of,
+        ledger=lambda url, folder: f"sqlite:///{folder / EFFECTS}",
+        store=_redis,
+        shop=file_shop,
+        points=REDIS_POINTS,
+        armed="stock",
+        effects_elsewhere=True,
     ),
 }

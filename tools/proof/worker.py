@@ -22,7 +22,7 @@ from tidings.brokers.nats.feed import NatsFeed
 from tidings.delivery import Delivery, Message
 from tidings.ports import Claim, Key, Sink, State, Subscription
 from tools.proof import kill, seeds
-from tools.proof.stores import STORES
+from tools.proof.every import STORES
 
 PIN_TIMEOUT = 1.0
 """Seconds until a standby takes over; five in production, which would be most of a round."""
@@ -77,7 +77,7 @@ class NotingBroker(NatsBroker):
 
 
 class NotingStore:
-    """Any store; what its claims have marked as done is noted once they have closed."""
+    """A store whose effects are elsewhere; what its claims have marked as done is noted once they have closed."""
 
     def __init__(self, store: Any, notes: Notes) -> None:
         self._store, self._notes = store, notes
@@ -87,10 +87,18 @@ class NotingStore:
 
     @asynccontextmanager
     async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[Claim]:
+        given_back: set[int] = set()
         async with self._store.claim(keys, resource=resource, sync=sync) as claim:
+            fail = claim.fail
+
+            def noted(index: int) -> None:
+                given_back.add(index)
+                fail(index)
+
+            claim.fail = noted
             yield claim
-        for key, claimed in zip(keys, claim.states, strict=False):
-            if claimed.state is State.NEW:
+        for index, (key, claimed) in enumerate(zip(keys, claim.states, strict=True)):
+            if claimed.state is State.NEW and index not in given_back:
                 self._notes.write("E", key.position, key.event_id)
 
 
@@ -114,7 +122,9 @@ async def _work(job: Job, notes: Notes) -> None:
     async with AsyncExitStack() as stack:
         for service in kind.shop(job.ledger or job.url):
             if job.only in ("", service.name):
-                store = NotingStore(seeds.around(job.seed, kind.store(job.url), stack), notes)
+                store = seeds.around(job.seed, kind.store(job.url))
+                if kind.effects_elsewhere:
+                    store = NotingStore(store, notes)
                 await stack.enter_async_context(service.running(broker=NotingBroker(job.broker, notes), store=store))
         notes.write("R")
         parent = os.getppid()

@@ -19,7 +19,7 @@ from tidings.delivery import Message
 from tidings.publisher import Wrapper
 from tools.proof.ledger import Ledger
 from tools.proof.shop import CARTS, SKUS, OrderPlaced
-from tools.proof.stores import Kind
+from tools.proof.stores import EFFECTS, Kind
 from tools.proof.worker import Job, work
 from tools.services.nats import Nats
 from tools.services.program import Program
@@ -49,18 +49,15 @@ class Worker:
     def alive(self) -> bool:
         return self.process.is_alive()
 
-    async def ready(self) -> None:
-        """Wait until it works.
-
-        Raises:
-            AssertionError: it ended, or says nothing.
-        """
+    async def ready(self) -> bool:
+        """Wait until it works; False: it has ended."""
         wanted = f"R {self.pid}\n"
         async with asyncio.timeout(LIMIT):
             while wanted not in _text(self._job.notes):
                 if not self.alive:
-                    return  # it may have been killed on its way; whoever waits for more will say so
+                    return False
                 await asyncio.sleep(0.02)
+        return True
 
     def kill(self) -> bool:
         """SIGKILL, unless it has ended by itself."""
@@ -138,13 +135,18 @@ class World:
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, notes: Path, *, kill_at: str = "", only: str = "") -> Worker:
-        ledger = str(self.folder / "effects.db") if self.kind.effects_elsewhere else ""
+        ledger = str(self.folder / EFFECTS) if self.kind.effects_elsewhere else ""
         log = self.folder / "workers.log"
         job = Job(self.name, self.url, self.broker_url, ledger, notes, log, only, kill_at, self.seed)
-        worker = await asyncio.to_thread(Worker, job)
-        self.workers.append(worker)
-        await worker.ready()
-        return worker
+        async with asyncio.timeout(2 * LIMIT):
+            while True:
+                worker = await asyncio.to_thread(Worker, job)
+                self.workers.append(worker)
+                if await worker.ready() or worker.process.exitcode == -signal.SIGKILL:
+                    return worker
+                # It could not reach a server that was killed as well; whoever runs it starts it again.
+                self.workers.remove(worker)
+                await asyncio.sleep(0.3)
 
     async def stop(self) -> list[str]:
         """Stop the workers with SIGTERM; what was wrong with how they ended."""

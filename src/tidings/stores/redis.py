@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 from redis.asyncio import Redis
 
+from tidings import points
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, WorldError
 from tidings.ports import NEW, Claimed, Forgotten, Key, KeyKind, Publish, State
@@ -225,12 +226,16 @@ class RedisClaim:
             GIVE_BACK if error is not None or index in self._given_back else self._desk.keeps(self._keys[index])
             for index in self.held.values()
         ]
+        if error is None:
+            points.at(points.BEFORE_COMMIT)
         try:
             ours = await self._desk.finish(self.token, list(self.held), actions)
         except StoreUnavailable:
             if error is None:
                 raise
             return  # the leases end by themselves, if Redis is not told before
+        if error is None:
+            points.at(points.AFTER_COMMIT)
         lost = [index for index, kept in zip(self.held.values(), ours, strict=True) if not kept]
         lost = [index for index in lost if index not in self._given_back]
         if error is None and lost:
