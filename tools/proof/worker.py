@@ -110,7 +110,8 @@ def work(job: Job) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     consumers.PIN_TIMEOUT = PIN_TIMEOUT  # type: ignore[misc]
     notes = Notes(job.notes)
-    kill.install({kill.VARIABLE: job.kill_at}, lambda point: notes.write("K", point))
+    os.environ[kill.VARIABLE] = job.kill_at
+    kill.install(last=lambda point: notes.write("K", point))
     asyncio.run(_work(job, notes))
 
 
