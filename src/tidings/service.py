@@ -109,7 +109,9 @@ class Service:
             DeclarationError: the function or a rule cannot work; the message says what to write.
         """
         once = False if idempotent else once
-        return self._register("on", events, name, order, once, concurrency, timeout, batch, retry, conflict, start)
+        return self._register(
+            "on", events, name, order, once, concurrency, timeout, batch, retry, conflict, start, forget_after
+        )
 
     def on_batch(
         self,
@@ -124,6 +126,7 @@ class Service:
         retry: Retry = Retry(),  # noqa: B008  # frozen
         conflict: Literal["duplicate", "dead"] = "duplicate",
         start: Literal["all", "new"] = "all",
+        forget_after: timedelta | None = None,
     ) -> Callable[[F], F]:
         """Register a handler that takes a list of events, one transaction for all of them; see `on` for the rest.
 
@@ -143,7 +146,7 @@ class Service:
         """
         once = False if idempotent else once
         return self._register(
-            "on_batch", events, name, order, once, concurrency, timeout, batch, retry, conflict, start
+            "on_batch", events, name, order, once, concurrency, timeout, batch, retry, conflict, start, forget_after
         )
 
     def _register(
@@ -159,11 +162,12 @@ class Service:
         retry: Retry,
         conflict: Literal["duplicate", "dead"],
         start: Literal["all", "new"],
+        forget_after: timedelta | None,
     ) -> Callable[[F], F]:
         if events and not all(isinstance(event, type) for event in events):
             raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
         _check_numbers(concurrency, timeout, batch)
-        _check_forgetting(forget_after, False if idempotent else once)
+        _check_forgetting(forget_after, once)
         keyed = all(spec_of(event).key is not None for event in events)
         if order == "key" and not keyed:
             raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')

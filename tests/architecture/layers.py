@@ -48,12 +48,9 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),
     "aiosqlite": ("stores.sqlalchemy", "stores._"),
-<<<<<<< HEAD
     "redis": ("stores.redis", "stores._"),
-=======
     "aiomysql": ("stores._",),
     "pymysql": ("stores._",),
->>>>>>> 1deefdf (Give PostgreSQL and MariaDB a class each beside SQLite's)
     "prometheus_client": ("observe",),
     "structlog": ("observe", "cli"),
     "cyclopts": ("cli",),

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, WorldError
-from tidings.ports import NEW, Claimed, Forgotten, Key, KeyKind, Publish, State
+from tidings.ports import EVENT_MARK, NEW, Claimed, Forgotten, Key, KeyKind, Publish, State
 from tidings.stores._redis_checks import check
 from tidings.stores._redis_link import FOREVER, Link, Options, parse
 from tidings.stores._redis_scripts import CLAIM, FINISH, RENEW, TOKEN_BYTES, pack, unpack
@@ -282,7 +282,7 @@ class _Desk:
 
     def keeps(self, key: Key) -> str:
         """How long a key stays done, in ms. A business key goes only by an explicit choice, which nobody made here."""
-        return self._remember if key.key == key.event_id else "0"
+        return self._remember if key.key.startswith(EVENT_MARK) else "0"
 
     async def claim(
         self, token: bytes, names: list[bytes], rest: list[bytes], fenced: bool
