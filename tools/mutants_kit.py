@@ -32,12 +32,13 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: in `file`, `old` becomes `new`."""
+    """A bug: in `file`, `old` becomes `new`. `tests` must notice, if not the usual ones."""
 
     what: str
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = TESTS
 
     def seeded(self) -> str:
         """The text of its file with the bug in it.
@@ -60,7 +61,7 @@ class Run:
 
 
 def run(mutant: Mutant | None, tests: Sequence[str] = TESTS) -> Run:
-    """Run tests against a copy of the package: with a bug in it, or as it is.
+    """Run tests against a copy of the package: with a bug in it and its own tests, or as it is.
 
     Raises:
         Broken: the bug cannot be seeded, or nothing can be imported with it.
@@ -80,6 +81,7 @@ def run(mutant: Mutant | None, tests: Sequence[str] = TESTS) -> Run:
         if subprocess.run([sys.executable, "-c", check], env=environment, cwd=ROOT, check=False).returncode:
             raise Broken("the package cannot be imported with it, or another copy of it is")
         stem = "" if mutant is None else mutant.file.removesuffix(".py")
+        tests = tests if mutant is None else mutant.tests
         return _run_tests(sorted(tests, key=lambda test: f"test_{stem}" not in test), environment)
 
 

@@ -31,7 +31,7 @@ STORES: dict[str, bool] = {
     "sqlite": True,
     "postgres": False,
     "mariadb": False,
-    "redis": False,
+    "redis": True,
 }
 """Every store, and whether it is built."""
 

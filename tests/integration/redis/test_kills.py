@@ -1,0 +1,128 @@
+"""Workers killed with SIGKILL or paused with SIGSTOP, and what it costs: nothing is lost, and what repeats is known."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.nats.server import NatsServer
+from tests.integration.redis.kit import look
+from tests.integration.redis.worker import OrderPlaced, create, ids, rows
+from tests.unit.parts import until
+from tidings import Service
+from tools.services.redis import Redis
+
+ROOT = Path(__file__).parents[3]
+EVENTS = 40
+BATCH = 16
+LEASE = "lease=600ms"
+
+REPEATS = {
+    "before the claim": 0,
+    "after the claim": 0,
+    "after the effect": 4,
+    "before it is done": BATCH,
+    "after it is done": 0,
+}
+"""At most so many effects are made again: those between the first effect of a batch and its mark."""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.db"
+    create(path)
+    return path
+
+
+def start(
+    url: str, ledger: Path, point: str, count: int = 0, *, broker: str = "memory", events: int = EVENTS
+) -> Worker:
+    command = [sys.executable, "-m", "tests.integration.redis.worker", url, str(ledger), str(events)]
+    return subprocess.Popen([*command, point, str(count), broker], cwd=ROOT)
+
+
+Worker = subprocess.Popen[bytes]
+
+
+def judge(ledger: Path, point: str) -> None:
+    effects = [id for id, *_ in rows(ledger)]
+    assert sorted(set(effects)) == ids(EVENTS), "lost"
+    repeated = len(effects) - EVENTS
+    if REPEATS[point]:
+        assert 0 < repeated <= REPEATS[point], "the window is as it is documented"
+    else:
+        assert repeated == 0, "applied twice"
+
+
+@pytest.mark.proves(broker="memory", store="redis")
+@pytest.mark.parametrize("point", REPEATS)
+def test_P5_trap_122_a_kill_at_any_point_loses_nothing_and_repeats_only_what_was_not_marked(
+    server: Redis, ledger: Path, point: str
+) -> None:
+    url = f"{server.url}?{LEASE}"
+    count = 3 if point == "after the effect" else 0
+    assert start(url, ledger, point, count).wait(60) == -signal.SIGKILL, "the point was never reached"
+    assert start(url, ledger, "never").wait(60) == 0
+    judge(ledger, point)
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[str]:
+    server = NatsServer(tmp_path / "nats").start()
+    yield f"{server.url}?ack_wait=1s"
+    server.stop()
+
+
+@pytest.mark.server
+@pytest.mark.proves("P3", broker="nats", store="redis")
+@pytest.mark.parametrize(
+    "point", ["after the claim", "before it is done", pytest.param("after it is done", marks=pytest.mark.long)]
+)
+async def test_P5_a_kill_is_survived_on_a_real_broker(server: Redis, nats: str, ledger: Path, point: str) -> None:
+    url = f"{server.url}?{LEASE}"
+    front = Service("front", broker=nats, publishes=[OrderPlaced])
+    async with front.running():
+        answers = await front.publish_many([OrderPlaced(order_id=id) for id in ids(EVENTS)])
+        assert not any(answers)
+    killed = start(url, ledger, point, broker=nats)
+    assert await asyncio.to_thread(killed.wait, 60) == -signal.SIGKILL
+    after = start(url, ledger, "never", broker=nats)
+    await until(lambda: {id for id, *_ in rows(ledger)} == set(ids(EVENTS)), 30)
+    after.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(after.wait, 30) == 0
+    judge(ledger, point)
+
+
+@pytest.mark.proves(broker="memory", store="redis")
+async def test_P5_trap_124_a_worker_paused_beyond_its_lease_is_fenced_and_marks_nothing(
+    server: Redis, ledger: Path
+) -> None:
+    url = f"{server.url}?{LEASE}"
+    late = start(url, ledger, "waits", events=1)
+    await until(ledger.with_suffix(".began").exists, 20)
+    os.kill(late.pid, signal.SIGSTOP)
+    try:
+        other = start(url, ledger, "never", events=1)
+        assert await asyncio.to_thread(other.wait, 60) == 0, "its events become free when the lease is over"
+        with look(server.url) as client:
+            (stored,) = client.keys("tidings:stock.reserve:*")
+            mark = client.get(stored)
+            assert mark.startswith(b"D")
+            ledger.with_suffix(".go").touch()
+            os.kill(late.pid, signal.SIGCONT)
+            assert await asyncio.to_thread(late.wait, 60) == 0, "it learns that its event is a duplicate, and goes on"
+            assert client.get(stored) == mark, "it cannot mark, renew or release what is not its own"
+    finally:
+        late.kill()
+        late.wait(10)
+    (_, first, number, accepted), (_, second, smaller, refused) = rows(ledger)
+    assert (first, accepted) == (other.pid, 1)
+    assert (second, refused) == (late.pid, 0), "the resource saw the greater number, and refuses the smaller one"
+    assert smaller < number
