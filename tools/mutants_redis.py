@@ -28,7 +28,12 @@ REDIS: tuple[Mutant, ...] = (
     ),
     _bug("redis: a busy key is told to be a duplicate", STORE, "Claimed(State.BUSY)", 'Claimed(State.DONE, "")'),
     _bug("redis: no lease is ever renewed", STORE, "if turn > last]", "if turn > last + 1_000_000]"),
-    _bug("redis: a lease is renewed that is somebody else's", SCRIPTS, "value:sub(1, 9) == 'L' .. ARGV[1]", "true"),
+    _bug(
+        "redis: a lease is renewed that is somebody else's",
+        SCRIPTS,
+        "value:sub(1, 9) == 'L' .. ARGV[1] then",
+        "true then",
+    ),
     _bug(
         "redis: a lease that did not run out is taken",
         SCRIPTS,

@@ -22,6 +22,7 @@ from tidings.cli import main as cli
 from tidings.cli.failures import MEANINGS
 from tidings.observe.metrics import Figures, Lanes, Metrics
 from tidings.ports import Backlog
+from tidings.stores import _redis_link
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -62,8 +63,16 @@ def metrics() -> str:
 
 def url_options() -> str:
     """The options of a broker's URL; the default stands in brackets at the end of what the code says."""
+    return _known_options(options._KNOWN)
+
+
+def redis_options() -> str:
+    return _known_options(_redis_link._KNOWN)
+
+
+def _known_options(known: dict[str, str]) -> str:
     rows = []
-    for name, text in options._KNOWN.items():
+    for name, text in known.items():
         meaning, _, default = text.removesuffix(")").rpartition(" (") if text.endswith(")") else (text, "", "")
         rows.append((f"`{name}`", meaning, f"`{default}`" if default else ""))
     return _table(("option", "says", "default"), rows)
@@ -105,6 +114,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "service options": service_options,
         "retry options": retry_options,
         "store options": store_options,
+        "redis options": redis_options,
         "errors": error_tree,
     }
 

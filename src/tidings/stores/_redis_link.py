@@ -28,7 +28,7 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 _KNOWN = {
     "lease": "after how long without a renewal a key is free for others (15s)",
-    "remember": "how long the id of an applied event is known; longer than streams keep events (8d), or forever",
+    "remember": "how long the id of an applied event is known; longer than streams keep events, or forever (8d)",
     "timeout": "how long one call may take (5s)",
     "unsafe": "eviction: work although this Redis may drop keys when its memory is full",
     "tls_ca": "path of the certificates to trust",

@@ -69,6 +69,22 @@ async def test_trap_124_a_late_worker_cannot_release_what_another_holds(
     assert list(await states(late, key("a"))) == [done("2")]
 
 
+async def test_trap_124_a_late_worker_cannot_renew_what_another_holds_or_applied(
+    short: tuple[RedisStore, RedisStore], key: Keys, client: Any
+) -> None:
+    late, other = short
+    with pytest.raises(Contention):
+        async with late.claim([key("a", "1"), key("b", "1")], resource=None, sync=False) as claim:
+            await asyncio.sleep(LEASE + 0.05)
+            await apply(other, key("b", "2"))
+            async with other.claim([key("a", "2")], resource=None, sync=False):
+                names = [key.stored("a"), key.stored("b")]
+                before = [client.get(name) for name in names]
+                await late._desk._renew(claim)
+                assert [client.get(name)[:9] for name in names] == [value[:9] for value in before], "their tokens"
+    assert list(await states(late, key("a"), key("b"))) == [done("2"), done("2")]
+
+
 async def test_a_late_worker_may_complete_what_nobody_took(short: tuple[RedisStore, RedisStore], key: Keys) -> None:
     late, other = short
     async with late.claim([key("a")], resource=None, sync=False):

@@ -7,7 +7,6 @@ import signal
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,8 @@ from tidings.testing import MemoryBroker
 from tools.services.redis import Redis
 
 
-async def opened(url: str, **more: Any) -> RedisStore:
-    store = RedisStore(url, timeout=0.3, **more)
+async def opened(url: str, *, lease: float = 15.0, timeout: float = 0.5) -> RedisStore:
+    store = RedisStore(url, timeout=timeout, lease=lease)
     await store.open()
     return store
 
@@ -95,7 +94,7 @@ async def test_a_right_that_is_taken_away_later_is_an_outage_and_no_failure_of_e
 
 
 async def test_while_redis_reads_what_it_kept_it_is_away(server: Redis, key: Keys) -> None:
-    store = await opened(server.url)
+    store = await opened(server.url, timeout=5.0)
     for wave in range(2):  # it answers while it reads only after each thousand commands
         await apply(store, *(key(f"k{wave}-{number}") for number in range(1000)))
     server.stop(signal.SIGKILL)
