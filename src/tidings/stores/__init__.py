@@ -7,13 +7,23 @@ from typing import Any, cast
 from tidings.errors import ConfigurationError
 from tidings.ports import Store
 
-KNOWN = "sqlite:///file.db, sqlite+aiosqlite:///file.db, redis://host:6379/0, memory:"
+KNOWN = (
+    "sqlite:///file.db, postgresql+asyncpg://user@host/name, postgresql+psycopg://user@host/name,"
+    " mariadb+aiomysql://user@host/name, redis://host:6379/0, memory:"
+)
+
+THROUGH_SQLALCHEMY = ("postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mysql+aiomysql")
+
+DRIVERS = {
+    "postgresql": "asyncpg or psycopg. Write postgresql+asyncpg://user@host/name",
+    "mysql": "aiomysql. Write mariadb+aiomysql://user@host/name",
+    "mariadb": "aiomysql. Write mariadb+aiomysql://user@host/name",
+    "sqlite": "aiosqlite. Write sqlite:///file.db",
+}
 
 NOT_BUILT = {
     "postgresql": "PostgreSQL",
     "postgres": "PostgreSQL",
-    "mysql": "MariaDB",
-    "mariadb": "MariaDB",
 }
 
 
@@ -73,9 +83,13 @@ def _by_url(url: str) -> Store:
         return SqlAlchemyStore(f"{scheme}:{rest}")
     if scheme in ("redis", "rediss"):
         return _redis_store(url)
+    if scheme in THROUGH_SQLALCHEMY:
+        from tidings.stores.sqlalchemy import SqlAlchemyStore
+
+        return SqlAlchemyStore(url)
+    if database in DRIVERS and scheme not in NOT_BUILT:
+        raise ConfigurationError(f"{scheme}: the driver for this database is {DRIVERS[database]}. There are: {KNOWN}")
     if database in NOT_BUILT:
         raise ConfigurationError(f"a store on {NOT_BUILT[database]} ({scheme}:) is not built yet. There are: {KNOWN}")
-    if database == "sqlite":
-        raise ConfigurationError(f"{scheme}: the driver for SQLite is aiosqlite. Write sqlite:///file.db")
     named = f"there is no store {scheme}:" if scheme else "a store is named by a URL, and this is none"
     raise ConfigurationError(f"{named}. There are: {KNOWN}")

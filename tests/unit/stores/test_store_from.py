@@ -20,6 +20,72 @@ def test_a_sqlite_url_gives_the_sqlalchemy_store(url: str) -> None:
     assert isinstance(store_from(url), SqlAlchemyStore)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://bob:s3cret@db/shop",
+        "postgresql+psycopg://bob:s3cret@db/shop",
+        "mariadb+aiomysql://bob:s3cret@db/shop",
+        "mysql+aiomysql://bob:s3cret@db/shop",
+    ],
+)
+def test_a_url_of_a_database_and_its_driver_gives_the_sqlalchemy_store_and_shows_no_password(url: str) -> None:
+    store = store_from(url)
+    assert isinstance(store, SqlAlchemyStore)
+    assert "s3cret" not in repr(store)
+    assert "shop" in repr(store)
+
+
+@pytest.mark.parametrize("url", ["postgresql+asyncpg://u@db/shop", "mariadb+aiomysql://u@db/shop"])
+async def test_a_live_engine_of_another_database_is_taken(url: str) -> None:
+    engine = create_async_engine(url)
+    assert isinstance(store_from(engine), SqlAlchemyStore)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("mysql+asyncmy://bob:s3cret@db/shop", r"mariadb\+aiomysql://"),
+        ("mariadb://bob:s3cret@db/shop", r"mariadb\+aiomysql://"),
+        ("postgresql+psycopg2://bob:s3cret@db/shop", r"postgresql\+asyncpg://"),
+    ],
+)
+def test_another_driver_is_refused_with_the_ones_that_are_known(url: str, remedy: str) -> None:
+    with pytest.raises(ConfigurationError, match=remedy) as caught:
+        store_from(url)
+    assert "s3cret" not in str(caught.value)
+
+
+MISSING = """
+import sys
+sys.modules[sys.argv[2]] = None
+from tidings.errors import ConfigurationError
+from tidings.stores import store_from
+from sqlalchemy import Connection
+try:
+    print(store_from(sys.argv[1]).gives(Connection, sync=True))
+except ConfigurationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("postgresql+asyncpg://u@db/shop", "asyncpg", "sqlalchemy-postgres"),
+        ("postgresql+psycopg://u@db/shop", "psycopg", "sqlalchemy-postgres"),
+        ("postgresql+asyncpg://u@db/shop", "psycopg", "sqlalchemy-postgres"),  # for the sync handler
+        ("mariadb+aiomysql://u@db/shop", "aiomysql", "mariadb"),
+    ],
+)
+def test_a_driver_that_is_missing_is_named_with_what_to_install(url: str, module: str, extra: str) -> None:
+    command = [sys.executable, "-c", MISSING, url, module]
+    done = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True)
+    assert module in done.stdout
+    assert f"pip install 'tidings[{extra}]'" in done.stdout
+
+
 def test_memory_gives_the_memory_store() -> None:
     assert isinstance(store_from("memory:"), MemoryStore)
 
@@ -39,8 +105,6 @@ def test_a_store_is_returned_as_it_is() -> None:
     ("url", "name"),
     [
         ("postgresql://bob:s3cret@db/shop", "PostgreSQL"),
-        ("postgresql+asyncpg://bob:s3cret@db/shop", "PostgreSQL"),
-        ("mysql+asyncmy://bob:s3cret@db/shop", "MariaDB"),
     ],
 )
 def test_what_is_not_built_yet_says_so_and_names_what_is(url: str, name: str) -> None:
