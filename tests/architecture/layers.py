@@ -51,6 +51,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "redis": ("stores.redis", "stores._"),
     "aiomysql": ("stores._",),
     "pymysql": ("stores._",),
+    "asyncpg": ("stores.postgres", "stores._"),
     "prometheus_client": ("observe",),
     "structlog": ("observe", "cli"),
     "cyclopts": ("cli",),

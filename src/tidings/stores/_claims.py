@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from hashlib import sha256
 from types import TracebackType
 
 import sqlalchemy as sa
@@ -15,14 +13,9 @@ from tidings.errors import TidingsError, WorldError
 from tidings.ports import NEW, Claimed, Key, State
 from tidings.stores._database import Row
 from tidings.stores._desk import Desk
+from tidings.stores._keys import stored_key
 from tidings.stores._links import Link
 from tidings.stores._transactions import Transaction
-
-MOST_KEY = 256
-"""Characters of a key that are kept as they are. Longer ones would not fit into the indexes of every database."""
-
-UNFIT = re.compile("[\0\ud800-\udfff]")
-"""What not every database keeps as text."""
 
 
 class SqlClaim:
@@ -32,7 +25,7 @@ class SqlClaim:
         self._desk = desk
         self._link = link
         self._keys = keys
-        self._stored = [(key.position, _stored(key.key)) for key in keys]
+        self._stored = [(key.position, stored_key(key.key)) for key in keys]
         self._given_back: set[int] = set()
         self._transaction = Transaction(desk, link, self._give_back)
         self.states: Sequence[Claimed] = ()
@@ -110,10 +103,3 @@ class SqlClaim:
         except WorldError:
             return False  # not known, so not done: it comes again, and its keys will tell
         return bool(wanted) and all(key in found and found[key][0] == event_id for key, event_id in wanted.items())
-
-
-def _stored(key: str) -> str:
-    if len(key) <= MOST_KEY and not UNFIT.search(key):
-        return key
-    digest = sha256(key.encode(errors="surrogatepass")).hexdigest()
-    return f"{UNFIT.sub('?', key[: MOST_KEY - 65])}~{digest}"

@@ -114,25 +114,25 @@ async def test_trap_127_ids_are_forgotten_after_their_time_and_business_keys_nev
 ) -> None:
     store = RedisStore(redis_url)
     await store.open()
-    await apply(store, key("event"), key("order_id:7", "event"))
-    assert 7.9 * 86400 < client.ttl(key.stored("event")) <= 8 * 86400
+    await apply(store, key("@event"), key("order_id:7", "event"))
+    assert 7.9 * 86400 < client.ttl(key.stored("@event")) <= 8 * 86400
     assert client.ttl(key.stored("order_id:7")) == -1
     await store.close()
 
     short = RedisStore(f"{redis_url}?remember=1s")
     await short.open()
-    await apply(short, key("soon"))
-    assert 0 < client.pttl(key.stored("soon")) <= 1000
-    assert list(await states(short, key("soon"))) == [done("soon")]
-    client.pexpire(key.stored("soon"), 1)
+    await apply(short, key("@soon"))
+    assert 0 < client.pttl(key.stored("@soon")) <= 1000
+    assert list(await states(short, key("@soon"))) == [done("@soon")]
+    client.pexpire(key.stored("@soon"), 1)
     await asyncio.sleep(0.05)
-    assert list(await states(short, key("soon"))) == [NEW], "an older replay is applied again: that is the horizon"
+    assert list(await states(short, key("@soon"))) == [NEW], "an older replay is applied again: that is the horizon"
     await short.close()
 
     ever = RedisStore(f"{redis_url}?remember=forever")
     await ever.open()
-    await apply(ever, key("ever"))
-    assert client.ttl(key.stored("ever")) == -1
+    await apply(ever, key("@ever"))
+    assert client.ttl(key.stored("@ever")) == -1
     await ever.close()
 
 

@@ -101,18 +101,33 @@ def test_a_store_is_returned_as_it_is() -> None:
     assert store_from(store) is store
 
 
-@pytest.mark.parametrize(
-    ("url", "name"),
-    [
-        ("postgresql://bob:s3cret@db/shop", "PostgreSQL"),
-    ],
-)
-def test_what_is_not_built_yet_says_so_and_names_what_is(url: str, name: str) -> None:
-    with pytest.raises(ConfigurationError, match="not built yet") as caught:
-        store_from(url)
-    assert name in str(caught.value)
-    assert "sqlite:///file.db" in str(caught.value)
-    assert "s3cret" not in str(caught.value)
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "PostgreSQL"])
+def test_the_driver_of_postgresql_is_found_by_its_scheme_and_keeps_the_password_to_itself(scheme: str) -> None:
+    store = store_from(f"{scheme}://bob:s3cret@db/shop")
+    assert type(store).__name__ == "PostgresStore"
+    assert "shop on db:5432" in repr(store)
+    assert "s3cret" not in repr(store)
+
+
+async def test_a_live_pool_of_asyncpg_is_found() -> None:
+    import asyncpg
+
+    assert type(store_from(asyncpg.create_pool("postgresql://nowhere/x"))).__name__ == "PostgresStore"
+
+
+def test_without_its_library_a_store_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["asyncpg"] = None
+from tidings.errors import ConfigurationError
+from tidings.stores import store_from
+try:
+    store_from("postgresql://db/shop")
+except ConfigurationError as error:
+    sys.exit("pip install 'tidings[postgres]'" not in str(error))
+sys.exit(2)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -146,5 +161,6 @@ async def test_an_engine_of_another_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_library_is_imported_before_it_is_needed() -> None:
-    code = "import sys, tidings.stores; sys.exit(any(name in sys.modules for name in ('sqlalchemy', 'aiosqlite')))"
+    names = ("sqlalchemy", "aiosqlite", "asyncpg")
+    code = f"import sys, tidings.stores; sys.exit(any(name in sys.modules for name in {names}))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

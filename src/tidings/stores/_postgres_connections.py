@@ -1,0 +1,236 @@
+"""Connections to PostgreSQL: Tidings' own, kept from claim to claim, or those of a user's pool."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from tidings.errors import MisuseError, StoreUnavailable
+
+log = logging.getLogger("tidings.store")
+
+if TYPE_CHECKING:  # they take a parameter in the stubs only
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Proxy = PoolConnectionProxy[asyncpg.Record]
+else:
+    Connection, Proxy = asyncpg.Connection, PoolConnectionProxy
+
+Lent = Connection | Proxy
+"""What a handler gets: a connection of Tidings' own, or one of the user's pool."""
+
+CLOSE_LIMIT: Final = 5.0
+"""Seconds that a connection has to say good-bye."""
+
+# ROLLBACK TO goes back to a savepoint, which is anybody's right.
+ENDS: Final = re.compile(
+    r"\s*(COMMIT|END|ABORT|BEGIN|(START|PREPARE)\s+TRANSACTION|ROLLBACK(?!\s+((WORK|TRANSACTION)\s+)?TO\b))\b",
+    re.IGNORECASE,
+)
+REMEDY: Final = (
+    "Return from the handler to commit, raise to roll back, and use `async with db.transaction()` to undo a part"
+)
+
+
+class Borrower(Protocol):
+    """The transaction that lends a connection to handlers."""
+
+    trouble: Exception | None
+
+
+inside: ContextVar[Borrower | None] = ContextVar("tidings_postgres_transaction", default=None)
+"""The transaction in which this task works."""
+
+
+class _Nobody:
+    trouble: Exception | None = None
+
+
+NOBODY: Final[Borrower] = _Nobody()
+"""Whom an idle connection is lent to."""
+
+
+class GuardedConnection(Connection):
+    """The driver's connection, which works for whom it is lent to and for no one else.
+
+    Whoever keeps it and comes back after the end of the transaction would write into somebody else's.
+    """
+
+    borrower: Borrower | None = None
+    """None while Tidings itself works with it."""
+
+    def _check_open(self) -> None:
+        super()._check_open()  # type: ignore[misc]  # every call of the driver's passes here; the stubs leave it out
+        borrower = self.borrower
+        if borrower is None:
+            return
+        if borrower is not inside.get():
+            raise MisuseError(
+                "this connection was lent to a transaction that is over. Use it only inside the handler or block it is"
+                " for"
+            )
+        if not self.is_in_transaction():
+            borrower.trouble = borrower.trouble or ended()
+            raise borrower.trouble
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        borrower = self.borrower
+        if borrower is not None and ENDS.match(query):
+            borrower.trouble = MisuseError(f"a handler may not say {query.strip()[:40]!r}. {REMEDY}")
+            raise borrower.trouble
+        return await super().execute(query, *args, timeout=timeout)
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        if self.borrower is not None and self.borrower is not NOBODY:
+            self.borrower.trouble = MisuseError(f"a handler may not close the connection it was lent. {REMEDY}")
+            raise self.borrower.trouble
+        await super().close(timeout=timeout)
+
+
+def ended() -> MisuseError:
+    """What is said of a transaction that is not the one that was begun."""
+    return MisuseError(f"a handler ended the transaction that its connection is part of. {REMEDY}")
+
+
+def driver_of(connection: Lent) -> Connection:
+    """The driver's connection, also where a pool put its proxy before it."""
+    found: Any = connection
+    driver: Connection = found._con if isinstance(connection, PoolConnectionProxy) else found
+    return driver
+
+
+def over(connection: Lent) -> None:
+    """Tell the driver that its transaction was ended by a statement, and not through its `Transaction`."""
+    driver: Any = driver_of(connection)
+    driver._top_xact = None
+
+
+class Connections(Protocol):
+    """Where connections come from."""
+
+    async def take(self) -> Lent:
+        """Borrow one.
+
+        Raises:
+            StoreUnavailable: none became free in time.
+            Exception: the driver's, when it cannot connect.
+        """
+
+    async def give_back(self, connection: Lent, *, broken: bool) -> None:
+        """Give it back, not inside a transaction; or throw it away. Raises nothing."""
+
+    async def listener(self) -> Lent | None:
+        """A connection that is kept to listen with; None where there is none to spare."""
+
+    async def close(self) -> None: ...
+
+
+class OwnConnections:
+    """Opened when needed, and kept. Nothing resets one between two claims: that would be a round trip more for each.
+
+    So whatever a handler sets for its session (and not with SET LOCAL) stays set.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: float) -> None:
+        self._url = url
+        self._connect_timeout = connect_timeout
+        self.statement_cache_size: int | None = None
+        """None leaves the driver's own; 0 is what a proxy needs that pools by transaction."""
+        self._idle: list[GuardedConnection] = []
+        self._all: set[Connection] = set()
+        self._closed = False
+
+    async def take(self) -> Lent:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                connection.borrower = None
+                return connection
+            self._all.discard(connection)
+        return await self.connect(GuardedConnection)
+
+    async def connect(self, kind: Any = asyncpg.Connection) -> Connection:
+        options: dict[str, Any] = {}
+        if self.statement_cache_size is not None:
+            options["statement_cache_size"] = self.statement_cache_size
+        if "application_name" not in self._url:
+            options["server_settings"] = {"application_name": "tidings"}
+        connection: Connection = await asyncpg.connect(
+            self._url, timeout=self._connect_timeout, connection_class=kind, **options
+        )
+        self._all.add(connection)
+        return connection
+
+    async def give_back(self, connection: Lent, *, broken: bool) -> None:
+        assert not isinstance(connection, PoolConnectionProxy)
+        if type(connection) is GuardedConnection:  # isinstance says yes to every connection of the driver's
+            connection.borrower = NOBODY
+            if not (broken or self._closed or connection.is_closed()):
+                self._idle.append(connection)
+                return
+        self._all.discard(connection)
+        if broken:
+            connection.terminate()
+        elif not connection.is_closed():
+            await _close(connection)
+
+    async def listener(self) -> Lent | None:
+        return await self.connect()
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            connection = self._idle.pop()
+            self._all.discard(connection)
+            await _close(connection)
+        while self._all:  # lent, and not given back in time
+            self._all.pop().terminate()
+
+
+class PoolConnections:
+    """Those of a live pool, which is never closed here, and resets each connection that comes back as it does."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, acquire_timeout: float) -> None:
+        self._pool = pool
+        self._timeout = acquire_timeout
+
+    async def take(self) -> Lent:
+        try:
+            return await self._pool.acquire(timeout=self._timeout)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"no connection of the pool became free in {self._timeout:g} s. It has {self._pool.get_max_size()}:"
+                " each lane of a handler holds one while it works. Raise its max_size"
+            ) from None
+
+    async def give_back(self, connection: Lent, *, broken: bool) -> None:
+        assert isinstance(connection, PoolConnectionProxy)
+        if driver_of(connection) is None:  # it was closed, and with that came back by itself
+            return
+        try:
+            if broken and not driver_of(connection).is_closed():
+                connection.terminate()
+            await self._pool.release(connection, timeout=CLOSE_LIMIT)
+        except Exception as error:
+            log.warning("a connection could not be given back to its pool: %s", error)
+
+    async def listener(self) -> Lent | None:
+        # It is kept for good; from a small pool that would take what handlers need.
+        return await self.take() if self._pool.get_max_size() >= 4 else None
+
+    async def close(self) -> None:
+        """The pool belongs to whoever made it."""
+
+
+async def _close(connection: Connection) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_LIMIT):
+            await connection.close()
+    except Exception as error:
+        log.debug("a connection could not be closed, and is cut: %s", error)
+        connection.terminate()

@@ -1,0 +1,239 @@
+"""The outbox on PostgreSQL: rows written, read, removed; and what wakes the relay.
+
+Rows are read by being there, never by "ids above the last one seen", so a row whose transaction committed late is
+found whenever it appears. Nothing waits for transactions that are still open: among those that ran side by side the
+order of commits counts, and one that waited for another's lock has written its event after the other's commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from tidings.delivery import Message, Route
+from tidings.errors import InvalidEvent
+from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
+from tidings.outbox.rows import MOST_ERROR, PARKED_UNTIL
+from tidings.outbox.tables import RELAY
+from tidings.stores._keys import unfit
+from tidings.stores._postgres_connections import Lent
+from tidings.stores._postgres_desk import Desk
+
+log = logging.getLogger("tidings.outbox")
+
+CHANNEL: Final = "tidings_outbox"
+LISTEN_ALIVE: Final = 30.0
+"""Seconds between two looks whether the listening connection still lives."""
+
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 30.0
+
+_INSERT: Final = """
+INSERT INTO tidings_outbox (message_id, stream, type, key, route, position, due, headers, body, created_at)
+SELECT message_id, stream, type, key, route, position, due, headers, body, $10::float8
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::text[],
+            $9::bytea[])
+     WITH ORDINALITY AS given (message_id, stream, type, key, route, position, due, headers, body, place)
+WHERE {}
+ORDER BY place"""
+
+INSERT: Final = _INSERT.format("true")
+_TELL: Final = f"(SELECT pg_notify('{CHANNEL}', '')::text) IS NOT NULL"
+INSERT_AND_TELL: Final = _INSERT.format(_TELL)
+INSERT_ELSEWHERE: Final = _INSERT.format(f"{_TELL} AND EXISTS (SELECT FROM tidings_schema WHERE made_at = $11::float8)")
+"""Into a transaction of the user's, whose commit then wakes the relay; nothing is written in another database."""
+
+WAITS: Final = "SELECT EXISTS (SELECT FROM tidings_outbox WHERE retry_at <= $1)"
+
+READY: Final = """
+SELECT whole.* FROM (
+    SELECT id, sum(size) OVER (ORDER BY id) AS total, min(id) OVER () AS first FROM (
+        SELECT id, octet_length(body) + octet_length(headers) AS size FROM tidings_outbox AS one
+        WHERE retry_at <= $1 AND NOT EXISTS (
+            SELECT FROM tidings_outbox AS earlier
+            WHERE earlier.retry_at > 0 AND earlier.stream = one.stream AND earlier.key = one.key
+              AND earlier.id < one.id AND earlier.retry_at > $1)
+        ORDER BY id LIMIT $2) AS sized) AS chosen
+JOIN tidings_outbox AS whole USING (id)
+WHERE total <= $3 OR id = first ORDER BY id"""
+
+LEASE: Final = """
+UPDATE tidings_relay SET owner = $1, expires_at = extract(epoch FROM clock_timestamp())::float8 + $2::float8
+WHERE name = $3 AND (owner IN ($1, '') OR expires_at < extract(epoch FROM clock_timestamp())::float8
+                     OR expires_at > extract(epoch FROM clock_timestamp())::float8 + 10 * $2::float8)
+RETURNING true"""
+GIVE_BACK: Final = "UPDATE tidings_relay SET owner = '', expires_at = 0 WHERE name = $2 AND owner = $1"
+
+REMOVE: Final = "DELETE FROM tidings_outbox WHERE id = ANY($1::bigint[])"
+REFUSE: Final = """
+UPDATE tidings_outbox SET attempts = attempts + 1, error = $2, retry_at = $3, parked = $4 WHERE id = $1"""
+
+BACKLOG: Final = """
+SELECT (SELECT count(*) FROM tidings_outbox), (SELECT created_at FROM tidings_outbox ORDER BY id LIMIT 1),
+       (SELECT count(*) FROM tidings_outbox WHERE retry_at > 0 AND parked)"""
+PARKED: Final = "SELECT * FROM tidings_outbox WHERE retry_at > 0 AND parked ORDER BY id LIMIT $1"
+RELEASE: Final = "UPDATE tidings_outbox SET parked = false, retry_at = 0 WHERE id = $1 AND parked RETURNING true"
+DISCARD: Final = "DELETE FROM tidings_outbox WHERE id = $1 AND parked RETURNING true"
+
+
+def check(messages: Sequence[Message]) -> None:
+    """See that the database can keep them.
+
+    Raises:
+        InvalidEvent: it cannot.
+    """
+    for message in messages:
+        texts = (message.id, message.stream, message.type, message.key or "", message.position)
+        if any(map(unfit, texts)):
+            raise InvalidEvent(
+                f"event {message.id!r} ({message.type!r}, key {message.key!r}) holds a NUL or half of a surrogate pair,"
+                " which PostgreSQL keeps in no text. Take it out where the event is made"
+            )
+
+
+def _columns(messages: Sequence[Message]) -> list[Any]:
+    return [
+        [message.id for message in messages],
+        [message.stream for message in messages],
+        [message.type for message in messages],
+        [message.key for message in messages],
+        [message.route.value for message in messages],
+        [message.position for message in messages],
+        [message.due for message in messages],
+        [msgspec.json.encode(message.headers).decode() for message in messages],
+        [message.body for message in messages],
+        time.time(),
+    ]
+
+
+async def insert(connection: Lent, messages: Sequence[Message], *, notify: bool) -> None:
+    """Write messages in one statement, in their order."""
+    await connection.execute(INSERT_AND_TELL if notify else INSERT, *_columns(messages))
+
+
+async def insert_elsewhere(connection: Lent, messages: Sequence[Message], made_at: float) -> bool:
+    """Write them into a user's transaction; False if it is not one of this database."""
+    done = await connection.execute(INSERT_ELSEWHERE, *_columns(messages), made_at)
+    return done != "INSERT 0 0"
+
+
+class PostgresOutbox:
+    """The rows of one database, for its relay; each method is one short transaction."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def waits(self) -> bool:
+        async with self._desk.session() as connection:
+            return bool(await connection.fetchval(WAITS, time.time()))
+
+    async def ready(self, most: int, most_bytes: int) -> list[Row]:
+        async with self._desk.session() as connection:
+            found = await connection.fetch(READY, time.time(), most, most_bytes)
+        return [Row(row["id"], row["attempts"], _message(row)) for row in found]
+
+    async def lease(self, owner: str, seconds: float) -> bool:
+        async with self._desk.session() as connection:
+            return await self._lease(connection, owner, seconds)
+
+    async def give_back(self, owner: str) -> None:
+        self._desk.publishes_until = 0.0
+        async with self._desk.session() as connection:
+            await connection.execute(GIVE_BACK, owner, RELAY)
+
+    async def settle(self, stored: Sequence[int], refused: Sequence[Refused], owner: str, seconds: float) -> bool:
+        async with self._desk.session() as connection:
+            # What is stored is stored, whoever holds the lease by now.
+            if stored:
+                await connection.execute(REMOVE, list(stored))
+            for one in refused:
+                retry_at = PARKED_UNTIL if one.retry_at is None else one.retry_at
+                reason = one.error[:MOST_ERROR].replace("\0", "")
+                await connection.execute(REFUSE, one.id, reason, retry_at, one.retry_at is None)
+            return await self._lease(connection, owner, seconds)
+
+    async def _lease(self, connection: Lent, owner: str, seconds: float) -> bool:
+        began = time.monotonic()
+        taken = bool(await connection.fetchval(LEASE, owner, seconds, RELAY))
+        self._desk.publishes_until = began + seconds if taken else 0.0
+        return taken
+
+    # ------------------------------------------------------------------ for people
+
+    async def backlog(self) -> OutboxBacklog:
+        async with self._desk.session() as connection:
+            row = await connection.fetchrow(BACKLOG)
+        assert row is not None
+        count, oldest, parked = row
+        return OutboxBacklog(count, max(0.0, time.time() - oldest) if oldest is not None else 0.0, parked)
+
+    async def parked(self, most: int) -> list[Parked]:
+        async with self._desk.session() as connection:
+            found = await connection.fetch(PARKED, most)
+        return [Parked(row["id"], _message(row), row["error"] or "", row["created_at"]) for row in found]
+
+    async def decide(self, statement: str, id: int) -> bool:
+        async with self._desk.session() as connection:
+            return bool(await connection.fetchval(statement, id))
+
+
+async def listen(desk: Desk) -> None:
+    """Wake the relay when another process wrote rows, until cancelled. What it misses, the relay's polling finds."""
+    if desk.pooled:
+        log.info(
+            "%s is behind a proxy, which cannot carry LISTEN: the outbox is looked at by polling alone", desk.where
+        )
+        return
+    pause = FIRST_PAUSE
+    while True:
+        connection: Lent | None = None
+        try:
+            async with asyncio.timeout(desk.answer_timeout):
+                connection = await desk.connections.listener()
+            if connection is None:
+                log.info("the pool is too small to keep a connection for LISTEN: the outbox is looked at by polling")
+                return
+            await _listen(desk, connection)
+            pause = FIRST_PAUSE
+        except Exception as error:
+            log.info("%s: the listening connection failed, polling goes on (%s)", desk.where, type(error).__name__)
+        finally:
+            if connection is not None:
+                await asyncio.shield(desk.connections.give_back(connection, broken=True))
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def _listen(desk: Desk, connection: Lent) -> None:
+    """Until the connection ends."""
+    gone = asyncio.Event()
+    connection.add_termination_listener(lambda _: gone.set())
+    async with asyncio.timeout(desk.answer_timeout):
+        await connection.add_listener(CHANNEL, lambda *_: desk.wake.soon())
+    desk.wake.now()  # what came before is not told again
+    while not gone.is_set():
+        try:
+            async with asyncio.timeout(LISTEN_ALIVE):
+                await gone.wait()
+        except TimeoutError:
+            async with asyncio.timeout(desk.answer_timeout):
+                await connection.execute("SELECT 1")
+
+
+def _message(row: Any) -> Message:
+    return Message(
+        id=row["message_id"],
+        stream=row["stream"],
+        type=row["type"],
+        body=row["body"],
+        key=row["key"],
+        headers=msgspec.json.decode(row["headers"], type=dict[str, str]),
+        route=Route(row["route"]),
+        position=row["position"],
+        due=row["due"],
+    )
