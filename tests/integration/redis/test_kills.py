@@ -82,9 +82,7 @@ def nats(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.server
 @pytest.mark.proves("P3", broker="nats", store="redis")
-@pytest.mark.parametrize(
-    "point", ["after the claim", "before it is done", pytest.param("after it is done", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("point", ["after the claim", "before it is done"])
 async def test_P5_a_kill_is_survived_on_a_real_broker(server: Redis, nats: str, ledger: Path, point: str) -> None:
     url = f"{server.url}?{LEASE}"
     front = Service("front", broker=nats, publishes=[OrderPlaced])
