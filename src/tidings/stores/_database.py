@@ -33,6 +33,8 @@ BEGIN: Final = "tidings_begin"
 class Database(Protocol):
     """One database. Its text names it for people, without a secret."""
 
+    dialects: tuple[str, ...]
+    """What SQLAlchemy calls it."""
     one_writer: bool
     """Only one transaction can write at a time, so that those of one process do best to queue."""
     answers_within: float | None

@@ -54,6 +54,7 @@ class Mariadb:
     So what commits by itself (a statement that changes tables) leaves no transaction behind, which is seen.
     """
 
+    dialects: tuple[str, ...] = ("mysql", "mariadb")
     one_writer = False
     aborts = False
     survives_cancel = False  # the driver closes a connection whose statement was cancelled
@@ -267,7 +268,7 @@ class Mariadb:
         return bool(status & IN_TRANSACTION) or not status & AUTOCOMMIT
 
     def same_database(self, connection: sa.Connection) -> bool:
-        return connection.dialect.name in ("mysql", "mariadb") and same_home(connection, self._home)
+        return same_home(connection, self._home)
 
     # ------------------------------------------------------------------ errors
 

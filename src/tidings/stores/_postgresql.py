@@ -43,6 +43,7 @@ class Postgresql:
     error that somebody passed over it is ROLLBACK, and no driver says so.
     """
 
+    dialects: tuple[str, ...] = ("postgresql",)
     one_writer = False
     aborts = True
     survives_cancel = True
@@ -215,13 +216,12 @@ class Postgresql:
         """A row may be as large as an event."""
 
     def will_commit(self, connection: sa.Connection) -> bool:
-        return self.in_transaction(self.driver_of(connection))  # `same_database` has made it begin
+        driver = self.driver_of(connection)
+        if not self.in_transaction(driver):
+            connection.exec_driver_sql("SELECT 1")  # SQLAlchemy begins with the first statement
+        return self.in_transaction(driver)
 
     def same_database(self, connection: sa.Connection) -> bool:
-        if connection.dialect.name != "postgresql":
-            return False
-        if not self.in_transaction(self.driver_of(connection)):
-            connection.exec_driver_sql("SELECT 1")  # SQLAlchemy begins with the first statement
         return same_home(connection, self._home)
 
     # ------------------------------------------------------------------ errors

@@ -33,6 +33,7 @@ class Sqlite:
     BEGIN that reads first and writes later fails at once, whatever the timeout, when another has written meanwhile.
     """
 
+    dialects: tuple[str, ...] = ("sqlite",)
     one_writer = True
     answers_within: float | None = None
     aborts = False
@@ -222,8 +223,6 @@ class Sqlite:
     def same_database(self, connection: sa.Connection) -> bool:
         """Whether a user's connection leads to this database, as far as its URL tells."""
         url = connection.engine.url
-        if url.get_backend_name() != "sqlite":
-            return False
         try:
             return Path(_file_of(url)).resolve() == self.path.resolve()
         except ConfigurationError:  # in memory, or made by the user's own function

@@ -245,11 +245,15 @@ class SqlAlchemyStore:
                 f"this {type(tx).__name__} is not in a transaction, so no commit would carry it. {remedy}"
             )
         connection = tx.connection() if isinstance(tx, Session) else tx
-        if not self._database.same_database(connection):
-            raise MisuseError(f"this {type(tx).__name__} is not a connection to {self._database}, the outbox' database")
-        if not self._database.will_commit(connection):
+        database = self._database
+        elsewhere = f"this {type(tx).__name__} is not a connection to {database}, the outbox' database"
+        if connection.dialect.name not in database.dialects:
+            raise MisuseError(elsewhere)
+        if not database.will_commit(connection):
             raise MisuseError(f"this {type(tx).__name__} commits each statement by itself (AUTOCOMMIT). {remedy}")
-        self._database.fits(messages)
+        if not database.same_database(connection):
+            raise MisuseError(elsewhere)
+        database.fits(messages)
         if messages:
             rows.insert(connection, messages)
 

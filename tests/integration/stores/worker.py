@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from tests.integration.stores.ledger import CREATE, INSERT, Entry, eventually, notes, waiting
+from tests.integration.stores.ledger import INSERT, Entry, Where, create, eventually, notes, url_of, waiting
 from tidings import Event, Service
 from tidings.delivery import Message
 from tidings.envelope import envelope_of, to_structured
@@ -131,15 +131,14 @@ def messages(count: int) -> list[Message]:
     return found
 
 
-async def main(database: Path, published: Path, events: int, kind: str, point: str, count: int) -> None:
+async def main(database: Where, published: Path, events: int, kind: str, point: str, count: int) -> None:
     killer = Killer(point, count)
-    store = KillingStore(f"sqlite:///{database}", poll=0.05, lease=0.5)
+    store = KillingStore(url_of(database), poll=0.05, lease=0.5)
     broker = KillingBroker()
     store.killer = broker.killer = killer
     broker.published = published
     await store.open()
-    async with store.transaction() as db:
-        await db.exec_driver_sql(CREATE)
+    create(database)
     await store.close()
     async with service(store, killer, kind).running(broker=broker):
         assert not any(await broker.publish(messages(events), timeout=10))
@@ -150,4 +149,4 @@ async def main(database: Path, published: Path, events: int, kind: str, point: s
 
 if __name__ == "__main__":
     path, log, *rest = sys.argv[1:]
-    asyncio.run(main(Path(path), Path(log), int(rest[0]), rest[1], rest[2], int(rest[3])))
+    asyncio.run(main(path if "://" in path else Path(path), Path(log), int(rest[0]), rest[1], rest[2], int(rest[3])))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.stores.ledger import applied, notes, waiting
+from tests.integration.stores.ledger import Where, applied, notes, waiting
 from tests.integration.stores.worker import POINTS
 
 ROOT = Path(__file__).parents[3]
@@ -17,18 +17,20 @@ EVENTS = 60
 KINDS = ["with_connection", "with_sync_session"]
 
 
-def work(database: Path, published: Path, kind: str, point: str, count: int) -> int:
+def work(database: Where, published: Path, kind: str, point: str, count: int) -> int:
     """Run the worker until it has done all or is killed; its exit status."""
     command = [sys.executable, "-m", "tests.integration.stores.worker", str(database), str(published)]
     done = subprocess.run([*command, str(EVENTS), kind, point, str(count)], cwd=ROOT, timeout=60, check=False)
     return done.returncode
 
 
-@pytest.mark.proves(broker="memory", store="sqlite")
+@pytest.mark.proves(broker="memory")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("point", POINTS)
-def test_P4_a_kill_at_any_point_leaves_each_effect_applied_once(tmp_path: Path, point: str, kind: str) -> None:
-    database, published = tmp_path / "shop.db", tmp_path / "published"
+def test_P4_a_kill_at_any_point_leaves_each_effect_applied_once(
+    where: Where, tmp_path: Path, point: str, kind: str
+) -> None:
+    database, published = where, tmp_path / "published"
     published.touch()
     assert work(database, published, kind, point, POINTS[point]) == -signal.SIGKILL, "the point was never reached"
     if POINTS[point]:  # a part is done, and of each event all of it or nothing
