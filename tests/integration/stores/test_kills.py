@@ -14,7 +14,15 @@ from tests.integration.stores.worker import POINTS
 
 ROOT = Path(__file__).parents[3]
 EVENTS = 60
-KINDS = ["with_connection", "with_sync_session"]
+CASES = [
+    pytest.param(place, kind, id=f"{place}-{kind}", marks=pytest.mark.proves(broker="memory", store=store))
+    for place, store, kind in [
+        ("sqlite", "sqlite", "with_connection"),
+        ("sqlite", "sqlite", "with_sync_session"),
+        ("postgresql", "postgres", "with_session"),
+        ("mariadb", "mariadb", "with_sync_connection"),
+    ]
+]
 
 
 def work(database: Where, published: Path, kind: str, point: str, count: int) -> int:
@@ -24,8 +32,7 @@ def work(database: Where, published: Path, kind: str, point: str, count: int) ->
     return done.returncode
 
 
-@pytest.mark.proves(broker="memory")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("where", "kind"), CASES, indirect=["where"])
 @pytest.mark.parametrize("point", POINTS)
 def test_P4_a_kill_at_any_point_leaves_each_effect_applied_once(
     where: Where, tmp_path: Path, point: str, kind: str
