@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tidings.errors import Contention, MisuseError, TidingsError
 from tidings.outbox.relay import Wake
+from tidings.outbox.waiting import to_end
 from tidings.stores._database import BEGIN, Database, own_error
 from tidings.stores._links import AsyncLink, Link, ThreadLink, Threads
 
@@ -75,9 +76,14 @@ class Desk:
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Read without a transaction and without waiting for writers.
 
+        Run to its end also when cancelled: nobody gives a connection back that is being made when it is cancelled.
+
         Raises:
             StoreUnavailable, Contention: it cannot be read.
         """
+        return await to_end(self._read(work))
+
+    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
         try:
             self.database.check()
             async with asyncio.timeout(self.database.answers_within), self.engine.connect() as connection:
