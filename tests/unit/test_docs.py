@@ -30,6 +30,7 @@ from tidings.envelope import STRUCTURED_HEADERS, read_envelope, to_binary, to_st
 from tidings.errors import UndecodableEvent
 from tidings.event import MAX_TYPE_LENGTH
 from tidings.partition import murmur2, slot_of
+from tidings.testing.prover import Prover
 from tidings.values import MAX_DEPTH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,8 @@ def run(page: Path) -> int:
                 ran += 1
             for name, test in list(vars(module).items()):
                 if name.startswith("test_") and inspect.isfunction(test):
-                    result = test(*([Path.cwd()] if "tmp_path" in inspect.signature(test).parameters else []))
+                    fixtures = {"tmp_path": Path.cwd(), "prover": Prover(Path.cwd() / "prover")}
+                    result = test(*(fixtures[one] for one in inspect.signature(test).parameters))
                     if inspect.iscoroutine(result):
                         runner.run(result)
     finally:

@@ -366,3 +366,17 @@ async def test_P4_a_commit_of_unknown_outcome_that_cannot_be_looked_up_counts_as
     monkeypatch.undo()
     assert await handle(store, "a") is State.DONE
     assert notes(path) == ["a"]
+
+
+async def test_P9_a_cancelled_read_gives_its_connection_back(store: SqlAlchemyStore) -> None:
+    """Also while it is being made: the relay reads when its service stops."""
+    assert store._desk is not None
+    engine = store._desk.engine
+    for steps in range(30):
+        await engine.dispose()
+        reading = asyncio.ensure_future(store.outbox_backlog())
+        for _ in range(steps):
+            await asyncio.sleep(0.0002)
+        reading.cancel()
+        await asyncio.wait({reading}, timeout=5)
+        assert engine.pool.checkedout() == 0, f"cancelled after {steps} steps"  # type: ignore[attr-defined]  # a queue
