@@ -35,12 +35,13 @@ WHOLE = (Setting(keys="aba", skip=1, whole=True), Setting(keys="abab", lanes=2, 
 
 
 def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
-    """One fault in every shape, each pair in two of them, and each three in one, as which they take turns."""
+    """One fault in every shape, each pair in two of them and each three in one, and in a batch handler's; by turns."""
     for store, faults in FAULTS.items():
         for count in range(most + 1):
             for turn, chosen in enumerate(combinations(faults, count)):
-                more = WHOLE[: 3 - count] if store != "lease" and count < 3 else ()
-                shapes = (*SHAPES, *more) if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
+                shapes = SHAPES if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
+                if store != "lease":
+                    shapes = (*shapes, *(WHOLE if count < 2 else [WHOLE[turn % 2]]))
                 for shape in shapes:
                     for flags in range(8) if count < 3 else (turn % 8,):
                         ordered, twice, bad = bool(flags & 1), bool(flags & 2), bool(flags & 4)
