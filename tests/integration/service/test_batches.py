@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -90,11 +91,9 @@ def reserve_in_a_thread(orders: list[Placed], db: Connection) -> list[Reserved]:
     return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
 
 
-@pytest.mark.parametrize("handler", [reserve, reserve_in_a_thread])
-async def test_P3_P4_P8_of_batches_with_refused_rows_each_other_event_is_applied_once_and_in_order(
-    broker: Broker, database: Path, handler: Callable[..., Any]
-) -> None:
-    stock = Service("stock", broker=broker, store=f"sqlite:///{database}", publishes=[Placed, Reserved])
+def declare(store: str, broker: Broker, handler: Callable[..., Any]) -> tuple[Service, list[tuple[str, int]]]:
+    """A service with the batch handler, and one that keeps what it caused."""
+    stock = Service("stock", broker=broker, store=store, publishes=[Placed, Reserved])
     retry = Retry(attempts=3, first=0.01, most=0.02)
     stock.on_batch(Placed, name="reserve", retry=retry, batch=64)(handler)
     heard: list[tuple[str, int]] = []
@@ -104,19 +103,68 @@ async def test_P3_P4_P8_of_batches_with_refused_rows_each_other_event_is_applied
         heard.append((reserved.order_id, reserved.number))
 
     SIZES.clear()
-    expected = {(f"k{key}", number) for key in range(KEYS) for number in range(EACH)} - BAD
-    async with stock.running():
-        events = [Placed(order_id=f"k{key}", number=number) for number in range(EACH) for key in range(KEYS)]
-        assert await stock.publish_many(events) == [None] * len(events)
-        await until(lambda: len(ledger(database)) >= len(expected) and len(set(heard)) >= len(expected), 60)
-        await until(lambda: stock.active.workers[0].waiting == 0, 60)
-    async with stock.running():  # what was applied and not heard of comes again
-        await asyncio.sleep(0.1)
-        await until(lambda: stock.active.workers[0].waiting == 0 and stock.active.workers[0].busy == 0, 60)
-    rows = ledger(database)
-    assert sorted(rows) == sorted(expected)
+    return stock, heard
+
+
+EVENTS = [(f"k{key}", number) for number in range(EACH) for key in range(KEYS)]
+EXPECTED = set(EVENTS) - BAD
+
+
+async def publish(stock: Service) -> None:
+    events = [Placed(order_id=key, number=number) for key, number in EVENTS]
+    assert await stock.publish_many(events) == [None] * len(events)
+
+
+async def nothing_waits(stock: Service) -> None:
+    await until(lambda: stock.active.workers[0].waiting == 0 and stock.active.workers[0].busy == 0, 60)
+
+
+def judge(rows: list[tuple[str, int]], heard: list[tuple[str, int]]) -> None:
+    assert sorted(rows) == sorted(EXPECTED)
     for key in range(KEYS):
         numbers = [number for name, number in rows if name == f"k{key}"]
         assert numbers == sorted(numbers)
-    assert set(heard) == expected
+    assert set(heard) == EXPECTED
     assert max(SIZES) > 8
+
+
+@pytest.mark.parametrize("handler", [reserve, reserve_in_a_thread])
+async def test_P3_P4_P8_of_batches_with_refused_rows_each_other_event_is_applied_once_and_in_order(
+    broker: Broker, database: Path, handler: Callable[..., Any]
+) -> None:
+    stock, heard = declare(f"sqlite:///{database}", broker, handler)
+    async with stock.running():
+        await publish(stock)
+        await until(lambda: len(ledger(database)) >= len(EXPECTED) and len(set(heard)) >= len(EXPECTED), 60)
+        await nothing_waits(stock)
+    async with stock.running():  # what was applied and not heard of comes again
+        await asyncio.sleep(0.1)
+        await nothing_waits(stock)
+    judge(ledger(database), heard)
+
+
+async def reserve_in_postgres(orders: list[Placed], db: asyncpg.Connection) -> list[Reserved]:
+    SIZES.append(len(orders))
+    rows = [tuple(row(order).values()) for order in orders]
+    await db.executemany("INSERT INTO ledger (key, number) VALUES ($1, $2)", rows)
+    return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
+
+
+@pytest.mark.proves(broker="memory", store="postgres")
+async def test_P3_P4_P8_of_batches_with_refused_rows_the_rest_is_applied_once_and_in_order_in_postgresql(
+    postgres_url: str,
+) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(
+            "CREATE TABLE ledger (id SERIAL, key TEXT, number INTEGER CHECK (number < 1000))"  # no unique key
+        )
+        stock, heard = declare(postgres_url, MemoryBroker(), reserve_in_postgres)
+        async with stock.running():
+            await publish(stock)
+            await until(lambda: len(set(heard)) >= len(EXPECTED), 60)
+            await nothing_waits(stock)
+        rows = await connection.fetch("SELECT key, number FROM ledger ORDER BY id")
+        judge([(one["key"], one["number"]) for one in rows], heard)
+    finally:
+        await connection.close()
