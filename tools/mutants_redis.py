@@ -66,7 +66,9 @@ REDIS: tuple[Mutant, ...] = (
         "  if last >= fence then fence = last + 1 end\n",
         "",
     ),
-    _bug("redis: business keys are forgotten like ids", STORE, "if key.key == key.event_id else", "if True else"),
+    _bug(
+        "redis: business keys are forgotten like ids", STORE, "if key.key.startswith(EVENT_MARK) else", "if True else"
+    ),
     _bug("redis: a failure marks its event done", STORE, "if error is not None or index in", "if index in"),
     _bug(
         "redis: a full Redis cannot be told that an event is done",

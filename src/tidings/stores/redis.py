@@ -94,6 +94,7 @@ class RedisStore:
         self._link = Link(client, address, options.timeout, owned=isinstance(where, str))
         self._desk = _Desk(self._link, options)
         self._tasks = Supervisor()
+        self._told: set[str] = set()
 
     async def open(self) -> None:
         """Connect, check the server, and see that claims work there.
@@ -158,7 +159,10 @@ class RedisStore:
         raise MisuseError("a store on Redis has no outbox. Use a database, such as store='sqlite:///service.db'")
 
     async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
-        """Nothing: each key goes by itself, at the time it was given."""
+        """Nothing: ids of events go by themselves, at the time they were given, and business keys never do."""
+        if kind == "business" and position not in self._told:
+            self._told.add(position)
+            log.warning("%s: forget_after= has no effect with Redis, which keeps its business keys for ever", position)
         return Forgotten()
 
     async def relay(self, publish: Publish) -> None:

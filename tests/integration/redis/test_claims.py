@@ -136,6 +136,16 @@ async def test_trap_127_ids_are_forgotten_after_their_time_and_business_keys_nev
     await ever.close()
 
 
+async def test_a_time_for_business_keys_that_redis_does_not_keep_is_said(
+    store: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.forget("stock.reserve", "event", 0.0, most=10)
+    assert not caplog.text
+    for _ in range(2):
+        await store.forget("stock.reserve", "business", 0.0, most=10)
+    assert caplog.text.count("forget_after= has no effect") == 1
+
+
 async def test_the_number_of_a_fence_grows_with_each_claim_and_is_shared_in_one(store: RedisStore, key: Keys) -> None:
     numbers = []
     for name in ("a", "b", "c"):
