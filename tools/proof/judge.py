@@ -24,9 +24,11 @@ from tools.proof.world import World
 LIMIT = 60.0
 QUIET = 3.0
 """What is missing while nothing waits anywhere for so many seconds is lost: longer than any pause in between."""
+STILL = 15.0
+"""What waits and does not move for so many seconds will not: longer than any pause in between, too."""
 ASKS = 5.0
 
-DEAD, CAUSED = "tidings-dead", "stock"
+DEAD, PLACED, CAUSED = "tidings-dead", "order", "stock"
 
 
 @dataclass
@@ -74,17 +76,17 @@ class Judge:
     async def settled(self) -> bool:
         """Wait until all is applied and published and nothing waits; False: nothing moves, and something is missing."""
         ends = time.monotonic() + LIMIT
-        quiet_since = None
-        while time.monotonic() < ends:
-            waits = await _backlog(self._world.broker.url) or await asyncio.to_thread(self._unpublished)
-            if waits:
-                quiet_since = None
-            elif not any((await self._missing()).values()):
+        seen, moved = (-1, -1, -1), time.monotonic()
+        while (now := time.monotonic()) < ends:
+            backlog = await _backlog(self._world.broker.url)
+            unpublished = await asyncio.to_thread(self._unpublished)
+            missing = sum(map(len, (await self._missing()).values()))
+            if not (backlog or unpublished or missing):
                 return True
-            else:
-                quiet_since = quiet_since or time.monotonic()
-                if time.monotonic() - quiet_since > QUIET:
-                    return False
+            if seen != (backlog, unpublished, missing):
+                seen, moved = (backlog, unpublished, missing), now
+            elif now - moved > (STILL if backlog or unpublished else QUIET):
+                return False
             await asyncio.sleep(0.05)
         return False
 
@@ -112,7 +114,7 @@ class Judge:
             if ids:
                 found.wrong.append(f"{handler} never applied {len(ids)} events, such as {sorted(ids)[0]}")
         self._count_repeats(found, effects, set(killed))
-        await self._look_at_streams(found, missing[CHARGE])
+        await self._look_at_streams(found, effects, missing[CHARGE])
         taken = await asyncio.to_thread(self._world.ledger.taken) - self._taken
         reserved = sum(one.handler == RESERVE for one in effects)
         if taken != reserved:
@@ -120,7 +122,7 @@ class Judge:
             found.twice += max(0, taken - reserved)
             found.lost += max(0, reserved - taken)
         if not settled and found.passed:
-            found.wrong.append(f"something still waited after {LIMIT:.0f} s")
+            found.wrong.append(f"something still waits: {await _backlog(self._world.broker.url)} deliveries")
         return found
 
     # ── the ledger ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,10 +161,10 @@ class Judge:
 
     # ── the streams ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _look_at_streams(self, found: Verdict, uncharged: set[str]) -> None:
+    async def _look_at_streams(self, found: Verdict, effects: Sequence[Effect], uncharged: set[str]) -> None:
         """The set of caused events in the stream equals the expected one; `uncharged` are counted as lost already."""
         url, began = self._world.broker.url, self._began
-        ids = await _ids(url, CAUSED, began.get(CAUSED, 0) + 1)
+        ids = set(await _ids(url, CAUSED, began.get(CAUSED, 0) + 1))
         expected = self._expected[CHARGE]
         if unpublished := expected - ids:
             found.wrong.append(f"{len(unpublished)} caused events were never published")
@@ -170,8 +172,23 @@ class Judge:
         if strange := ids - expected:
             found.wrong.append(f"{len(strange)} events were published that nothing has caused")
             found.twice += len(strange)
+        found.wrong += self._disorder(await _ids(url, PLACED, began.get(PLACED, 0) + 1), effects)
         if letters := (await _last_sequences(url)).get(DEAD, 0) - began.get(DEAD, 0):
             found.wrong.append(f"there are {letters} dead letters")
+
+    def _disorder(self, stream: Sequence[str], effects: Sequence[Effect]) -> list[str]:
+        """The orders of a cart are handled in the order of the stream; what comes again counts where it came first."""
+        carts = {id: message.key or "" for id, message in self.accepted.items()}
+        wanted, applied = defaultdict(list), defaultdict(list)
+        for id in dict.fromkeys(stream):
+            wanted[carts.get(id, "")].append(id)
+        for id in dict.fromkeys(one.event_id for one in effects if one.handler == RESERVE):
+            applied[carts.get(id, "")].append(id)
+        return [
+            f"{cart} was handled out of order"
+            for cart, ids in applied.items()
+            if cart and ids != [id for id in wanted[cart] if id in set(ids)]
+        ]
 
 
 # ── what the broker says, through a client that is not the package's ────────────────────────────────────────────────
@@ -205,8 +222,8 @@ async def _backlog(url: str) -> int:
         return 1
 
 
-async def _ids(url: str, stream: str, first: int) -> set[str]:
-    """The ids of the events in a stream, from a sequence on."""
+async def _ids(url: str, stream: str, first: int) -> list[str]:
+    """The ids of the events in a stream, in their order, from a sequence on."""
     async with asyncio.timeout(LIMIT):
         client = await nats.connect(url, allow_reconnect=False)
         try:
@@ -214,15 +231,15 @@ async def _ids(url: str, stream: str, first: int) -> set[str]:
             try:
                 last = (await jetstream.stream_info(stream)).state.last_seq
             except nats.js.errors.NotFoundError:
-                return set()
-            found: set[str] = set()
+                return []
+            found: list[str] = []
             if last < first:
                 return found
             config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=first)
             reading = await jetstream.subscribe(f"{stream}.>", stream=stream, config=config, ordered_consumer=True)
             while True:
                 message = await reading.next_msg(timeout=ASKS)
-                found.add(json.loads(message.data)["id"])
+                found.append(json.loads(message.data)["id"])
                 if message.metadata.sequence.stream >= last:
                     return found
         finally:

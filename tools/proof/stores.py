@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from tidings import points
 from tools.proof.shop import Services, file_shop, sqlalchemy_shop
+from tools.services.mariadb import MariaDB
+from tools.services.postgres import Postgres
 from tools.services.program import Program
 from tools.services.redis import Redis
 
@@ -116,6 +118,11 @@ def _redis(url: str) -> Any:
     return RedisStore(url, lease=2 * LEASE)  # an outage of the round is shorter
 
 
+def _with(url: str, driver: str) -> str:
+    """The same database through another driver."""
+    return f"{driver}:{url.partition(':')[2]}"
+
+
 def url_of(server: Program | None, folder: Path) -> str:
     assert server is not None
     return server.url
@@ -129,6 +136,24 @@ PROMISING: Final[dict[str, Kind]] = {
         ledger=lambda url, folder: url,
         store=_sqlalchemy,
         shop=sqlalchemy_shop,
+    ),
+    "postgres-sqlalchemy": Kind(
+        title="PostgreSQL, SQLAlchemy",
+        server=Postgres,
+        url=lambda server, folder: _with(url_of(server, folder), "postgresql+asyncpg"),
+        ledger=lambda url, folder: _with(url, "postgresql+psycopg"),
+        store=_sqlalchemy,
+        shop=sqlalchemy_shop,
+        late=_sqlalchemy_late,
+    ),
+    "mariadb": Kind(
+        title="MariaDB, SQLAlchemy",
+        server=MariaDB,
+        url=url_of,
+        ledger=lambda url, folder: _with(url, "mariadb+pymysql"),
+        store=_sqlalchemy,
+        shop=sqlalchemy_shop,
+        late=_sqlalchemy_late,
     ),
     "redis": Kind(
         title="Redis",

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from multiprocessing.context import ForkServerProcess
@@ -50,13 +51,13 @@ class Worker:
         return self.process.is_alive()
 
     async def ready(self) -> bool:
-        """Wait until it works; False: it has ended."""
+        """Wait until it works; False: it has ended, or says nothing."""
         wanted = f"R {self.pid}\n"
-        async with asyncio.timeout(LIMIT):
-            while wanted not in _text(self._job.notes):
-                if not self.alive:
-                    return False
-                await asyncio.sleep(0.02)
+        ends = time.monotonic() + LIMIT
+        while wanted not in _text(self._job.notes):
+            if not self.alive or time.monotonic() > ends:
+                return False
+            await asyncio.sleep(0.02)
         return True
 
     def kill(self) -> bool:
@@ -138,15 +139,17 @@ class World:
         ledger = str(self.folder / EFFECTS) if self.kind.effects_elsewhere else ""
         log = self.folder / "workers.log"
         job = Job(self.name, self.url, self.broker_url, ledger, notes, log, only, kill_at, self.seed)
-        async with asyncio.timeout(2 * LIMIT):
-            while True:
-                worker = await asyncio.to_thread(Worker, job)
-                self.workers.append(worker)
-                if await worker.ready() or worker.process.exitcode == -signal.SIGKILL:
-                    return worker
-                # It could not reach a server that was killed as well; whoever runs it starts it again.
-                self.workers.remove(worker)
-                await asyncio.sleep(0.3)
+        ends = time.monotonic() + 2 * LIMIT
+        while True:
+            worker = await asyncio.to_thread(Worker, job)
+            self.workers.append(worker)
+            if await worker.ready() or worker.process.exitcode == -signal.SIGKILL:
+                return worker
+            # It could not reach a server that was killed as well; whoever runs it starts it again.
+            self.workers.remove(worker)
+            if time.monotonic() > ends:
+                raise AssertionError(f"no worker becomes ready; the last said {_text(log)[-300:]}")
+            await asyncio.sleep(0.3)
 
     async def stop(self) -> list[str]:
         """Stop the workers with SIGTERM; what was wrong with how they ended."""
