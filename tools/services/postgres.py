@@ -56,16 +56,22 @@ class Postgres(Program):
     def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
         """SIGKILL ends every server process at once, as a power cut would; SIGINT is PostgreSQL's fast shutdown."""
         if self._process is not None and how is signal.SIGKILL:
-            _kill_children(self._process.pid)
+            self._tell_all(signal.SIGKILL)
         super().stop(how)
 
+    def pause(self) -> None:
+        """It keeps its sockets and answers nothing, over no connection."""
+        self._tell_all(signal.SIGSTOP)
 
-def _kill_children(pid: int) -> None:
-    """Server processes begin sessions of their own, so the group does not hold them."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, timeout=10)
-    os.kill(pid, signal.SIGKILL)
-    for word in listed.stdout.split():
-        try:
-            os.kill(int(word), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    def resume(self) -> None:
+        self._tell_all(signal.SIGCONT)
+
+    def _tell_all(self, what: signal.Signals) -> None:
+        """The server and its sessions, which the group does not hold: each begins one of its own."""
+        pid = self.pid
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, timeout=10)
+        for one in (pid, *map(int, listed.stdout.split())):
+            try:
+                os.kill(one, what)
+            except ProcessLookupError:
+                pass

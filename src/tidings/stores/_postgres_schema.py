@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from asyncpg.pool import PoolConnectionProxy
@@ -40,28 +40,45 @@ _FORBID = (
 )
 
 
-async def look(connection: Lent) -> tuple[bool, bool, str]:
-    """Whether a proxy stands between and whether the tables are there; and what `synchronous_commit` must be.
+class Seen(NamedTuple):
+    """What is to be known of a server before it is used."""
+
+    pooled: bool
+    """A proxy stands between, and may give each transaction another session."""
+    prepares: bool
+    """The driver keeps prepared statements from one transaction to the next."""
+    tables: bool
+    """They are there, as this Tidings makes them."""
+    synchronous_commit: str
+    """What a claim sets, so that what is acknowledged after it is on disk."""
+
+
+async def look(connection: Lent) -> Seen:
+    """See what the server is.
 
     Raises:
-        ConfigurationError: the server is too old.
+        ConfigurationError: it is too old.
     """
     async with connection.transaction():
-        version = connection.get_server_version()
-        if version.major < OLDEST:
+        if (version := connection.get_server_version()).major < OLDEST:
             raise ConfigurationError(f"PostgreSQL {version.major} is too old: Tidings needs {OLDEST} or newer")
-        (pid, present, durable, fsync) = cast(
-            tuple[int, bool, str, str],
-            await connection.fetchrow(
-                "SELECT pg_backend_pid(), to_regclass('tidings_schema') IS NOT NULL AND to_regclass('tidings_open') IS"
-                " NOT NULL, current_setting('synchronous_commit'), current_setting('fsync')"
-            ),
+        row = await connection.fetchrow(
+            "SELECT pg_backend_pid(), to_regclass('tidings_schema') IS NOT NULL AND to_regclass('tidings_open') IS"
+            " NOT NULL, current_setting('synchronous_commit'), current_setting('fsync')"
         )
+        assert row is not None
+        pid, present, durable, fsync = row
         if fsync != "on":
             log.warning("PostgreSQL runs with fsync=off: a loss of power can take back what was acknowledged")
         if present:
             present = await connection.fetchval("SELECT max(version) FROM tidings_schema") == tables.SCHEMA_VERSION
-    return pid != connection.get_server_pid(), present, "on" if durable == "off" else durable
+    driver: Any = driver_of(connection)
+    return Seen(
+        pooled=pid != connection.get_server_pid(),  # a proxy tells one of its own making
+        prepares=bool(driver._stmt_cache.get_max_size()),
+        tables=bool(present),
+        synchronous_commit="on" if durable == "off" else durable,
+    )
 
 
 async def ensure_tables(connections: Connections) -> None:
@@ -92,12 +109,6 @@ def _ensure(connection: sa.Connection) -> None:
     if not sa.inspect(connection).has_table(open_transactions.name):
         metadata.create_all(connection)
         connection.execute(sa.text(_FORBID))
-
-
-def prepares(connection: Lent) -> bool:
-    """Whether a connection keeps prepared statements from one transaction to the next."""
-    driver: Any = driver_of(connection)
-    return bool(driver._stmt_cache.get_max_size())
 
 
 async def identity(connection: Lent) -> tuple[str, float]:

@@ -128,15 +128,15 @@ class PostgresStore:
         connection = await connections.take()
         broken = True
         try:
-            pooled, present, synchronous = await schema.look(connection)
+            seen = await schema.look(connection)
             broken = isinstance(connections, OwnConnections)
         finally:
             await connections.give_back(connection, broken=broken)
-        if pooled:
-            self._behind_a_proxy(connections, connection)
-        if not present:
+        if seen.pooled:
+            self._behind_a_proxy(connections, prepares=seen.prepares)
+        if not seen.tables:
             await schema.ensure_tables(connections)
-        if isinstance(connections, OwnConnections) and not pooled:
+        if isinstance(connections, OwnConnections) and not seen.pooled:
             connections.statement_cache_size = None
         desk = Desk(
             connections,
@@ -145,17 +145,17 @@ class PostgresStore:
             answer_timeout=self._answer_timeout,
             most=self._most,
         )
-        desk.pooled, desk.synchronous_commit = pooled, synchronous
+        desk.pooled, desk.synchronous_commit = seen.pooled, seen.synchronous_commit
         async with desk.session() as connection:
             name, desk.made_at = await schema.identity(connection)
         if not isinstance(self._target, str):
             desk.where = self._where = f"the PostgreSQL database {name}"
         return desk
 
-    def _behind_a_proxy(self, connections: Connections, connection: Any) -> None:
+    def _behind_a_proxy(self, connections: Connections, *, prepares: bool) -> None:
         if isinstance(connections, OwnConnections):
             log.info("%s is behind a proxy: statements are not prepared, which costs a round trip each", self._where)
-        elif schema.prepares(connection):
+        elif prepares:
             raise ConfigurationError(
                 f"{self._where} is behind a proxy, where prepared statements get lost, and this pool prepares them."
                 " Make it with asyncpg.create_pool(…, statement_cache_size=0), or give the store the URL"

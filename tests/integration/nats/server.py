@@ -1,8 +1,7 @@
-"""A real nats-server for one test, and a proxy that can cut or freeze the way to it."""
+"""A real nats-server for one test, and a proxy on the way to it."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -10,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests import proxy
 from tidings.brokers.nats.embedded_binary import verified_binary
 from tidings.brokers.nats.embedded_probe import free_port
 
@@ -74,84 +74,13 @@ class NatsServer:
         os.kill(self._process.pid, signal.SIGCONT)
 
 
-class Proxy:
-    """Between client and server: passes bytes on, until it is told not to."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._clients: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._open = asyncio.Event()
-        self._open.set()
-        self.port = 0
-        self.connections = 0
-        self.swallow = b""
-        """Answers that hold these bytes are lost on their way to the client."""
+class Proxy(proxy.Proxy):
+    """Between client and server."""
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await super().start()
         return self
-
-    def freeze(self) -> None:
-        """Pass nothing on over the connections that stand, and say nothing: the peer is gone without a FIN."""
-        self._open.clear()
-        self._open = asyncio.Event()
-        self._open.set()
-
-    def inject(self, data: bytes) -> None:
-        """Say something to every client, in the server's name."""
-        for writer in self._clients:
-            writer.write(data)
-
-    def cut(self) -> None:
-        """Close every connection at once."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, other_writer}
-        self._clients.add(writer)
-        for source, target, answers in ((reader, other_writer, False), (other_reader, writer, True)):
-            task = asyncio.create_task(self._pump(source, target, answers))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answers: bool) -> None:
-        flowing = self._open
-        try:
-            while True:
-                await flowing.wait()
-                data = await source.read(65536)
-                await flowing.wait()
-                if not data:
-                    break
-                if not (answers and self.swallow and self.swallow in data):
-                    target.write(data)
-                    await target.drain()
-        except OSError:
-            pass  # the other side is gone, so this one goes too
-        finally:
-            target.transport.abort()
-            self._writers.discard(target)
-            self._clients.discard(target)
