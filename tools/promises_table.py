@@ -29,7 +29,7 @@ STORES: dict[str, bool] = {
     "none": True,
     "memory": True,
     "sqlite": True,
-    "postgres": False,
+    "postgres": True,
     "mariadb": False,
     "redis": True,
 }
