@@ -16,13 +16,14 @@ from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
+from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
 
 AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    wanted = [mutant for mutant in (*FLOW, *LANES, *ENDS, *REDIS) if all(word in mutant.what for word in words)]
+    wanted = [mutant for mutant in (*FLOW, *LANES, *ENDS, *POSTGRES, *REDIS) if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:
         print(f"no mutant is described by {' '.join(words)!r}")

@@ -1,0 +1,131 @@
+"""Bugs to seed into the store on PostgreSQL: claims, commits, the guard, and the outbox."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+CLAIMS = "stores/_postgres_claims.py"
+TRANSACTIONS = "stores/_postgres_transactions.py"
+SQL = "stores/_postgres_sql.py"
+ERRORS = "stores/_postgres_errors.py"
+OUTBOX = "stores/_postgres_outbox.py"
+STATEMENTS = "stores/_postgres_statements.py"
+
+_TESTS = {
+    name: (f"tests/integration/postgres/test_{name}.py",) for name in ("claims", "faults", "outbox", "service", "kills")
+}
+
+POSTGRES: tuple[Mutant, ...] = (
+    Mutant(
+        "postgres: a key whose insert waited too long is taken for a duplicate",
+        CLAIMS,
+        "            self.states = await self._transaction.open(self._claim)\n",
+        """            try:
+                self.states = await self._transaction.open(self._claim)
+            except WorldError:
+                self.states = [Claimed(State.DONE, key.event_id, key.digest) for key in self._keys]
+                await self._transaction.open(self._transaction.keyless)
+""",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: a commit whose answer was lost is guessed to be done",
+        CLAIMS,
+        "self._transaction.doubtful and await self._took_effect()",
+        "self._transaction.doubtful",
+        _TESTS["faults"],
+    ),
+    Mutant(
+        "postgres: a commit whose answer was lost is guessed to have failed",
+        CLAIMS,
+        "self._transaction.doubtful and await self._took_effect()",
+        "False",
+        _TESTS["faults"],
+    ),
+    Mutant(
+        "postgres: anybody may commit the transaction of a claim",
+        SQL,
+        "VALUES ($1::bigint, -1)",
+        "VALUES ($1::bigint, 1)",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: it is not seen that the transaction is another one",
+        SQL,
+        "SELECT 1 / count(*) FROM closed",
+        "SELECT count(*) FROM closed",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: after a handler that rolled back the next one begins",
+        TRANSACTIONS,
+        "        if not connection.is_in_transaction():\n            # Whatever",
+        "        if False:\n            # Whatever",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: a deadlock counts as a failure of the event",
+        ERRORS,
+        """    "40P01": "a deadlock with another transaction was ended",\n""",
+        "",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: keys are inserted in the order in which they came",
+        CLAIMS,
+        "for stored in sorted(first)]",
+        "for stored in first]",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: a failed key is kept",
+        CLAIMS,
+        "            self._given_back.add(index)\n",
+        "            pass\n",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: queued statements are grouped by their text, out of order",
+        STATEMENTS,
+        "groupby(queue, itemgetter(0))",
+        "groupby(sorted(queue, key=itemgetter(0)), itemgetter(0))",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: a failed statement of an earlier handler is blamed on the one that asks",
+        STATEMENTS,
+        "                if sent < begins:\n",
+        "                if False:\n",
+        _TESTS["claims"],
+    ),
+    Mutant(
+        "postgres: the relay reads on after the last number that it saw",
+        OUTBOX,
+        """            found = await connection.fetch(READY, time.time(), most, most_bytes)
+""",
+        """            found = await connection.fetch(READY, time.time(), most, most_bytes)
+            seen = getattr(self, "seen", 0)
+            found = [row for row in found if row["id"] > seen]
+            self.seen = max([seen, *(row["id"] for row in found)])
+""",
+        _TESTS["outbox"],
+    ),
+    Mutant(
+        "postgres: what was emitted is not in the transaction",
+        TRANSACTIONS,
+        "                await outbox.insert(connection, self._messages, notify=self._desk.notifies())\n",
+        """                async with self._desk.session() as other:
+                    await outbox.insert(other, self._messages, notify=self._desk.notifies())
+                if self._messages[0].id == "m" or len(self._messages) > 1:
+                    raise asyncpg.SerializationError("late")
+""",
+        _TESTS["outbox"],
+    ),
+    Mutant(
+        "postgres: nobody is told of new rows",
+        OUTBOX,
+        "desk.wake.soon())",
+        "None)",
+        _TESTS["outbox"],
+    ),
+)
