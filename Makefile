@@ -78,6 +78,7 @@ bench: venv ## Measure, beside a bare loop and a peer
 	$(BIN)/python -m bench.consume
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.effects_postgres
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python -m pytest tests/conformance --conformance=full -q
 

@@ -80,7 +80,7 @@ class GuardedConnection(Connection):
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         borrower = self.borrower
-        if borrower is not None and ENDS.match(query):
+        if borrower is not None and not args and ENDS.match(query):
             borrower.trouble = MisuseError(f"a handler may not say {query.strip()[:40]!r}. {REMEDY}")
             raise borrower.trouble
         return await super().execute(query, *args, timeout=timeout)
