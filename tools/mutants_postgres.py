@@ -22,7 +22,7 @@ POSTGRES: tuple[Mutant, ...] = (
         "            self.states = await self._transaction.open(self._claim)\n",
         """            try:
                 self.states = await self._transaction.open(self._claim)
-            except WorldError:
+            except TidingsError:
                 self.states = [Claimed(State.DONE, key.event_id, key.digest) for key in self._keys]
                 await self._transaction.open(self._transaction.keyless)
 """,

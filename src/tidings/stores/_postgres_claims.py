@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from types import TracebackType
 
 from tidings.delivery import Message
-from tidings.errors import TidingsError, WorldError
+from tidings.errors import TidingsError
 from tidings.ports import NEW, Claimed, Key, State
 from tidings.stores import _postgres_sql as sql
 from tidings.stores._keys import fit, stored_key
@@ -22,7 +22,6 @@ class PostgresClaim:
     executor: Executor | None = None
 
     def __init__(self, desk: Desk, keys: Sequence[Key]) -> None:
-        self._desk = desk
         self._keys = keys
         self._stored = [(key.position, stored_key(key.key, utf8=True)) for key in keys]
         self._given_back: set[int] = set()
@@ -103,9 +102,7 @@ class PostgresClaim:
         }
         if not wanted:
             return bool(self._transaction.xid and await self._transaction.took_effect())
-        try:
-            async with self._desk.session() as connection:
-                found = await sql.find_keys(connection, wanted)
-        except WorldError:
+        found = await self._transaction.look_up(lambda connection: sql.find_keys(connection, wanted))
+        if found is None:
             return False  # not known, so not done: it comes again, and its keys will tell
         return all(key in found and found[key][0] == event_id for key, event_id in wanted.items())

@@ -86,10 +86,18 @@ class GuardedConnection(Connection):
         return await super().execute(query, *args, timeout=timeout)
 
     async def close(self, *, timeout: float | None = None) -> None:
-        if self.borrower is not None and self.borrower is not NOBODY:
-            self.borrower.trouble = MisuseError(f"a handler may not close the connection it was lent. {REMEDY}")
-            raise self.borrower.trouble
+        self._refuse_to_end()
         await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        self._refuse_to_end()
+        super().terminate()
+
+    def _refuse_to_end(self) -> None:
+        borrower = self.borrower
+        if borrower is not None and borrower is not NOBODY:
+            borrower.trouble = MisuseError(f"a handler may not close the connection it was lent. {REMEDY}")
+            raise borrower.trouble
 
 
 def ended() -> MisuseError:

@@ -37,6 +37,9 @@ T = TypeVar("T")
 ROLLBACK_LIMIT: Final = 5.0
 """Seconds that a rollback has, before its connection is cut and the server rolls back by itself."""
 
+LOOK_UP_PAUSES: Final = (0.1, 0.3, 0.6, 0.0)
+"""Seconds after each attempt to learn what became of a commit."""
+
 STATUS_TRIES: Final = 20
 STATUS_PAUSE: Final = 0.1
 
@@ -230,22 +233,40 @@ class Transaction:
         except asyncpg.InFailedSQLTransactionError:
             raise MisuseError(f"a handler passed over an error of its connection, which undoes all. {REMEDY}") from None
         except BaseException as error:
+            answered = isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError)
             self._ours = not isinstance(error, asyncpg.PostgresError)
-            self.doubtful = connection.is_closed() or not isinstance(error, asyncpg.PostgresError)
+            self.doubtful = connection.is_closed() or not answered
             raise
         over(connection)
 
     async def took_effect(self) -> bool | None:
         """Ask the server what became of a commit without keys; None: it does not know, or does not answer."""
-        try:
+
+        async def ask(connection: Lent) -> bool | None:
             for _ in range(STATUS_TRIES):
-                async with self._desk.session() as connection:
-                    status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", self.xid)
+                status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", self.xid)
                 if status != "in progress":
-                    return None if status is None else status == "committed"
+                    return None if status is None else bool(status == "committed")
                 await asyncio.sleep(STATUS_PAUSE)
-        except TidingsError:
-            pass
+            return None
+
+        return await self.look_up(ask)
+
+    async def look_up(self, ask: Callable[[Lent], Awaitable[T]]) -> T | None:
+        """Ask over other connections what became of the commit; None: nobody answers.
+
+        What cut the first connection often cuts the next one too, so it is asked more than once.
+        """
+        ends = asyncio.get_running_loop().time() + self._desk.answer_timeout
+        for pause in LOOK_UP_PAUSES:
+            try:
+                async with self._desk.session() as connection:
+                    return await ask(connection)
+            except TidingsError as error:
+                log.info("%s: what became of a commit could not be looked up: %s", self._desk.where, error)
+            if asyncio.get_running_loop().time() + pause > ends:
+                break
+            await asyncio.sleep(pause)
         return None
 
     async def abandon(self) -> None:
@@ -285,6 +306,8 @@ class Transaction:
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, TidingsError) or not isinstance(error, Exception):
             return error
+        if isinstance(error, asyncpg.InterfaceError) and "another operation" in str(error):
+            return MisuseError(f"a handler left a statement running when it returned. Await all of them. {REMEDY}")
         if isinstance(error, TimeoutError):
             return StoreUnavailable(f"{self._desk.where} does not answer")
         explain: Any = errors.own_error if self._ours else errors.world

@@ -384,6 +384,46 @@ async def test_a_claim_whose_insert_fails_keeps_no_connection(opens: Opens, url:
     assert await apply(store, "a", "a") == NEW
 
 
+async def test_a_statement_that_is_cut_off_leaves_its_connection_fit(store: PostgresStore, url: str) -> None:
+    """As when a handler's time is over."""
+    with pytest.raises(TimeoutError):
+        async with store.claim([key("a")], resource=PG, sync=False) as claim:
+            db: Any = claim.resource(PG)
+            await db.execute(INSERT, "a")
+            async with asyncio.timeout(0.2):
+                await db.execute("SELECT pg_sleep(60)")
+    await eventually(lambda: in_transaction(url) == 0, 10)
+    assert notes(url) == applied(url) == []
+    assert await apply(store, "a", "a") == NEW
+
+
+async def test_a_statement_that_still_runs_when_its_handler_returned_commits_nothing(
+    store: PostgresStore, url: str
+) -> None:
+    tasks = []
+    with pytest.raises(MisuseError, match="left a statement running"):
+        async with store.claim([key("a")], resource=PG, sync=False) as claim:
+            db: Any = claim.resource(PG)
+            await db.execute(INSERT, "a")
+            tasks.append(asyncio.create_task(db.execute("SELECT pg_sleep(1)")))
+            await asyncio.sleep(0.05)
+    await asyncio.wait(tasks)
+    assert tasks[0].exception() is not None
+    await eventually(lambda: in_transaction(url) == 0, 10)
+    assert notes(url) == applied(url) == []
+    assert await apply(store, "a", "a") == NEW
+
+
+async def test_a_handler_cannot_close_the_connection_that_it_was_lent(opens: Opens, url: str) -> None:
+    store = await opens()
+    for ends in ("close", "terminate"):
+        with pytest.raises(MisuseError, match="may not close"):
+            async with store.claim([key("a")], resource=PG, sync=False) as claim:
+                ended = getattr(claim.resource(PG), ends)()
+                await ended
+    assert await apply(store, "a", "a") == NEW
+
+
 # ---- statements that need no answer --------------------------------------------------------------------------------
 
 
