@@ -23,7 +23,9 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    wanted = [mutant for mutant in (*FLOW, *LANES, *ENDS, *POSTGRES, *REDIS) if all(word in mutant.what for word in words)]
+    wanted = [
+        mutant for mutant in (*FLOW, *LANES, *ENDS, *POSTGRES, *REDIS) if all(word in mutant.what for word in words)
+    ]
     began = time.monotonic()
     if not wanted:
         print(f"no mutant is described by {' '.join(words)!r}")

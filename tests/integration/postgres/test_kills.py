@@ -13,7 +13,7 @@ from tests.integration.nats.server import NatsServer
 from tests.integration.postgres.ledger import applied, eventually, in_transaction, notes, waiting
 from tests.integration.stores.worker import POINTS, messages
 from tidings.brokers import broker_from
-from tidings.ports import Plan, StreamPlan
+from tidings.ports import EVENT_MARK, Plan, StreamPlan
 
 ROOT = Path(__file__).parents[3]
 EVENTS = 60
@@ -33,10 +33,10 @@ async def kill_and_go_on(url: str, broker: str, published: Path, kind: str, poin
     await eventually(lambda: in_transaction(url) == 0)
     if POINTS[point]:  # a part is done, and of each event all of it or nothing
         assert 0 < len(notes(url)) < EVENTS
-    assert sorted(notes(url)) == [key.removeprefix("order-") for key in applied(url)]
+    assert sorted(notes(url)) == [key.removeprefix(f"{EVENT_MARK}order-") for key in applied(url)]
     assert work(url, broker, published, kind, "never", 0) == 0
     assert sorted(notes(url)) == IDS
-    assert applied(url) == [f"order-{id}" for id in IDS]
+    assert applied(url) == [f"{EVENT_MARK}order-{id}" for id in IDS]
     assert waiting(url) == []
     lines = published.read_text().splitlines()
     assert sorted({line.split()[1] for line in lines}) == IDS  # every caused event left
