@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ProgramError,
         StoreUnavailable,
         TidingsError,
+        TransactionEnded,
         UndecodableEvent,
         WorldError,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "Service",
     "StoreUnavailable",
     "TidingsError",
+    "TransactionEnded",
     "UndecodableEvent",
     "WorldError",
     "event_id",

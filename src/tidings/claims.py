@@ -10,7 +10,7 @@ from types import TracebackType
 
 from tidings import points
 from tidings.delivery import Delivery, Envelope, Message
-from tidings.errors import MisuseError, WorldError
+from tidings.errors import MisuseError, TransactionEnded, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once
@@ -85,7 +85,7 @@ class Claimer:
         keys = [self.key(delivery, event) for delivery, event in batch]
         return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
 
-    def of_the_store(self, error: Exception) -> WorldError | None:
+    def of_the_store(self, error: Exception) -> WorldError | TransactionEnded | None:
         """What a handler's error means, when it was the store's: a lock, or a database that is gone.
 
         A handler that does not use the store's connection has errors of its own only.

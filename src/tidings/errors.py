@@ -17,6 +17,7 @@
         ├── DeclarationError      an event class or a handler is written wrongly
         ├── ConfigurationError    a URL, a setting, a server's set-up
         └── MisuseError           a call that is not allowed where it stands
+            └── TransactionEnded  a handler ended the transaction that its store lent it: the handler is stopped
 
 A message says what happened, to what, and what to do. It never holds a secret.
 """
@@ -93,3 +94,11 @@ class ConfigurationError(ProgramError):
 
 class MisuseError(ProgramError):
     """A call that is not allowed where it stands, such as a bare ``publish`` inside a handler."""
+
+
+class TransactionEnded(MisuseError):
+    """A handler ended, or tried to end, the transaction that its store lent it.
+
+    That transaction holds the keys of other events too, so nothing the handler does can be relied upon: it is stopped,
+    and what it had in hand is given back, until a mended one starts. Other handlers go on.
+    """

@@ -23,7 +23,7 @@ from tidings.claims import Claimer
 from tidings.copies import restore
 from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried, Route
 from tidings.envelope import read_envelope
-from tidings.errors import Contention, StoreUnavailable, WorldError
+from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Given, Handling, we_are_cancelled
@@ -45,8 +45,7 @@ CRASH_PAUSE: Final = 5.0
 UNLIMITED: Final = 1 << 30
 
 Decided = dict[int, Decision]
-Caused = list[tuple[int, Message]]
-"""With the place in the group of the event that caused it."""
+Caused = list[tuple[int, Message]]  # with the place in the group of the event that caused it
 
 
 class Work(msgspec.Struct, eq=False):
@@ -90,6 +89,7 @@ class Pipeline:
         self._most_together = self._together = together
         self.stopping = False
         """Set to end after the event that runs now: what is not begun is handed back undecided."""
+        self.broken = ""  # why the handler must not run any more: it ended its transaction
 
     async def process(
         self, batch: Sequence[Delivery], holds: Holds | None = None, *, more: bool = False
@@ -110,8 +110,9 @@ class Pipeline:
                 if self.stopping or not (group := self._next_group(works, holds)):
                     break
                 await self._attempt(group)
-        except WorldError as error:
+        except (WorldError, TransactionEnded) as error:
             trouble = describe(error)
+            self.broken = trouble if isinstance(error, TransactionEnded) else ""
         except (Exception, asyncio.CancelledError) as error:
             self._next_group(works, holds)  # what follows a held event stays behind it
             after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from tidings.delivery import DeadLettered, Decision, Delivery, Retried
-from tidings.errors import EventError, UndecodableEvent
+from tidings.errors import EventError, TransactionEnded, UndecodableEvent
 
 BUSY_PAUSE = 0.25
 """Seconds until a key that another worker holds is asked for again."""
@@ -46,7 +46,12 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry) -> Decision:
     =============================  =============================================
 
     A store or broker that is down, a lock, a busy key and a shutdown are no errors of the event: they do not get here.
+
+    Raises:
+        TransactionEnded: the handler ended its transaction. That is no event's fault, and none may pay for it.
     """
+    if isinstance(error, TransactionEnded):
+        raise error
     if isinstance(error, UndecodableEvent):
         return DeadLettered(reason=str(error), code=error.code, error=error)
     if isinstance(error, EventError):

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from tidings.delivery import Delivery, Message, Outcome, Route, Verdict
-from tidings.errors import ConfigurationError, WorldError
+from tidings.errors import ConfigurationError, TransactionEnded, WorldError
 
 Sink = Callable[[Delivery], None]
 """Takes a delivery in; never blocks and never raises."""
@@ -264,7 +264,7 @@ class Once(Protocol):
     def transactional(self) -> bool:
         """Keys, effects and caused events of a claim commit together or not at all."""
 
-    def translate(self, error: Exception) -> WorldError | None:
+    def translate(self, error: Exception) -> WorldError | TransactionEnded | None:
         """What a driver's error inside a handler says of the store, or None: it is the handler's own."""
 
     def gives(self, wanted: type, *, sync: bool) -> bool:

@@ -23,6 +23,8 @@ log = logging.getLogger("tidings.worker")
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
+HALT_GRACE = 20.0
+"""Seconds that the other lanes of a handler have to finish when it is stopped for a mistake of its own."""
 
 
 class Lane:
@@ -93,6 +95,7 @@ class Worker:
         self._feed: Feed | None = None
         self._tasks = Supervisor()
         self._stopping = asyncio.Event()
+        self._halting: asyncio.Task[None] | None = None
 
     @property
     def position(self) -> str:
@@ -100,7 +103,9 @@ class Worker:
 
     @property
     def trouble(self) -> str:
-        """Why the handler cannot work just now: its store is down. Empty while all is well."""
+        """Why the handler cannot work: its store is down, or it was stopped. Empty while all is well."""
+        if self._pipeline.broken:
+            return f"stopped until a mended one starts: {self._pipeline.broken}"
         return next((lane.trouble for lane in self._lanes if lane.trouble), "")
 
     @property
@@ -130,6 +135,12 @@ class Worker:
 
         In order, the rest waits for the events that run: one of them may have to go back before what follows it.
         """
+        if self._halting is None:
+            await self._end(grace)
+        else:
+            await asyncio.wait({self._halting}, timeout=HALT_GRACE + grace)
+
+    async def _end(self, grace: float) -> None:
         self._pipeline.stopping = True
         self._stopping.set()
         if self._feed is not None:
@@ -184,13 +195,22 @@ class Worker:
                 continue
             rest, lane.trouble = await self._process(lane, batch)
             lane.put_back(rest)
-            if lane.trouble and not self._stopping.is_set():
+            if self._pipeline.broken:
+                self._halt()
+            elif lane.trouble and not self._stopping.is_set():
                 if not pause:
                     log.warning("%s waits: %s", self.position, lane.trouble)
                 pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
                 await self._pause(pause)
             else:
                 pause = 0.0
+
+    def _halt(self) -> None:
+        """Stop this handler and no other: what it has goes back, and nothing more is taken."""
+        self._stopping.set()
+        if self._halting is None:
+            log.error("%s is stopped, and its events wait for a mended one: %s", self.position, self._pipeline.broken)
+            self._halting = asyncio.create_task(self._end(HALT_GRACE), name=f"tidings {self.position} halt")
 
     async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
         lane.busy = True

@@ -23,16 +23,12 @@ BRANCHES = (EventError, WorldError, ProgramError)
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     drawn: dict[str, str] = {}
-    branch = "TidingsError"
+    above = ["TidingsError"]
     for line in (errors.__doc__ or "").splitlines():
-        if match := re.match(r"    (│?\s*)[├└]── (\w+)", line):
-            if match[1]:
-                drawn[match[2]] = branch
-            else:
-                branch = match[2]
-                drawn[branch] = "TidingsError"
-        if line.startswith("    └── "):
-            branch = line.removeprefix("    └── ").split()[0]
+        if match := re.match(r"    ((?:[│ ]   )*)[├└]── (\w+)", line):
+            depth = len(match[1]) // 4 + 1
+            drawn[match[2]] = above[depth - 1]
+            above[depth:] = [match[2]]
     in_code = {one.__name__: one.__mro__[1].__name__ for one in ALL if one is not TidingsError}
     assert drawn == in_code
 

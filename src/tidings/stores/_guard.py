@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from tidings import points
-from tidings.errors import MisuseError, TidingsError, WorldError
+from tidings.errors import TidingsError, TransactionEnded, WorldError
 from tidings.stores._database import Database
 
 OPTION: Final = "tidings_guard"
@@ -62,12 +62,12 @@ class Guard:
         """Raise if the transaction is not whole any more; with the connection, the database is asked where needed.
 
         Raises:
-            MisuseError: somebody else ended it.
+            TransactionEnded: somebody else ended it.
             Contention, StoreUnavailable: the database did, and whose statement it was passed over the error.
         """
         if self.trouble is None and self.active:
             if not self.in_transaction:
-                self.trouble = self._known or MisuseError(
+                self.trouble = self._known or TransactionEnded(
                     "the transaction that a handler's connection is part of has ended: on the driver's own connection,"
                     " in which case what was written until then may be committed, or by the database itself, which"
                     " commits before a statement that changes tables (MariaDB), and rolls back when it runs out of room"
@@ -76,7 +76,7 @@ class Guard:
             elif self.unsure and connection is not None:
                 self.unsure = False
                 if not self._database.whole(connection):
-                    self.trouble = self._known or MisuseError(
+                    self.trouble = self._known or TransactionEnded(
                         "the transaction that a handler's connection is part of has ended, or its handler passed over"
                         " an error after which the database commits nothing. A statement that creates or changes a"
                         f" table may commit by itself, too. {REMEDY}"
@@ -121,13 +121,13 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
 
     def commit(connection: sa.Connection) -> None:
         if guard := guard_of(connection):
-            guard.trouble = MisuseError(f"a handler may not commit the transaction it is part of. {REMEDY}")
+            guard.trouble = TransactionEnded(f"a handler may not commit the transaction it is part of. {REMEDY}")
             raise guard.trouble
 
     def rollback(connection: sa.Connection) -> None:
         guard = guard_of(connection)
         if guard and guard.trouble is None:
-            guard.trouble = MisuseError(
+            guard.trouble = TransactionEnded(
                 "a handler rolled back the transaction it is part of, or passed over an error of its session that did."
                 f" {REMEDY}"
             )
@@ -140,7 +140,7 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
         if guard := guard_of(connection):
             guard.check(connection if guard.asks_before else None)
             if ENDS.match(statement):
-                guard.trouble = MisuseError(f"a handler may not say {statement.strip()[:40]!r}. {REMEDY}")
+                guard.trouble = TransactionEnded(f"a handler may not say {statement.strip()[:40]!r}. {REMEDY}")
                 raise guard.trouble
             guard.asks_after(statement)
             if points.reached is not None:

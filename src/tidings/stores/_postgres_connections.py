@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from tidings.errors import MisuseError, StoreUnavailable
+from tidings.errors import MisuseError, StoreUnavailable, TransactionEnded
 
 log = logging.getLogger("tidings.store")
 
@@ -81,7 +81,7 @@ class GuardedConnection(Connection):
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         borrower = self.borrower
         if borrower is not None and not args and ENDS.match(query):
-            borrower.trouble = MisuseError(f"a handler may not say {query.strip()[:40]!r}. {REMEDY}")
+            borrower.trouble = TransactionEnded(f"a handler may not say {query.strip()[:40]!r}. {REMEDY}")
             raise borrower.trouble
         return await super().execute(query, *args, timeout=timeout)
 
@@ -100,9 +100,9 @@ class GuardedConnection(Connection):
             raise borrower.trouble
 
 
-def ended() -> MisuseError:
+def ended() -> TransactionEnded:
     """What is said of a transaction that is not the one that was begun."""
-    return MisuseError(f"a handler ended the transaction that its connection is part of. {REMEDY}")
+    return TransactionEnded(f"a handler ended the transaction that its connection is part of. {REMEDY}")
 
 
 def driver_of(connection: Lent) -> Connection:

@@ -12,7 +12,15 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from tidings.delivery import Message
-from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
+from tidings.errors import (
+    ConfigurationError,
+    Contention,
+    MisuseError,
+    StoreUnavailable,
+    TidingsError,
+    TransactionEnded,
+    WorldError,
+)
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
 from tidings.outbox.waiting import to_end
@@ -22,9 +30,10 @@ from tidings.stores import _postgres_outbox as outbox
 from tidings.stores import _postgres_retention as retention
 from tidings.stores import _postgres_schema as schema
 from tidings.stores._postgres_claims import PostgresClaim
-from tidings.stores._postgres_connections import Connections, OwnConnections, PoolConnections
+from tidings.stores._postgres_connections import Connections, OwnConnections, PoolConnections, ended
 from tidings.stores._postgres_desk import Desk
 from tidings.stores._postgres_outbox import PostgresOutbox
+from tidings.stores._postgres_sql import ONLY_TIDINGS_COMMITS
 from tidings.stores._postgres_statements import Statements
 from tidings.stores._postgres_transactions import Transaction, current, lost
 
@@ -177,10 +186,12 @@ class PostgresStore:
     def gives(self, wanted: type, *, sync: bool) -> bool:
         return not sync and wanted in (asyncpg.Connection, Statements)
 
-    def translate(self, error: Exception) -> WorldError | None:
-        """What an error inside a handler says of the store."""
+    def translate(self, error: Exception) -> WorldError | TransactionEnded | None:
+        """What an error inside a handler says of the store, or of a transaction that it tried to commit."""
         if isinstance(error, (Contention, StoreUnavailable)):
             return error
+        if isinstance(error, asyncpg.ForeignKeyViolationError) and error.constraint_name == ONLY_TIDINGS_COMMITS:
+            return ended()
         if isinstance(error, TidingsError):
             return None
         return errors.world(error, self._where) or lost(error, self._where)

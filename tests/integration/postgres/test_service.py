@@ -122,24 +122,46 @@ async def test_P2_P3_a_settle_that_failed_is_made_good_by_a_duplicate(url: str) 
     assert notes(url) == ["a"]
 
 
-async def test_P4_a_handler_that_commits_itself_loses_no_other_event_of_its_batch(url: str) -> None:
+@pytest.mark.parametrize("word", ["COMMIT", "ROLLBACK"])
+async def test_P4_P12_a_handler_that_ends_its_transaction_is_stopped_alone_and_costs_no_event(
+    url: str, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
     broker = MemoryBroker()
-    stock = Service("stock", store=url, publishes=[Placed])
 
-    @stock.on(Placed, order=None, retry=Retry(attempts=2, first=0.01))
-    async def reserve(event: Placed, db: asyncpg.Connection) -> None:
-        await db.execute(INSERT, str(event.number))
-        if event.number == 5:
-            await db.fetch("COMMIT")
-        if event.number == 9:
-            await db.fetch("ROLLBACK")
+    def make(mended: bool) -> Service:
+        stock = Service("stock", store=url, publishes=[Placed])
 
+        @stock.on(Placed, order=None, retry=Retry(attempts=2, first=0.01))
+        async def reserve(event: Placed, db: asyncpg.Connection) -> None:
+            await db.execute(INSERT, str(event.number))
+            if event.number == 5 and not mended:
+                await db.fetch(word)
+
+        @stock.on(Placed, order=None, idempotent=True)
+        async def look(event: Placed) -> None:
+            seen.add(event.number)
+
+        return stock
+
+    seen: set[int] = set()
+    events = [Placed(order_id="a", number=number) for number in range(20)]
+    stock = make(mended=False)
     async with stock.running(broker=broker):
-        assert not any(await stock.publish_many([Placed(order_id="a", number=number) for number in range(20)]))
+        assert not any(await stock.publish_many(events))
+        broken = next(one for one in stock.active.workers if one.position == "stock.reserve")
+        await until(lambda: "stopped" in broken.trouble and len(seen) == 20)
+        assert not any(await stock.publish_many([Placed(order_id="b", number=number) for number in range(20, 25)]))
+        await until(lambda: len(seen) == 25)  # the other handler goes on
+        assert broken.busy == broken.waiting == 0
+    assert once(notes(url)) <= {str(number) for number in range(20) if number != 5}
+    assert not broker.dead_letters
+    assert any("stock.reserve is stopped" in one.getMessage() for one in caplog.records)
+
+    mended = make(mended=True)
+    async with mended.running(broker=broker):
         await broker.idle(20.0)
-    assert once(notes(url)) == {str(number) for number in range(20) if number not in (5, 9)}
-    assert len(applied(url)) == 18
-    assert len(broker.dead_letters) == 2
+    assert once(notes(url)) == {str(number) for number in range(25)}
+    assert not broker.dead_letters
 
 
 async def test_a_queued_statement_that_fails_makes_a_letter_of_its_event_alone(url: str) -> None:
