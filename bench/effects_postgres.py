@@ -130,11 +130,13 @@ class Bench:
         return seconds
 
     async def service(self, kind: type) -> float:
-        taken, done = 0, asyncio.Event()
+        taken, began, done = 0, 0.0, asyncio.Event()
         service = Service(f"bench-{uuid.uuid4().hex[:8]}", broker=self.nats, store=self.url)
 
         def count() -> None:
-            nonlocal taken
+            nonlocal taken, began
+            if not taken:
+                began = time.perf_counter()  # its start, which is paid once, is not what is measured here
             taken += 1
             if taken == self.events:
                 done.set()
@@ -148,7 +150,6 @@ class Bench:
             count()
 
         service.on(Placed, name="take", order=None, batch=self.batch)(queued if kind is Statements else awaited)
-        began = time.perf_counter()
         async with service.running():
             async with asyncio.timeout(300):
                 await done.wait()
