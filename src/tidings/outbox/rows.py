@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from tidings.delivery import Message, Route
+from tidings.outbox.direct import MOST_BEFORE, Direct, Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.tables import RELAY, key_hash, outbox, relay
 
@@ -24,27 +25,84 @@ MOST_ERROR = 500
 
 
 def insert(connection: sa.Connection, messages: Sequence[Message]) -> None:
-    """Write messages in one statement, in their order."""
+    """Write messages in one statement, in their order, for the relay."""
+    connection.execute(outbox.insert(), _values(messages))
+
+
+def insert_held(connection: sa.Connection, messages: Sequence[Message], direct: Direct) -> list[Entry]:
+    """Write messages in their order, and return those that this process publishes itself.
+
+    What waits of their keys is read before they are written. Nothing that they have to follow can come in between: it
+    was committed before this transaction got the locks that it holds, or is of one that does not share them. Where
+    several write at a time this needs READ COMMITTED: an older snapshot does not show what waits.
+    """
+    if not direct.takes():
+        insert(connection, messages)
+        return []
+    hashes = [key_hash(message.stream, message.key) for message in messages]
+    unsent = _unsent(connection, {key for key in hashes if key is not None})
+    if unsent is None:
+        insert(connection, messages)
+        return []
+    known = {key: direct.known(ids) for key, ids in unsent.items()}
+    before = {key: entries for key, entries in known.items() if entries is not None}
+    chosen = [key is None or key not in unsent or key in before for key in hashes]
+    until, wall = time.monotonic() + direct.hold, time.time() + direct.hold
+    values = _values(messages)
+    for value, mine in zip(values, chosen, strict=True):
+        value["retry_at"] = wall if mine else 0.0
+    if not any(chosen):
+        connection.execute(outbox.insert(), values)
+        return []
+    found = connection.execute(outbox.insert().returning(outbox.c.id, sort_by_parameter_order=True), values)
+    entries = entries_of(messages, found.scalars().all(), hashes, chosen, before, until, wall)
+    direct.written(entries)
+    return entries
+
+
+def _unsent(connection: sa.Connection, keys: Collection[int]) -> dict[int, list[int]] | None:
+    """The rows of these keys that are in the table, by key; None when they are too many to care for."""
+    found: dict[int, list[int]] = {}
+    wanted = sorted(keys)
+    count = 0
+    for start in range(0, len(wanted), CHUNK):
+        some = outbox.c.key_hash.in_(wanted[start : start + CHUNK])
+        rows = connection.execute(
+            sa.select(outbox.c.key_hash, outbox.c.id).where(some).limit(MOST_BEFORE + 1 - count)
+        ).all()
+        count += len(rows)
+        if count > MOST_BEFORE:
+            return None
+        for key, id in rows:
+            found.setdefault(key, []).append(id)
+    return found
+
+
+def let_go(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """End the hold of rows, so that the relay may have them now."""
+    for start in range(0, len(ids), CHUNK):
+        some = outbox.c.id.in_(ids[start : start + CHUNK])
+        connection.execute(outbox.update().where(some, outbox.c.parked == sa.false()).values(retry_at=0.0))
+
+
+def _values(messages: Sequence[Message]) -> list[dict[str, Any]]:
     now = time.time()
-    connection.execute(
-        outbox.insert(),
-        [
-            {
-                "message_id": _escaped(message.id),
-                "stream": _escaped(message.stream),
-                "type": _escaped(message.type),
-                "key": None if message.key is None else _escaped(message.key),
-                "key_hash": key_hash(message.stream, message.key),
-                "route": message.route.value,
-                "position": _escaped(message.position),
-                "due": message.due,
-                "headers": msgspec.json.encode(message.headers).decode(),
-                "body": message.body,
-                "created_at": now,
-            }
-            for message in messages
-        ],
-    )
+    return [
+        {
+            "message_id": _escaped(message.id),
+            "stream": _escaped(message.stream),
+            "type": _escaped(message.type),
+            "key": None if message.key is None else _escaped(message.key),
+            "key_hash": key_hash(message.stream, message.key),
+            "route": message.route.value,
+            "position": _escaped(message.position),
+            "due": message.due,
+            "headers": msgspec.json.encode(message.headers).decode(),
+            "body": message.body,
+            "created_at": now,
+        }
+        for message in messages
+    ]
 
 
 def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> list[Row]:

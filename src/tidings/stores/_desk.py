@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tidings.errors import Contention, MisuseError, TidingsError
+from tidings.outbox.direct import Direct
 from tidings.outbox.relay import Wake
 from tidings.outbox.waiting import to_end
 from tidings.stores._database import BEGIN, Database, own_error
@@ -28,6 +29,7 @@ class Desk:
         sync_engine: sa.Engine | None,
         *,
         lock_timeout: float,
+        hold: float,
         ours: bool,
     ) -> None:
         self.database = database
@@ -35,6 +37,7 @@ class Desk:
         self.sync_engine = sync_engine
         self.lock_timeout = lock_timeout
         self.wake = Wake()
+        self.direct = Direct(self.wake.now, hold=hold)
         self._ours = ours
         self.hooks: list[Callable[[], None]] = []
         """What takes out again what was hooked into the engines."""

@@ -14,6 +14,7 @@ from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, StoreUnavailable, TidingsError
 from tidings.outbox import rows
+from tidings.outbox.direct import Due, Entry
 from tidings.outbox.waiting import to_end
 from tidings.stores._database import own_error
 from tidings.stores._desk import Desk
@@ -46,6 +47,10 @@ class Transaction:
         self._before_commit = before_commit
         self._guard = Guard(desk.database)
         self._messages: list[Message] = []
+        self._entries: list[Entry] = []
+        """Of the messages, those that this process publishes itself."""
+        self._due = Due()
+        """What this transaction writes down for the direct way."""
         self._outer: Transaction | None = None
         self._ending: asyncio.Task[None] | None = None
         self._lent = False
@@ -134,7 +139,9 @@ class Transaction:
         except BaseException as error:
             await self.abandon()
             raise self._explained(error) from error
-        if self._messages:
+        self._desk.direct.written_down(self._due)
+        self._desk.direct.committed(self._entries)
+        if len(self._entries) < len(self._messages):
             self._desk.wake.now()
         await to_end(self._release(broken=False))
 
@@ -147,8 +154,12 @@ class Transaction:
         self._lent = guard.active = False
         if self._before_commit is not None:
             self._before_commit(connection)
+        if database.one_writer:  # elsewhere two that take out the same rows could wait for each other
+            self._due = self._desk.direct.take_due()
+        rows.remove(connection, self._due.stored)
+        rows.let_go(connection, self._due.left)
         if self._messages:
-            rows.insert(connection, self._messages)
+            self._entries = rows.insert_held(connection, self._messages, self._desk.direct)
         database.check()
         if self.announced:
             points.at(points.BEFORE_COMMIT)
@@ -174,6 +185,8 @@ class Transaction:
         """
         self._leave()
         if self._ending is None:
+            self._desk.direct.give_back(self._due)
+            self._desk.direct.not_committed(self._entries)
             self._ending = asyncio.ensure_future(self._roll_back())
             self._desk.late.add(self._ending)
             self._ending.add_done_callback(self._desk.late.discard)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
 from tidings.outbox import retention, rows
+from tidings.outbox.direct import HOLD
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
 from tidings.ports import Forgotten, Key, KeyKind, Publish
@@ -48,6 +49,8 @@ class SqlAlchemyStore:
         lock_timeout: how long to wait for other writers, in seconds; MariaDB knows whole ones only, and at least one.
         poll: how often the relay looks for events of other processes, in seconds.
         lease: how long other relays wait for one that died, in seconds.
+        hold: how long, in seconds, committed events are this process' to publish from memory; then they are the
+            relay's.
         answers_within: how long a server may take for a step of Tidings' own, in seconds, before it is given up.
 
     Raises:
@@ -63,12 +66,14 @@ class SqlAlchemyStore:
         lock_timeout: float = 2.0,
         poll: float = 1.0,
         lease: float = 4.0,
+        hold: float = HOLD,
         answers_within: float = 15.0,
     ) -> None:
         self._given = target if isinstance(target, AsyncEngine) else None
         url = target.url if isinstance(target, AsyncEngine) else sa.make_url(target)
         self._database: Database = database_for(url, lock_timeout=lock_timeout, answers_within=answers_within)
         self._lock_timeout, self._poll, self._lease = lock_timeout, poll, lease
+        self._hold = hold
         self._desk: Desk | None = None
         self._reopening = asyncio.Lock()
 
@@ -101,7 +106,9 @@ class SqlAlchemyStore:
         else:
             engine = self._given.execution_options(isolation_level="AUTOCOMMIT")
         sync_engine = database.sync_engine()  # None where its driver is not installed, and asked for nobody
-        desk = Desk(database, engine, sync_engine, lock_timeout=self._lock_timeout, ours=self._given is None)
+        desk = Desk(
+            database, engine, sync_engine, lock_timeout=self._lock_timeout, hold=self._hold, ours=self._given is None
+        )
         for one, ours in ((engine.sync_engine, self._given is None), (sync_engine, True)):
             if one is not None:
                 desk.hooks.append(watch(one))
@@ -276,9 +283,21 @@ class SqlAlchemyStore:
     # ------------------------------------------------------------------ the outbox
 
     async def relay(self, publish: Publish) -> None:
-        """Publish committed rows in order until cancelled; of several processes only one does at a time."""
+        """Publish committed rows in order until cancelled: what this process commits itself, from memory, all else as
+        the relay, of which only one is at work at a time."""
         desk = await self._ready()
-        await Relay(SqlOutbox(self._read, self._write), publish, desk.wake, poll=self._poll, lease=self._lease).run()
+        relay = Relay(SqlOutbox(self._read, self._write), publish, desk.wake, poll=self._poll, lease=self._lease)
+
+        async def settle(stored: Sequence[int], left: Sequence[int]) -> None:
+            def settle(connection: sa.Connection) -> None:
+                rows.remove(connection, stored)
+                rows.let_go(connection, left)
+
+            await self._write(settle)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(relay.run(), name="tidings outbox relay")
+            tasks.create_task(desk.direct.run(publish, settle), name="tidings outbox direct")
 
     async def outbox_backlog(self) -> OutboxBacklog:
         """How many events wait to be published, the age of the oldest in seconds, and how many are parked."""
