@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,14 @@ Sink = Callable[[Delivery], None]
 
 Publish = Callable[[Sequence[Message]], Awaitable[Sequence[Exception | None]]]
 """What a relay publishes with: for each message None once it is stored, or why it is not."""
+
+
+@runtime_checkable
+class BatchPublish(Protocol):
+    """A `Publish` whose broker can store several messages as one."""
+
+    async def batch(self, messages: Sequence[Message]) -> bool:
+        """See `Batches.publish_batch`."""
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +195,18 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Close the feeds and the connection. Safe to call twice."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What a broker has beside the rest if it can store several messages as one."""
+
+    async def publish_batch(self, messages: Sequence[Message], *, timeout: float) -> bool:
+        """Store messages of one stream in their order, all or none.
+
+        True once they are stored. False when they were refused, or are too many or unfit to be one, or when nobody
+        knows: then they are published one by one, under the same ids. Raises nothing but cancellation.
+        """
 
 
 KeyKind = Literal["event", "business"]

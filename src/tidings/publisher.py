@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tidings.context import Scope, current
 from tidings.delivery import Content, Message
 from tidings.envelope import STRUCTURED_HEADERS, envelope_of, to_binary, to_structured
 from tidings.errors import InvalidEvent, MisuseError
 from tidings.event import Event, EventSpec, spec_of
+from tidings.ports import Batches, Broker
+
+RELAY_TIMEOUT: Final = 10.0
+"""Seconds for which a relay waits for the broker."""
+
+
+class Outlet:
+    """What a relay publishes with."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def __call__(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        return await self._broker.publish(messages, timeout=RELAY_TIMEOUT)
+
+
+class BatchOutlet(Outlet):
+    """The same, of a broker that can store several messages as one."""
+
+    def __init__(self, broker: Broker, batches: Batches) -> None:
+        super().__init__(broker)
+        self._batches = batches
+
+    async def batch(self, messages: Sequence[Message]) -> bool:
+        return await self._batches.publish_batch(messages, timeout=RELAY_TIMEOUT)
+
+
+def outlet_of(broker: Broker) -> Outlet:
+    """What the relay of a service publishes with, at its best."""
+    return BatchOutlet(broker, broker) if isinstance(broker, Batches) else Outlet(broker)
 
 
 class Wrapper:

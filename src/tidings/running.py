@@ -14,7 +14,7 @@ from tidings.brokers import EXAMPLE_URL, broker_from
 from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
-from tidings.delivery import Content, Message
+from tidings.delivery import Content
 from tidings.errors import ConfigurationError, MisuseError
 from tidings.event import Event
 from tidings.handler import Handler
@@ -22,7 +22,7 @@ from tidings.handling import Handling
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
-from tidings.publisher import Wrapper, refuse_in_handler
+from tidings.publisher import Wrapper, outlet_of, refuse_in_handler
 from tidings.settling import Settler
 from tidings.stores import store_from
 from tidings.supervision import Supervisor
@@ -33,8 +33,6 @@ log = logging.getLogger("tidings.service")
 
 GRACE: Final = 20.0
 """Seconds that handlers have to finish when a service stops: less than the 30 s of common orchestrators."""
-
-RELAY_TIMEOUT: Final = 10.0
 
 
 class Declared(Protocol):
@@ -100,7 +98,7 @@ class Running:
             shared = await stack.enter_async_context(self.service.enter())
             stack.push_async_callback(self.tasks.cancel)
             if store is not None:
-                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._relay_publish))
+                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(outlet_of(self.broker)))
             self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
             stack.push_async_callback(self._stop_workers)
             for worker in self.workers:
@@ -161,9 +159,6 @@ class Running:
         self.stopping = True
         if self.workers:
             await asyncio.gather(*(worker.stop(GRACE) for worker in self.workers))
-
-    async def _relay_publish(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        return await self.broker.publish(messages, timeout=RELAY_TIMEOUT)
 
 
 def _chosen(named: str | Broker | None, service: str) -> str | Broker:

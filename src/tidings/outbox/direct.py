@@ -19,14 +19,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, TypeVar
 
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable
+from tidings.outbox.waves import batches_of, store_together
 from tidings.ports import Publish
 
 log = logging.getLogger("tidings.outbox")
+
+T = TypeVar("T")
 
 HOLD: Final = 5.0
 """Seconds for which a row is its own process' to publish: as long as a relay waits for one that died, about."""
@@ -106,8 +109,8 @@ class Direct:
         self._lock = threading.Lock()
         """Rows are written in the threads of sync handlers, too."""
         self._work = asyncio.Event()
-        self._running = False
-        self._rests_until = 0.0
+        self._running = self._cancelled = False
+        self._rests_until = self._no_batch_until = 0.0
 
     # ── in the transaction, in whatever thread ──────────────────────────────────────────────────────────────────────
 
@@ -184,14 +187,16 @@ class Direct:
 
     async def run(self, publish: Publish, settle: Settle) -> None:
         """Publish until cancelled; then end what is on its way, and leave the rest to the relay."""
-        self._running = True
+        self._running, self._cancelled = True, False
         tidying = asyncio.create_task(self._tidy(settle), name="tidings outbox tidy")
         try:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                while wave := self._next_wave():
+                while wave := self._next_wave(together=self._may_batch(publish)):
                     await self._publish_wave(wave, publish)
+                    if self._cancelled:
+                        raise asyncio.CancelledError
         finally:
             self._running = False
             tidying.cancel()
@@ -200,9 +205,16 @@ class Direct:
             self._queue.clear()
             await self._end(settle)
 
-    def _next_wave(self) -> list[Entry]:
-        """The rows whose turn it is. What has lost its hold, or waits for what was left to the relay, is left too."""
+    def _may_batch(self, publish: Publish) -> bool:
+        return batches_of(publish) is not None and time.monotonic() >= self._no_batch_until
+
+    def _next_wave(self, *, together: bool) -> list[Entry]:
+        """The rows whose turn it is; with `together` also those behind them, as far as they are of the same stream.
+
+        What has lost its hold, or waits for what was left to the relay, is left too.
+        """
         wave: list[Entry] = []
+        inside: set[Entry] = set()
         waiting: deque[Entry] = deque()
         lost: list[Entry] = []
         size = 0
@@ -211,8 +223,9 @@ class Direct:
             if not entry.held_for(LEAST * self.hold) or any(one.stage is Stage.LEFT for one in entry.before):
                 entry.stage = Stage.LEFT  # now, for those behind it in this round
                 lost.append(entry)
-            elif all(one.stage is Stage.PUBLISHED for one in entry.before):
+            elif all(one.stage is Stage.PUBLISHED or (together and one in inside) for one in entry.before):
                 wave.append(entry)
+                inside.add(entry)
                 size += len(entry.message.body)
             else:
                 waiting.append(entry)
@@ -221,21 +234,49 @@ class Direct:
         return wave
 
     async def _publish_wave(self, wave: list[Entry], publish: Publish) -> None:
-        points.at(points.OUTBOX_PUBLISH)
-        messages = [entry.message for entry in wave]
-        publishing = asyncio.ensure_future(publish(messages))
-        cancelled = False
+        """Publish rows that do not wait for each other in one call, or where some do, those of one stream as a batch.
+
+        What else is in the wave has its turn next: a hold is looked at right before each call.
+        """
+        behind = [one for one in wave if any(prior.stage is Stage.QUEUED for prior in one.before)]
+        if not behind:
+            points.at(points.OUTBOX_PUBLISH)
+            answers = await self._in_time(publish([entry.message for entry in wave]))
+            if isinstance(answers, Exception):
+                answers = [answers] * len(wave)
+            if answers is None or len(answers) != len(wave):
+                answers = [BrokerUnavailable("no answer in time")] * len(wave)
+            return self._judge(wave, answers)
+        stream = behind[0].message.stream
+        group = [entry for entry in wave if entry.message.stream == stream]
+        others = [entry for entry in wave if entry.message.stream != stream]
+        if await self._in_time(store_together(publish, [entry.message for entry in group])) is True:
+            self._judge(group, [None] * len(group))
+        else:  # key by key, then
+            self._no_batch_until = time.monotonic() + REST
+            others = wave
+        self._queue.extendleft(reversed(others))
+
+    async def _in_time(self, publish: Awaitable[T]) -> T | Exception | None:
+        """What came of it: an exception as a value, None when there was no answer within the hold.
+
+        What is on its way when this is cancelled is waited for, so that it need not be published again.
+        """
+        publishing = asyncio.ensure_future(publish)
         try:
             await asyncio.wait({publishing}, timeout=LEAST * self.hold)
         except asyncio.CancelledError:
-            cancelled = True
+            self._cancelled = True
             await asyncio.wait({publishing}, timeout=LAST_WORDS)
         if not publishing.done():
             publishing.cancel()
             await asyncio.wait({publishing}, timeout=LAST_WORDS)
-        self._judge(wave, _answers(publishing, len(wave)))
-        if cancelled:
-            raise asyncio.CancelledError
+        if not publishing.done() or publishing.cancelled():
+            return None
+        error = publishing.exception()
+        if error is None:
+            return publishing.result()
+        return error if isinstance(error, Exception) else None
 
     def _judge(self, wave: Sequence[Entry], answers: Sequence[Exception | None]) -> None:
         stored: list[Entry] = []
@@ -298,17 +339,6 @@ class Direct:
                 await self._write_down(settle)
         except TimeoutError:
             log.info("outbox: the rows that this process published are taken out by the next relay")
-
-
-def _answers(publishing: asyncio.Future[Sequence[Exception | None]], count: int) -> Sequence[Exception | None]:
-    """What became of each; where nothing is known of any, that the broker is away."""
-    unknown = BrokerUnavailable("no answer in time")
-    if not publishing.done() or publishing.cancelled():
-        return [unknown] * count
-    if (error := publishing.exception()) is not None:
-        return [error if isinstance(error, Exception) else unknown] * count
-    answers = publishing.result()
-    return answers if len(answers) == count else [unknown] * count
 
 
 def entries_of(

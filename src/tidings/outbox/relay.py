@@ -12,19 +12,21 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol, TypeVar
 
 from tidings import points
-from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, Contention, EventError, WorldError
 from tidings.outbox.row import Refused, Row
 from tidings.outbox.waiting import to_end
+from tidings.outbox.waves import Line, by_stream, first_of_each, line_of, store_together
 from tidings.ports import Publish
 
 log = logging.getLogger("tidings.outbox")
 
-BATCH: Final = 500
+T = TypeVar("T")
+
+BATCH: Final = 1000
 BATCH_BYTES: Final = 8 * 1024 * 1024
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
@@ -128,29 +130,54 @@ class Relay:
     async def _publish_rows(self, rows: Sequence[Row]) -> dict[int, Exception | None]:
         """What became of each row that was tried. Rows behind a failed one of their key are not tried.
 
-        In one call each key stands once: a broker keeps the order of a call, but it may refuse one message and store
-        a later one. Rows without a key have no order to keep.
+        Rows without a key have no order to keep.
         """
-        errors: dict[int, Exception | None] = {}
-        failed: set[tuple[str, str | None]] = set()
-        rest: Sequence[Row] = rows
+        errors = await self._publish_batches(rows)
+        failed: set[Line] = set()
+        rest: Sequence[Row] = [row for row in rows if row.id not in errors]
         while rest:
-            wave, rest = _wave(row for row in rest if (row.message.stream, row.message.key) not in failed)
+            waiting = [row for row in rest if row.message.key is None or line_of(row.message) not in failed]
+            first, others = first_of_each(row.message for row in waiting)
+            wave, rest = [waiting[place] for place in first], [waiting[place] for place in others]
             if not wave or not (self._holds() or await self._renew()):
                 break
             for row, error in zip(wave, await self._publish_wave(wave), strict=True):
                 errors[row.id] = error
                 if error is not None and row.message.key is not None:
-                    failed.add((row.message.stream, row.message.key))
+                    failed.add(line_of(row.message))
             if any(isinstance(errors[row.id], BrokerUnavailable) for row in wave):
                 break
         return errors
 
+    async def _publish_batches(self, rows: Sequence[Row]) -> dict[int, Exception | None]:
+        """The rows of those streams whose rows were stored all at once; what was not is to go key by key."""
+        errors: dict[int, Exception | None] = {}
+        messages = [row.message for row in rows]
+        for places in by_stream(messages).values():
+            if not (self._holds() or await self._renew()):
+                break
+            try:
+                stored = await self._with_lease(store_together(self._publish, [messages[place] for place in places]))
+            except Exception as error:
+                log.debug("outbox: a batch could not be tried: %s", error)
+                continue
+            if stored:
+                errors.update({rows[place].id: None for place in places})
+        return errors
+
     async def _publish_wave(self, wave: Sequence[Row]) -> Sequence[Exception | None]:
-        """Publish, and keep the lease meanwhile, however slow the broker is."""
-        messages: Sequence[Message] = [row.message for row in wave]
         points.at(points.OUTBOX_PUBLISH)
-        publishing = asyncio.ensure_future(self._publish(messages))
+        try:
+            errors = await self._with_lease(self._publish([row.message for row in wave]))
+        except Exception as error:  # a publish that raises says the same of all
+            return [error] * len(wave)
+        if len(errors) != len(wave):
+            return [RuntimeError(f"publish answered for {len(errors)} of {len(wave)} messages")] * len(wave)
+        return errors
+
+    async def _with_lease(self, publish: Awaitable[T]) -> T:
+        """Publish, and keep the lease meanwhile, however slow the broker is."""
+        publishing = asyncio.ensure_future(publish)
         try:
             while not (await asyncio.wait({publishing}, timeout=self._lease / 3))[0]:
                 await self._renew()
@@ -158,13 +185,7 @@ class Relay:
             if not publishing.done():
                 publishing.cancel()
                 await asyncio.wait({publishing}, timeout=5)
-        try:
-            errors = publishing.result()
-        except Exception as error:  # a publish that raises says the same of all
-            return [error] * len(wave)
-        if len(errors) != len(wave):
-            return [RuntimeError(f"publish answered for {len(errors)} of {len(wave)} messages")] * len(wave)
-        return errors
+        return publishing.result()
 
     async def _settle(self, rows: Sequence[Row], errors: dict[int, Exception | None]) -> None:
         stored = [row.id for row in rows if row.id in errors and errors[row.id] is None]
@@ -236,22 +257,6 @@ class Relay:
                 await self._outbox.give_back(self._owner)
         except (TimeoutError, WorldError) as error:
             log.info("outbox: the lease could not be given back, it ends by itself: %s", error)
-
-
-def _wave(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """The first row of each key and all without one; and the rest."""
-    wave: list[Row] = []
-    rest: list[Row] = []
-    keys: set[tuple[str, str]] = set()
-    for row in rows:
-        message = row.message
-        if message.key is not None:
-            if (message.stream, message.key) in keys:
-                rest.append(row)
-                continue
-            keys.add((message.stream, message.key))
-        wave.append(row)
-    return wave, rest
 
 
 def _pause(failures: int) -> float:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -18,6 +19,8 @@ from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats import atomic
 from tidings.delivery import Message, Route
 from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored
+from tidings.publisher import outlet_of
+from tidings.stores.sqlalchemy import SqlAlchemyStore
 
 pytestmark = pytest.mark.server
 
@@ -93,6 +96,60 @@ async def test_a_batch_is_one_write_of_the_server(
     assert answers == [True, True]
     await rig.broker.publish(many(rig, 100, start=1000), timeout=5)
     assert answers == [True, True, False]
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[SqlAlchemyStore]:
+    store = SqlAlchemyStore(f"sqlite:///{tmp_path / 'shop.db'}", poll=0.02)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def relay_all(store: SqlAlchemyStore, rig: Rig) -> None:
+    relaying = asyncio.create_task(store.relay(outlet_of(rig.broker)))
+    async with asyncio.timeout(20):
+        while (await store.outbox_backlog()).waiting:  # noqa: ASYNC110  # the outbox has no event for it
+            await asyncio.sleep(0.02)
+    relaying.cancel()
+    await asyncio.wait({relaying}, timeout=10)
+
+
+async def test_an_outbox_of_few_keys_leaves_in_large_batches_and_in_order(
+    server: NatsServer, connect: Connect, outbox: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await connect(server.url, subscribe=False)
+    sizes: list[int] = []
+    real = atomic.store_batch
+
+    async def watched(link: Any, frames: Any, timeout: float) -> bool:
+        sizes.append(len(frames))
+        return await real(link, frames, timeout)
+
+    monkeypatch.setattr("tidings.brokers.nats.publishing.store_batch", watched)
+    async with outbox.transaction() as db:
+        await outbox.emit(db, many(rig, 2500))
+    await relay_all(outbox, rig)
+    assert sizes == [1000, 1000, 500]
+    assert await stored(rig) == [b"%d" % n for n in range(2500)]
+
+
+async def test_trap_39_a_known_id_in_the_outbox_costs_no_event_and_no_order(
+    server: NatsServer, connect: Connect, outbox: SqlAlchemyStore
+) -> None:
+    """What a crash between publishing and taking out leaves."""
+    rig = await connect(server.url, subscribe=False)
+    messages = many(rig, 300)
+    assert await rig.broker.publish(messages[3:5], timeout=5) == [None, None]
+    async with outbox.transaction() as db:
+        await outbox.emit(db, messages)
+    await relay_all(outbox, rig)
+    found = [int(body) for body in await stored(rig)]
+    assert found[:2] == [3, 4]
+    assert sorted(found) == list(range(300))
+    for key in range(7):
+        mine = [number for number in found[2:] if number % 7 == key]
+        assert mine == sorted(mine)
 
 
 async def test_one_bad_message_does_not_take_the_others_with_it(server: NatsServer, connect: Connect) -> None:

@@ -54,6 +54,20 @@ class Broker:
         return [id for call in self.calls for id in call]
 
 
+class Batching(Broker):
+    """Stores several as one, unless it is told not to."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__()
+        self.refuses = refuses
+        self.batches: list[list[str]] = []
+
+    async def batch(self, messages: Sequence[Message]) -> bool:
+        self.batches.append([message.id for message in messages])
+        await self.gate.wait()
+        return not self.refuses
+
+
 @asynccontextmanager
 async def running(direct: Direct, publish: Publish, table: Table) -> AsyncIterator[None]:
     task = asyncio.create_task(direct.run(publish, table.settle))
@@ -243,3 +257,32 @@ async def test_P11_memory_is_bounded(direct: Direct, table: Table, monkeypatch: 
         await eventually(lambda: len(table.stored) == 2)
         assert direct.takes()
         assert (direct._bytes, direct._entries) == (0, {})
+
+
+def chain(direct: Direct, count: int) -> list[Entry]:
+    """Rows of one key."""
+    entries: list[Entry] = []
+    for number in range(count):
+        entries.append(row(direct, number, *entries[-1:]))
+    return entries
+
+
+async def test_P8_rows_of_one_key_leave_as_one_batch_where_the_broker_stores_all_or_none(
+    direct: Direct, table: Table
+) -> None:
+    broker = Batching()
+    async with running(direct, broker, table):
+        entries = chain(direct, 50)
+        direct.committed([*entries, row(direct, 99)])
+        await eventually(lambda: len(table.stored) == 51)
+    assert broker.batches == [[*map(str, range(50)), "99"]]
+    assert broker.calls == []
+
+
+async def test_P8_a_batch_that_is_refused_leaves_key_by_key(direct: Direct, table: Table) -> None:
+    broker = Batching(refuses=True)
+    async with running(direct, broker, table):
+        direct.committed([*chain(direct, 4), row(direct, 99)])
+        await eventually(lambda: len(table.stored) == 5)
+    assert broker.batches == [["0", "1", "2", "3", "99"]], "it is not tried again at once"
+    assert broker.calls == [["0", "99"], ["1"], ["2"], ["3"]]

@@ -331,3 +331,54 @@ async def test_what_another_published_before_it_gave_the_lease_away_is_not_publi
     async with running(rows, broker):
         await until(lambda: not rows.rows)
     assert broker.stored == ["2"]
+
+
+class Batching(Recorder):
+    """Stores several as one, unless it knows one of them already: then it stores none."""
+
+    def __init__(self, known: Sequence[str] = (), answer: Answer = lambda message: None) -> None:
+        super().__init__(answer)
+        self.known = known
+        self.batches: list[list[str]] = []
+
+    async def batch(self, messages: Sequence[Message]) -> bool:
+        self.batches.append([message.id for message in messages])
+        if any(message.id in self.known or self.answer(message) for message in messages):
+            return False
+        self.stored += [message.id for message in messages]
+        return True
+
+
+async def test_P8_rows_of_few_keys_leave_as_one_batch_where_the_broker_stores_all_or_none() -> None:
+    rows = Rows(*(message(str(number), "ab"[number % 2]) for number in range(900)))
+    broker = Batching()
+    async with running(rows, broker):
+        await until(lambda: not rows.rows)
+    assert broker.batches == [[str(number) for number in range(900)]]
+    assert broker.calls == []
+
+
+async def test_a_batch_with_an_id_that_is_known_already_leaves_key_by_key_and_loses_nothing() -> None:
+    """Trap 39."""
+    rows = Rows(*(message(str(number), "ab"[number % 2]) for number in range(6)))
+    broker = Batching(known=["1"])
+    async with running(rows, broker):
+        await until(lambda: not rows.rows)
+    assert broker.batches == [["0", "1", "2", "3", "4", "5"]]
+    assert broker.calls == [["0", "1"], ["2", "3"], ["4", "5"]]
+
+
+async def test_P8_behind_a_row_that_no_batch_can_hold_its_key_waits() -> None:
+    rows = Rows(message("1", "a"), message("2", "a"), message("3", "b"), message("4", "b"))
+    broker = Batching(answer=lambda message: EventTooLarge("2 MiB") if message.id == "1" else None)
+    async with running(rows, broker):
+        await until(lambda: len(rows.rows) == 2)
+    assert broker.stored == ["3", "4"]
+
+
+async def test_rows_of_different_keys_are_one_call_and_need_no_batch() -> None:
+    rows = Rows(*(message(str(number), str(number)) for number in range(5)))
+    broker = Batching()
+    async with running(rows, broker):
+        await until(lambda: not rows.rows)
+    assert (broker.batches, len(broker.calls)) == ([], 1)

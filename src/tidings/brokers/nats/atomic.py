@@ -46,9 +46,9 @@ class _Committed(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Committed).decode
 
 
-def suits(frames: Sequence[Frame]) -> bool:
+def suits(frames: Sequence[Frame], fewest: int = FEWEST) -> bool:
     """Whether these can be one batch: enough of them, events of one stream, no id twice."""
-    if not FEWEST <= len(frames) <= MOST or not all(frame.is_event for frame in frames):
+    if not fewest <= len(frames) <= MOST or not all(frame.is_event for frame in frames):
         return False
     return len({frame.stream for frame in frames}) == 1 and len({frame.id for frame in frames}) == len(frames)
 

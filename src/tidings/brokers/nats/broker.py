@@ -165,6 +165,10 @@ class NatsBroker:
             return [_not_open("publish")] * len(messages)
         return await self._publisher.publish(messages, timeout)
 
+    async def publish_batch(self, messages: Sequence[Message], *, timeout: float) -> bool:
+        """Store messages of one stream in their order, all or none; false when that is not what became of them."""
+        return self._main is not None and await self._publisher.publish_batch(messages, timeout)
+
     async def subscribe(self, subscription: Subscription, sink: Sink) -> NatsFeed:
         """Hand messages to `sink`, never more than the limits allow before others are settled.
 

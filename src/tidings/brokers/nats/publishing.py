@@ -76,6 +76,18 @@ class Publisher:
             await self._store(indices, frames, results, end)
         return results
 
+    async def publish_batch(self, messages: Sequence[Message], timeout: float) -> bool:
+        """Store messages all or nothing, in their order; see `ports.Batches.publish_batch`."""
+        end = time.monotonic() + timeout
+        try:
+            frames = [frame_of(message, self.max_event, self.max_payload) for message in messages]
+            if not suits(frames, fewest=2) or sum(frame.size for frame in frames) > WAVE_BYTES + self.max_payload:
+                return False
+            link = await self._connection.ready(max(end - time.monotonic(), 0.001))
+        except TidingsError:
+            return False  # publishing them one by one says why
+        return await store_batch(link, frames, end - time.monotonic())
+
     async def _store(
         self, indices: list[int], frames: dict[int, Frame], results: list[Exception | None], end: float
     ) -> None:

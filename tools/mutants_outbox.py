@@ -1,0 +1,112 @@
+"""Bugs to seed into the outbox: its relay, the direct way, and what the inbox forgets."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+DIRECT = "outbox/direct.py"
+ROWS = "outbox/rows.py"
+RELAY = "outbox/relay.py"
+SWEEPING = "sweeping.py"
+RETENTION = "outbox/retention.py"
+
+TESTS = (
+    "tests/unit/outbox",
+    "tests/unit/test_sweeping.py",
+    "tests/integration/stores/test_sqlite_retention.py",
+    "tests/integration/outbox/test_direct_on_sqlite.py",
+    "tests/integration/outbox/test_relay_on_sqlite.py",
+)
+
+OUTBOX: tuple[Mutant, ...] = (
+    Mutant(
+        "an event leaves from memory although a row of another process is unsent before it",
+        ROWS,
+        "    chosen = [key is None or key not in unsent or key in before for key in hashes]\n",
+        "    chosen = [True for key in hashes]\n",
+    ),
+    Mutant(
+        "the relay takes rows that their own process still holds",
+        ROWS,
+        "sa.select(outbox.c.id, weight).where(outbox.c.retry_at <= now, ~held)",
+        "sa.select(outbox.c.id, weight).where(outbox.c.parked == sa.false(), ~held)",
+    ),
+    Mutant(
+        "a process sends what it held, however long it stood still",
+        DIRECT,
+        "            if not entry.held_for(LEAST * self.hold) or any(",
+        "            if any(",
+    ),
+    Mutant(
+        "the relay skips a row that committed late: it goes on behind the last id",
+        ROWS,
+        """    ids: list[int] = []
+    total = 0
+    for id, size in found.all():
+""",
+        """    ids: list[int] = []
+    total = 0
+    for id, size in found.all():
+        if id <= getattr(ready, "last", 0):
+            continue
+        setattr(ready, "last", id)
+""",
+    ),
+    Mutant(
+        "a row does not wait for the one before it of another lane",
+        DIRECT,
+        "all(one.stage is Stage.PUBLISHED for one in entry.before)",
+        "all(one.stage is not Stage.LEFT for one in entry.before)",
+    ),
+    Mutant(
+        "behind a row that was refused the next of its key leaves from memory",
+        DIRECT,
+        " or any(one.stage is Stage.LEFT for one in entry.before):",
+        ":\n                pass\n            if not entry.held_for(LEAST * self.hold):",
+    ),
+    Mutant(
+        "rows whose broker was away wait until their hold is over",
+        DIRECT,
+        "            self._due.left += [entry.id for entry in entries]\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "what a transaction took to write down is forgotten when it is rolled back",
+        DIRECT,
+        "            self._due.stored += due.stored\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "events of a transaction that was rolled back leave from memory",
+        "stores/_transactions.py",
+        "            self._desk.direct.not_committed(self._entries)\n",
+        "            self._desk.direct.committed(self._entries)\n",
+    ),
+    Mutant(
+        "behind a row that failed the relay publishes the next of its key",
+        RELAY,
+        "                if error is not None and row.message.key is not None:\n",
+        "                if False:\n",
+    ),
+    Mutant("two relays publish at once", ROWS, "    return bool(taken.rowcount)\n", "    return True\n"),
+    Mutant("an id is forgotten the moment its stream has", SWEEPING, "keep + margin_of(keep)", "keep"),
+    Mutant(
+        "business keys are forgotten like ids", RETENTION, 'key.startswith(EVENT_MARK) == (kind == "event")', "True"
+    ),
+    Mutant(
+        "a key that was applied anew is forgotten",
+        RETENTION,
+        ", some, inbox.c.applied_at < before)",
+        ", some)",
+    ),
+    Mutant(
+        "keys are forgotten when the broker cannot be asked",
+        SWEEPING,
+        "    keep = await keeps()\n",
+        """    try:
+        keep = await keeps()
+    except BrokerUnavailable:
+        keep = SMALLEST_MARGIN
+""",
+    ),
+)
