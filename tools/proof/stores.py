@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
+
 from tidings import points
-from tools.proof.shop import Services, file_shop, sqlalchemy_shop
+from tools.proof.shop import Services, asyncpg_shop, file_shop, sqlalchemy_shop
 from tools.services.mariadb import MariaDB
 from tools.services.postgres import Postgres
 from tools.services.program import Program
@@ -112,6 +114,22 @@ async def _sqlalchemy_late(url: str) -> AsyncIterator[Any]:
         await engine.dispose()
 
 
+def _postgres(url: str) -> Any:
+    from tidings.stores.postgres import PostgresStore
+
+    return PostgresStore(url, poll=POLL, lease=LEASE)
+
+
+@asynccontextmanager
+async def _asyncpg_late(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        async with connection.transaction():
+            yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
 def _redis(url: str) -> Any:
     from tidings.stores.redis import RedisStore
 
@@ -136,6 +154,15 @@ PROMISING: Final[dict[str, Kind]] = {
         ledger=lambda url, folder: url,
         store=_sqlalchemy,
         shop=sqlalchemy_shop,
+    ),
+    "postgres": Kind(
+        title="PostgreSQL",
+        server=Postgres,
+        url=url_of,
+        ledger=lambda url, folder: _with(url, "postgresql+psycopg"),
+        store=_postgres,
+        shop=asyncpg_shop,
+        late=_asyncpg_late,
     ),
     "postgres-sqlalchemy": Kind(
         title="PostgreSQL, SQLAlchemy",

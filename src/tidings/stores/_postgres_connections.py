@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from tidings import points
 from tidings.errors import MisuseError, StoreUnavailable, TransactionEnded
 
 log = logging.getLogger("tidings.store")
@@ -83,7 +84,20 @@ class GuardedConnection(Connection):
         if borrower is not None and not args and ENDS.match(query):
             borrower.trouble = TransactionEnded(f"a handler may not say {query.strip()[:40]!r}. {REMEDY}")
             raise borrower.trouble
-        return await super().execute(query, *args, timeout=timeout)
+        if points.reached is None or borrower is None:
+            return await super().execute(query, *args, timeout=timeout)
+        points.at(points.BEFORE_STATEMENT)
+        status = await super().execute(query, *args, timeout=timeout)
+        points.at(points.AFTER_STATEMENT)
+        return status
+
+    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
+        if points.reached is None or self.borrower is None:
+            await super().executemany(command, args, timeout=timeout)
+            return
+        points.at(points.BEFORE_STATEMENT)
+        await super().executemany(command, args, timeout=timeout)
+        points.at(points.AFTER_STATEMENT)
 
     async def close(self, *, timeout: float | None = None) -> None:
         self._refuse_to_end()

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
+from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, StoreUnavailable, TidingsError
 from tidings.outbox.waiting import to_end
@@ -226,6 +227,7 @@ class Transaction:
             self._desk.wake.now()
 
     async def _commit(self, connection: Lent) -> None:
+        points.at(points.BEFORE_COMMIT)
         try:
             await connection.execute(sql.commit(self._number))
         except asyncpg.DivisionByZeroError:
@@ -237,6 +239,7 @@ class Transaction:
             self._ours = not isinstance(error, asyncpg.PostgresError)
             self.doubtful = connection.is_closed() or not answered
             raise
+        points.at(points.AFTER_COMMIT)
         over(connection)
 
     async def took_effect(self) -> bool | None:
