@@ -8,6 +8,7 @@ create databases) and `TIDINGS_TEST_REDIS`. Tests that kill or pause their serve
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,13 @@ from tools.services.redis import Redis
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a PostgreSQL whose user may create databases."""
     if given := os.environ.get("TIDINGS_TEST_POSTGRES"):
         yield given
         return
-    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
+    # Not among the tests' folders: a second run of the tests closes those to all others, PostgreSQL's own user too.
+    with tempfile.TemporaryDirectory(prefix="tidings-postgres-") as folder, Postgres(Path(folder)) as server:
         yield server.url
 
 

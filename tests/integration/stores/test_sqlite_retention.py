@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.stores.ledger import applied, key, query
+from tests.integration.stores.ledger import Where, applied, key, query
 from tests.unit.parts import Placed, handler_of
 from tidings.errors import BrokerUnavailable
 from tidings.ports import State
@@ -24,6 +24,11 @@ from tidings.sweeping import Sweeper, Target, margin_of, target_of
 DAY = timedelta(days=1)
 KEEP = timedelta(days=7)
 STEP = "stock.step"
+
+
+@pytest.fixture
+def where(path: Path) -> Where:
+    return path
 
 
 def put(path: Path, rows: list[tuple[str, timedelta]], position: str = STEP) -> None:
