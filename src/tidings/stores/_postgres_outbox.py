@@ -19,7 +19,7 @@ from tidings.delivery import Message, Route
 from tidings.errors import InvalidEvent
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.rows import MOST_ERROR, PARKED_UNTIL
-from tidings.outbox.tables import RELAY
+from tidings.outbox.tables import RELAY, key_hash
 from tidings.stores._keys import unfit
 from tidings.stores._postgres_connections import Lent
 from tidings.stores._postgres_desk import Desk
@@ -34,18 +34,18 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 
 _INSERT: Final = """
-INSERT INTO tidings_outbox (message_id, stream, type, key, route, position, due, headers, body, created_at)
-SELECT message_id, stream, type, key, route, position, due, headers, body, $10::float8
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::text[],
-            $9::bytea[])
-     WITH ORDINALITY AS given (message_id, stream, type, key, route, position, due, headers, body, place)
+INSERT INTO tidings_outbox (message_id, stream, type, key, key_hash, route, position, due, headers, body, created_at)
+SELECT message_id, stream, type, key, key_hash, route, position, due, headers, body, $11::float8
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::float8[],
+            $9::text[], $10::bytea[])
+     WITH ORDINALITY AS given (message_id, stream, type, key, key_hash, route, position, due, headers, body, place)
 WHERE {}
 ORDER BY place"""
 
 INSERT: Final = _INSERT.format("true")
 _TELL: Final = f"(SELECT pg_notify('{CHANNEL}', '')::text) IS NOT NULL"
 INSERT_AND_TELL: Final = _INSERT.format(_TELL)
-INSERT_ELSEWHERE: Final = _INSERT.format(f"{_TELL} AND EXISTS (SELECT FROM tidings_schema WHERE made_at = $11::float8)")
+INSERT_ELSEWHERE: Final = _INSERT.format(f"{_TELL} AND EXISTS (SELECT FROM tidings_schema WHERE made_at = $12::float8)")
 """Into a transaction of the user's, whose commit then wakes the relay; nothing is written in another database."""
 
 WAITS: Final = "SELECT EXISTS (SELECT FROM tidings_outbox WHERE retry_at <= $1)"
@@ -56,8 +56,7 @@ SELECT whole.* FROM (
         SELECT id, octet_length(body) + octet_length(headers) AS size FROM tidings_outbox AS one
         WHERE retry_at <= $1 AND NOT EXISTS (
             SELECT FROM tidings_outbox AS earlier
-            WHERE earlier.retry_at > 0 AND earlier.stream = one.stream AND earlier.key = one.key
-              AND earlier.id < one.id AND earlier.retry_at > $1)
+            WHERE earlier.key_hash = one.key_hash AND earlier.retry_at > $1 AND earlier.id < one.id)
         ORDER BY id LIMIT $2) AS sized) AS chosen
 JOIN tidings_outbox AS whole USING (id)
 WHERE total <= $3 OR id = first ORDER BY id"""
@@ -75,8 +74,8 @@ UPDATE tidings_outbox SET attempts = attempts + 1, error = $2, retry_at = $3, pa
 
 BACKLOG: Final = """
 SELECT (SELECT count(*) FROM tidings_outbox), (SELECT created_at FROM tidings_outbox ORDER BY id LIMIT 1),
-       (SELECT count(*) FROM tidings_outbox WHERE retry_at > 0 AND parked)"""
-PARKED: Final = "SELECT * FROM tidings_outbox WHERE retry_at > 0 AND parked ORDER BY id LIMIT $1"
+       (SELECT count(*) FROM tidings_outbox WHERE parked)"""
+PARKED: Final = "SELECT * FROM tidings_outbox WHERE parked ORDER BY id LIMIT $1"
 RELEASE: Final = "UPDATE tidings_outbox SET parked = false, retry_at = 0 WHERE id = $1 AND parked RETURNING true"
 DISCARD: Final = "DELETE FROM tidings_outbox WHERE id = $1 AND parked RETURNING true"
 
@@ -102,6 +101,7 @@ def _columns(messages: Sequence[Message]) -> list[Any]:
         [message.stream for message in messages],
         [message.type for message in messages],
         [message.key for message in messages],
+        [key_hash(message.stream, message.key) for message in messages],
         [message.route.value for message in messages],
         [message.position for message in messages],
         [message.due for message in messages],
