@@ -22,6 +22,8 @@ class Proxy:
         """Answers that hold these bytes are lost on their way to the client."""
         self.lose = b""
         """Requests that hold these bytes are lost on their way to the server."""
+        self.unanswered = b""
+        """The first request that holds these bytes reaches the server, and nothing of its connection comes back."""
         self.cuts = False
         """What is lost takes its connection along."""
         self.lost = 0
@@ -64,12 +66,15 @@ class Proxy:
             return
         self._writers |= {writer, other_writer}
         self._clients.add(writer)
+        mute = asyncio.Event()
         for source, target, answers in ((reader, other_writer, False), (other_reader, writer, True)):
-            task = asyncio.create_task(self._pump(source, target, answers))
+            task = asyncio.create_task(self._pump(source, target, answers, mute))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answers: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answers: bool, mute: asyncio.Event
+    ) -> None:
         flowing = self._open
         try:
             while True:
@@ -79,7 +84,10 @@ class Proxy:
                 if not data:
                     break
                 wanted = self.swallow if answers else self.lose
-                if not (wanted and wanted in data):
+                if not answers and self.unanswered and self.unanswered in data:
+                    self.unanswered = b""
+                    mute.set()
+                if not (wanted and wanted in data) and not (answers and mute.is_set()):
                     target.write(data)
                     await target.drain()
                     continue

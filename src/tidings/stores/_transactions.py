@@ -210,7 +210,8 @@ class Transaction:
             if connection.invalidated or (guard.cut_off and not database.survives_cancel):
                 return True
             database.roll_back(connection)
-            return guard.cut_off or not database.reusable(connection)
+            # Whoever ended the transaction may have left more behind, such as tables that are locked.
+            return guard.cut_off or isinstance(guard.trouble, MisuseError) or not database.reusable(connection)
 
         broken = True
         rolling = asyncio.ensure_future(self._link.run(roll_back))

@@ -98,7 +98,9 @@ def clean(url: str) -> None:
 @contextmanager
 def holding(where: Where, *statements: str) -> Iterator[None]:
     """Another transaction, open until the block ends, that has done this and holds its locks."""
-    engine = sa.create_engine(sync_url_of(where), poolclass=sa.NullPool)
+    # With MariaDB's default a lock on some rows keeps new ones out, too.
+    level = "SERIALIZABLE" if isinstance(where, Path) else "READ COMMITTED"
+    engine = sa.create_engine(sync_url_of(where), poolclass=sa.NullPool, isolation_level=level)
     with engine.connect() as other:
         for statement in statements:
             other.exec_driver_sql(statement)
@@ -130,8 +132,8 @@ def key(name: str, event_id: str = "e", position: str = "stock.reserve") -> Key:
     return Key(position, name, event_id, event_id.encode())
 
 
-def message(id: str, key: str | None = "k", **more: Any) -> Message:
-    return Message(id=id, stream="stock", type="stock.reserved", key=key, body=b"{}", **more)
+def message(id: str, key: str | None = "k", body: bytes = b"{}", **more: Any) -> Message:
+    return Message(id=id, stream="stock", type="stock.reserved", key=key, body=body, **more)
 
 
 async def in_thread(claim: Claim, work: Callable[[], T]) -> T:

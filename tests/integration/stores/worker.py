@@ -143,7 +143,7 @@ async def main(database: Where, published: Path, events: int, kind: str, point: 
     async with service(store, killer, kind).running(broker=broker):
         assert not any(await broker.publish(messages(events), timeout=10))
         async with asyncio.timeout(30):
-            await broker.idle()
+            await broker.idle(timeout=30)
             await eventually(lambda: len(set(notes(database))) == events and not waiting(database))
 
 
