@@ -103,8 +103,9 @@ def error_tree() -> str:
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    commands = [name for name in cli.app if not name.startswith("-") and name != "dead"]
-    commands += [f"dead {name}" for name in cli.dead if not name.startswith("-")]
+    groups = {"dead": cli.dead, "db": cli.db, "outbox": cli.outbox}
+    commands = [name for name in cli.app if not name.startswith("-") and name not in groups]
+    commands += [f"{group} {name}" for group, app in groups.items() for name in app if not name.startswith("-")]
     return {
         **{f"help {command}": (lambda command=command: help_of(command)) for command in commands},  # type: ignore[misc]
         "statuses": statuses,

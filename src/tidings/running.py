@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol
 
+import msgspec
+
 from tidings.brokers import EXAMPLE_URL, broker_from
 from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
@@ -105,6 +107,26 @@ class Running:
                 await worker.start()
             if store is not None:
                 self._sweep(store)
+            yield
+
+    @asynccontextmanager
+    async def relaying(self) -> AsyncIterator[None]:
+        """The relay alone: neither handlers nor their positions, nor the service's own lifespan."""
+        if self.store is None or not self.store.transactional:
+            raise ConfigurationError(
+                f"{self.service.name} has no outbox to relay: that is what a store in a SQL database has. Set"
+                " TIDINGS_STORE, or name it in the service"
+            )
+        store = self.store
+        plan = msgspec.structs.replace(self.service.plan, subscriptions=())
+        async with AsyncExitStack() as stack:
+            await store.open()
+            stack.push_async_callback(store.close)
+            stack.push_async_callback(self.broker.close)
+            for drift in await self.broker.open(plan):
+                log.warning("%s", drift)
+            stack.push_async_callback(self.tasks.cancel)
+            self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(outlet_of(self.broker)))
             yield
 
     def _checked_store(self) -> Store | None:

@@ -235,6 +235,19 @@ class Service:
             self._begun = self._running = None  # only now: what still runs while it stops may publish
 
     @asynccontextmanager
+    async def relaying(self, *, broker: str | Broker | None = None, store: object | None = None) -> AsyncIterator[Self]:
+        """Only publish what its outbox holds; its handlers do not run. Beside running services one relays at a time.
+
+        Raises:
+            ConfigurationError: no broker is named, or no store with an outbox.
+            BrokerUnavailable, StoreUnavailable: it cannot be reached.
+        """
+        from tidings.running import Running
+
+        async with Running.of(self, broker or self._broker_spec, store or self._store_spec).relaying():
+            yield self
+
+    @asynccontextmanager
     async def enter(self) -> AsyncIterator[object]:
         """Its own lifespan: the one object that it yields, or None."""
         if self._lifespan is None:

@@ -28,12 +28,19 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 dead = App(name="dead", help="What could not be handled: list, show, redrive, discard.")
+db = App(name="db", help="The tables of a store: init, sql.")
+outbox = App(name="outbox", help="Events that cannot be published as they stand: list, release, discard.")
+_GROUPS = {"dead": dead, "db": db, "outbox": outbox}
 
 # The first line of a help stands in the list of commands, so it is here: the modules are imported when they are called.
 _COMMANDS: dict[str, tuple[str, str]] = {
     "run:run": (
         "Run a service, or several processes of it.",
         "Until SIGTERM or Ctrl-C; it then finishes what runs, gives the rest back, and ends with 0.",
+    ),
+    "relay:relay": (
+        "Publish what the outbox of a service holds.",
+        "Until SIGTERM or Ctrl-C, and without its handlers. Of several relays one is at work at a time.",
     ),
     "up:up": (
         "Start, or join, the embedded server of a folder.",
@@ -58,14 +65,29 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "And to no other. With a store each is applied at most once, however often it is redriven.",
     ),
     "dead:discard": ("Say that letters need nothing any more.", "They leave the list; their bytes stay in the log."),
+    "db:init": (
+        "Create the tables of a store, or bring them to the present version.",
+        "Opening a store does so too; this is for a user of the database who may, before services start that may not.",
+    ),
+    "db:sql": (
+        "Print the statements that make the tables.",
+        "For people with migrations of their own. Nothing is connected to, and nothing changed.",
+    ),
+    "outbox:list": ("List events that are parked, because the broker refuses them for good.", ""),
+    "outbox:release": ("Let the relay try parked events once more.", "After the broker was made to take them."),
+    "outbox:discard": (
+        "Give parked events up for good.",
+        "They are never published, and the later ones of their keys leave.",
+    ),
 }
 for _place, _help in _COMMANDS.items():
     _module, _name = _place.split(":")
     _function = "list_" if _name == "list" else _name
-    (dead if _module == "dead" else app).command(
+    _GROUPS.get(_module, app).command(
         f"tidings.cli.{_module}:{_function}", name=_name, help="\n\n".join(filter(None, _help))
     )
-app.command(dead)
+for _group in _GROUPS.values():
+    app.command(_group)
 
 
 def main() -> None:
@@ -102,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
 def _command(arguments: Sequence[str]) -> str:
     """The command that was meant, as far as it was understood, to point at its help."""
     words = [word for word in arguments[:2] if not word.startswith("-")]
-    if words[:1] == ["dead"] and ":".join(words) in _COMMANDS:
+    if words and words[0] in _GROUPS and ":".join(words) in _COMMANDS:
         return f"{' '.join(words)} "
     return f"{words[0]} " if words and any(words[0] == place.partition(":")[0] for place in _COMMANDS) else ""
 

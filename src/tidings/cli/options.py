@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ BrokerUrl = Annotated[
         name="--broker",
         help=f"The broker, such as {EXAMPLE_URL} or embedded:. Otherwise TIDINGS_BROKER, and on a terminal embedded:",
     ),
+]
+
+StoreUrl = Annotated[
+    str | None, Parameter(name="--store", help="The store, such as sqlite:///shop.db. Otherwise TIDINGS_STORE.")
 ]
 
 FOLDER: Final = ".tidings"
@@ -56,6 +61,18 @@ def broker_url(given: str | None) -> str:
     return "embedded:"
 
 
+def store_url(given: str | None) -> str:
+    """The store to use: as given, or as TIDINGS_STORE says.
+
+    Raises:
+        CommandError: nothing names one.
+    """
+    url = given or os.environ.get("TIDINGS_STORE")
+    if not url:
+        raise CommandError("no store is named. Write sqlite:///shop.db or set TIDINGS_STORE", Status.CONFIGURATION)
+    return url
+
+
 def public(spec: object) -> str:
     """A URL as it may be shown: without user, password, token and options. A live object is named by its class."""
     if not isinstance(spec, str):
@@ -66,3 +83,26 @@ def public(spec: object) -> str:
         return address
     hosts, slash, path = rest.partition("/")
     return f"{scheme}://{hosts.rpartition('@')[2]}{slash}{path}"
+
+
+def named(given: object, declared: object, variable: str) -> str:
+    """What was chosen, as it may be shown."""
+    chosen = given or declared or os.environ.get(variable)
+    return public(chosen) if chosen else ""
+
+
+def configure_log(json: bool, level: str) -> None:
+    """How a command that stays logs.
+
+    Raises:
+        CommandError: there is no such level.
+    """
+    from tidings.observe.logs import configure_logging
+
+    try:
+        configure_logging(json or None, level=level.upper())
+    except ValueError:
+        raise CommandError(f"--log-level {level}: DEBUG, INFO, WARNING or ERROR", Status.USAGE) from None
+    if level.upper() != "DEBUG":
+        # Where the broker is stands in the ready line, and a start that fails is to say one thing only.
+        logging.getLogger("tidings.embedded").setLevel(logging.WARNING)

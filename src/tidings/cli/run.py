@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tidings.cli.failures import CommandError, Status
-from tidings.cli.options import Json, public
+from tidings.cli.options import Json, configure_log, named
 from tidings.cli.output import Out
 from tidings.cli.signals import Stop
 from tidings.cli.target import find_service
@@ -42,7 +41,7 @@ def run(
         raise CommandError(f"--port {port}: between 0 and {65535 - workers}", Status.USAGE)
     link = Link.from_environment()
     stop = Stop(json=json, worker=link is not None)
-    _log(json, log_level)
+    configure_log(json, log_level)
     if workers > 1:
         from tidings.cli.workers import supervise
 
@@ -54,18 +53,6 @@ def run(
     return asyncio.run(
         _serve(service, broker, store, Observability(service, port=port, host=host), stop, Out(json), link)
     )
-
-
-def _log(json: bool, level: str) -> None:
-    from tidings.observe.logs import configure_logging
-
-    try:
-        configure_logging(json or None, level=level.upper())
-    except ValueError:
-        raise CommandError(f"--log-level {level}: DEBUG, INFO, WARNING or ERROR", Status.USAGE) from None
-    if level.upper() != "DEBUG":
-        # Where the broker is stands in the ready line, and a start that fails is to say one thing only.
-        logging.getLogger("tidings.embedded").setLevel(logging.WARNING)
 
 
 async def _serve(
@@ -108,15 +95,9 @@ def _say_ready(
     service: Service, broker: str | None, store: str | None, sight: Observability, out: Out, seconds: float
 ) -> None:
     names = [handler.name for handler in service.handlers]
-    where = _named(broker, service._broker_spec, "TIDINGS_BROKER") or "embedded:"
-    kept = _named(store, service._store_spec, "TIDINGS_STORE")
+    where = named(broker, service._broker_spec, "TIDINGS_BROKER") or "embedded:"
+    kept = named(store, service._store_spec, "TIDINGS_STORE")
     text = f"{service.name} is ready: broker {where}{f', store {kept}' if kept else ''}"
     text += f", handlers {', '.join(names) or 'none'}, metrics {sight.url}/metrics (pid {os.getpid()})"
     record: Mapping[str, object] = {"ready": service.name, "broker": where, "store": kept, "handlers": names}
     out.tell(text, **record, url=sight.url, pid=os.getpid(), seconds=round(seconds, 3))
-
-
-def _named(given: object, declared: object, variable: str) -> str:
-    """What was chosen, as it may be shown."""
-    chosen = given or declared or os.environ.get(variable)
-    return public(chosen) if chosen else ""

@@ -100,3 +100,47 @@ def _missing(error: ModuleNotFoundError, library: str, need: str, extra: str) ->
     if (error.name or "").partition(".")[0] != library:
         return error
     return ConfigurationError(f"a store on {need}. Install it: pip install 'tidings[{extra}]'")
+
+
+_DIALECT_OF: Final = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "mariadb": "mariadb",
+    "mysql": "mariadb",
+}
+
+
+def has_tables(url: str) -> bool:
+    """Whether a store of this URL keeps tables of Tidings' own in a SQL database."""
+    return _database_of(url) in _DIALECT_OF
+
+
+def schema_sql(target: str, since: int | None = None) -> list[str]:
+    """The statements that make the tables, or with `since` those that bring them from that version to the present one.
+
+    Args:
+        target: sqlite, postgresql or mariadb, or the URL of a store.
+
+    Raises:
+        ConfigurationError: it is none of these, or the version is not known.
+    """
+    from tidings.outbox import ddl
+
+    dialect = _DIALECT_OF.get(_database_of(target))
+    if dialect is None:
+        raise ConfigurationError(f"there are no tables for that. There are: {', '.join(ddl.DIALECTS)}")
+    made = ddl.create(dialect) if since is None else ddl.upgrade(dialect, since)
+    # Through SQLAlchemy a store needs no more; without a driver nobody says which it is to be.
+    if since is None and dialect == "postgresql" and "+" not in target.partition(":")[0]:
+        try:
+            from tidings.stores._postgres_schema import open_table_sql
+        except ModuleNotFoundError as error:
+            raise _missing(error, "asyncpg", "the store postgresql: needs asyncpg", "postgres") from None
+        made += open_table_sql()
+    return made
+
+
+def _database_of(target: str) -> str:
+    """What a URL's scheme says before its driver; the URL itself may hold a password and is never shown."""
+    return target.partition(":")[0].partition("+")[0].lower()

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from asyncpg.pool import PoolConnectionProxy
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
 
 from tidings.errors import ConfigurationError
 from tidings.outbox import tables
@@ -116,3 +118,11 @@ async def identity(connection: Lent) -> tuple[str, float]:
     row = await connection.fetchrow("SELECT current_database(), min(made_at) FROM tidings_schema")
     assert row is not None
     return str(row[0]), float(row[1])
+
+
+def open_table_sql() -> list[str]:
+    """The statements that make what this store has beside the tables of all."""
+    dialect: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    create = CreateTable(open_transactions).compile(dialect=dialect)
+    text = "\n".join(line.replace("\t", "    ").rstrip() for line in str(create).strip().splitlines())
+    return [f"{text};", f"{_FORBID};"]
