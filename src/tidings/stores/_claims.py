@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from types import TracebackType
@@ -16,6 +17,11 @@ from tidings.stores._desk import Desk
 from tidings.stores._keys import stored_key
 from tidings.stores._links import Link
 from tidings.stores._transactions import Transaction
+
+LOOKS = 3
+"""How often the outcome of a commit is asked for, until the database says."""
+
+LOOK_AGAIN = 0.1
 
 
 class SqlClaim:
@@ -98,8 +104,11 @@ class SqlClaim:
             for index, (stored, key, claimed) in enumerate(zip(self._stored, self._keys, self.states, strict=True))
             if claimed.state is State.NEW and index not in self._given_back
         }
-        try:
-            found = await self._desk.read(lambda connection: self._desk.database.find_keys(connection, wanted))
-        except WorldError:
-            return False  # not known, so not done: it comes again, and its keys will tell
-        return bool(wanted) and all(key in found and found[key][0] == event_id for key, event_id in wanted.items())
+        for _ in range(LOOKS):
+            try:
+                found = await self._desk.read(lambda connection: self._desk.database.find_keys(connection, wanted))
+            except WorldError:  # what cut this connection off may have cut off those in the pool, too
+                await asyncio.sleep(LOOK_AGAIN)
+            else:
+                return bool(wanted) and all(key in found and found[key][0] == id for key, id in wanted.items())
+        return False  # not known, so not done: it comes again, and its keys will tell

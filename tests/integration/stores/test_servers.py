@@ -199,6 +199,8 @@ async def proxied(where: str) -> AsyncIterator[tuple[Proxy, SqlAlchemyStore]]:
     store = SqlAlchemyStore(through, lock_timeout=0.5, answers_within=0.5)
     await store.open()
     create(where)
+    async with store.claim([], resource=None, sync=True):
+        pass  # drivers say COMMIT on their own when they first connect
     try:
         yield proxy, store
     finally:
