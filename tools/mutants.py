@@ -16,6 +16,7 @@ from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
+from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
 
@@ -23,9 +24,8 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    wanted = [
-        mutant for mutant in (*FLOW, *LANES, *ENDS, *POSTGRES, *REDIS) if all(word in mutant.what for word in words)
-    ]
+    known = (*FLOW, *LANES, *ENDS, *OUTBOX, *POSTGRES, *REDIS)
+    wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:
         print(f"no mutant is described by {' '.join(words)!r}")

@@ -10,13 +10,9 @@ RELAY = "outbox/relay.py"
 SWEEPING = "sweeping.py"
 RETENTION = "outbox/retention.py"
 
-TESTS = (
-    "tests/unit/outbox",
-    "tests/unit/test_sweeping.py",
-    "tests/integration/stores/test_sqlite_retention.py",
-    "tests/integration/outbox/test_direct_on_sqlite.py",
-    "tests/integration/outbox/test_relay_on_sqlite.py",
-)
+_DIRECT = ("tests/unit/outbox/test_direct.py", "tests/integration/outbox/test_direct_on_sqlite.py")
+_RELAY = ("tests/unit/outbox/test_relay.py", "tests/integration/outbox/test_relay_on_sqlite.py")
+_SWEEPING = ("tests/unit/test_sweeping.py", "tests/integration/stores/test_retention.py")
 
 OUTBOX: tuple[Mutant, ...] = (
     Mutant(
@@ -24,18 +20,21 @@ OUTBOX: tuple[Mutant, ...] = (
         ROWS,
         "    chosen = [key is None or key not in unsent or key in before for key in hashes]\n",
         "    chosen = [True for key in hashes]\n",
+        _DIRECT,
     ),
     Mutant(
         "the relay takes rows that their own process still holds",
         ROWS,
         "sa.select(outbox.c.id, weight).where(outbox.c.retry_at <= now, ~held)",
         "sa.select(outbox.c.id, weight).where(outbox.c.parked == sa.false(), ~held)",
+        _DIRECT,
     ),
     Mutant(
         "a process sends what it held, however long it stood still",
         DIRECT,
         "            if not entry.held_for(LEAST * self.hold) or any(",
         "            if any(",
+        _DIRECT,
     ),
     Mutant(
         "the relay skips a row that committed late: it goes on behind the last id",
@@ -51,53 +50,65 @@ OUTBOX: tuple[Mutant, ...] = (
             continue
         setattr(ready, "last", id)
 """,
+        (*_RELAY, *_DIRECT),
     ),
     Mutant(
         "a row does not wait for the one before it of another lane",
         DIRECT,
-        "all(one.stage is Stage.PUBLISHED for one in entry.before)",
+        "all(one.stage is Stage.PUBLISHED or (together and one in inside) for one in entry.before)",
         "all(one.stage is not Stage.LEFT for one in entry.before)",
+        _DIRECT,
     ),
     Mutant(
         "behind a row that was refused the next of its key leaves from memory",
         DIRECT,
         " or any(one.stage is Stage.LEFT for one in entry.before):",
         ":\n                pass\n            if not entry.held_for(LEAST * self.hold):",
+        _DIRECT,
     ),
     Mutant(
         "rows whose broker was away wait until their hold is over",
         DIRECT,
         "            self._due.left += [entry.id for entry in entries]\n",
         "            pass\n",
+        _DIRECT,
     ),
     Mutant(
         "what a transaction took to write down is forgotten when it is rolled back",
         DIRECT,
         "            self._due.stored += due.stored\n",
         "            pass\n",
+        _DIRECT,
     ),
     Mutant(
         "events of a transaction that was rolled back leave from memory",
         "stores/_transactions.py",
         "            self._desk.direct.not_committed(self._entries)\n",
         "            self._desk.direct.committed(self._entries)\n",
+        _DIRECT,
     ),
     Mutant(
         "behind a row that failed the relay publishes the next of its key",
         RELAY,
         "                if error is not None and row.message.key is not None:\n",
         "                if False:\n",
+        _RELAY,
     ),
-    Mutant("two relays publish at once", ROWS, "    return bool(taken.rowcount)\n", "    return True\n"),
-    Mutant("an id is forgotten the moment its stream has", SWEEPING, "keep + margin_of(keep)", "keep"),
+    Mutant("two relays publish at once", ROWS, "    return bool(taken.rowcount)\n", "    return True\n", _RELAY),
+    Mutant("an id is forgotten the moment its stream has", SWEEPING, "keep + margin_of(keep)", "keep", _SWEEPING),
     Mutant(
-        "business keys are forgotten like ids", RETENTION, 'key.startswith(EVENT_MARK) == (kind == "event")', "True"
+        "business keys are forgotten like ids",
+        RETENTION,
+        'key.startswith(EVENT_MARK) == (kind == "event")',
+        "True",
+        _SWEEPING,
     ),
     Mutant(
         "a key that was applied anew is forgotten",
         RETENTION,
         ", some, inbox.c.applied_at < before)",
         ", some)",
+        _SWEEPING,
     ),
     Mutant(
         "keys are forgotten when the broker cannot be asked",
@@ -108,5 +119,6 @@ OUTBOX: tuple[Mutant, ...] = (
     except BrokerUnavailable:
         keep = SMALLEST_MARGIN
 """,
+        _SWEEPING,
     ),
 )
