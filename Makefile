@@ -79,6 +79,8 @@ bench: venv ## Measure, beside a bare loop and a peer
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.effects_postgres
+	$(BIN)/python -m bench.relay
+	$(BIN)/python -m bench.effects_redis
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python -m pytest tests/conformance --conformance=full -q
 
