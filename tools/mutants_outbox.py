@@ -12,7 +12,7 @@ RETENTION = "outbox/retention.py"
 
 _DIRECT = ("tests/unit/outbox/test_direct.py", "tests/integration/outbox/test_direct_on_sqlite.py")
 _RELAY = ("tests/unit/outbox/test_relay.py", "tests/integration/outbox/test_relay_on_sqlite.py")
-_SWEEPING = ("tests/unit/test_sweeping.py", "tests/integration/stores/test_retention.py")
+_SWEEPING = ("tests/unit/test_sweeping.py", "tests/integration/stores/test_sqlite_retention.py")
 
 OUTBOX: tuple[Mutant, ...] = (
     Mutant(
