@@ -30,7 +30,7 @@ STORES: dict[str, bool] = {
     "memory": True,
     "sqlite": True,
     "postgres": True,
-    "mariadb": False,
+    "mariadb": True,
     "redis": True,
 }
 """Every store, and whether it is built."""

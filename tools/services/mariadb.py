@@ -30,6 +30,7 @@ class MariaDB(Program):
             f"--datadir={self.folder / 'data'}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
+            f"--tmpdir={self.folder}",  # two servers at once are in each other's way in a common one
             f"--user={self._me()}",
         )
         (self.folder / "init.sql").write_text(
@@ -43,7 +44,7 @@ class MariaDB(Program):
             str(self._binary), "--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={self._me()}",
             "--bind-address=127.0.0.1", f"--port={self.port}", f"--socket={self.folder / 's'}",
             f"--pid-file={self.folder / 'pid'}", f"--init-file={self.folder / 'init.sql'}", "--skip-name-resolve",
-            "--innodb-buffer-pool-size=64M", *(f"--{one}" for one in self.settings),
+            f"--tmpdir={self.folder}", "--innodb-buffer-pool-size=64M", *(f"--{one}" for one in self.settings),
         ]  # fmt: skip
 
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ from tidings.errors import TidingsError, WorldError
 from tidings.ports import NEW, Claimed, Key, State
 from tidings.stores._database import Row
 from tidings.stores._desk import Desk
-from tidings.stores._keys import stored_key
+from tidings.stores._keys import fit, stored_key
 from tidings.stores._links import Link
 from tidings.stores._transactions import Transaction
 
@@ -31,7 +31,7 @@ class SqlClaim:
         self._desk = desk
         self._link = link
         self._keys = keys
-        self._stored = [(key.position, stored_key(key.key)) for key in keys]
+        self._stored = [(key.position, stored_key(key.key, utf8=desk.database.utf8)) for key in keys]
         self._given_back: set[int] = set()
         self._transaction = Transaction(desk, link, self._give_back)
         self.states: Sequence[Claimed] = ()
@@ -80,7 +80,7 @@ class SqlClaim:
         first: dict[tuple[str, str], Key] = {}
         for stored, key in zip(self._stored, self._keys, strict=True):
             first.setdefault(stored, key)
-        rows: list[Row] = [(*stored, first[stored].event_id, first[stored].digest) for stored in sorted(first)]
+        rows: list[Row] = [(*one, self._id(first[one]), first[one].digest) for one in sorted(first)]
         new, known = self._desk.database.claim_keys(connection, rows) if rows else (set(), {})
         states: list[Claimed] = []
         for stored in self._stored:
@@ -93,6 +93,9 @@ class SqlClaim:
                 states.append(Claimed(State.DONE, first[stored].event_id, first[stored].digest))
         return states
 
+    def _id(self, key: Key) -> str:
+        return fit(key.event_id) if self._desk.database.utf8 else key.event_id
+
     def _give_back(self, connection: sa.Connection) -> None:
         if self._given_back:
             self._desk.database.delete_keys(connection, [self._stored[index] for index in sorted(self._given_back)])
@@ -100,7 +103,7 @@ class SqlClaim:
     async def _took_effect(self) -> bool:
         """Look up what became of a commit that failed in an unknown way: its keys are there, or they are not."""
         wanted = {
-            stored: key.event_id
+            stored: self._id(key)
             for index, (stored, key, claimed) in enumerate(zip(self._stored, self._keys, self.states, strict=True))
             if claimed.state is State.NEW and index not in self._given_back
         }

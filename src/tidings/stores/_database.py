@@ -35,6 +35,8 @@ class Database(Protocol):
 
     dialects: tuple[str, ...]
     """What SQLAlchemy calls it."""
+    utf8: bool
+    """It keeps valid UTF-8 without NUL as text, and nothing else."""
     one_writer: bool
     """Only one transaction can write at a time, so that those of one process do best to queue."""
     answers_within: float | None
@@ -85,6 +87,9 @@ class Database(Protocol):
 
     def in_transaction(self, driver: Any) -> bool:
         """Whether the database, by its last answer, is inside a transaction. Asks nothing, works in every thread."""
+
+    def lost(self, driver: Any) -> bool:
+        """Whether the connection is closed or broken, as far as the driver knows."""
 
     def unsure_after(self, statement: str) -> bool:
         """Whether the answer to a statement does not tell if the transaction still stands."""

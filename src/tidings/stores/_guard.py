@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from tidings import points
-from tidings.errors import TidingsError, TransactionEnded, WorldError
+from tidings.errors import StoreUnavailable, TidingsError, TransactionEnded, WorldError
 from tidings.stores._database import Database
 
 OPTION: Final = "tidings_guard"
@@ -31,6 +31,13 @@ ENDS: Final = re.compile(
 )
 
 REMEDY: Final = "Return from the handler to commit, raise to roll back, and use begin_nested() to undo a part"
+
+
+ENDED: Final = (
+    "the transaction that a handler's connection is part of has ended: on the driver's own connection, in which case"
+    " what was written until then may be committed, or by the database itself, which commits before a statement that"
+    f" changes tables (MariaDB), and rolls back when it runs out of room or a trigger says so. {REMEDY}"
+)
 
 
 class Guard:
@@ -67,15 +74,10 @@ class Guard:
         """
         if self.trouble is None and self.active:
             if not self.in_transaction:
-                self.trouble = self._known or TransactionEnded(
-                    "the transaction that a handler's connection is part of has ended: on the driver's own connection,"
-                    " in which case what was written until then may be committed, or by the database itself, which"
-                    " commits before a statement that changes tables (MariaDB), and rolls back when it runs out of room"
-                    f" or a trigger says so. {REMEDY}"
-                )
+                self.trouble = self._known or self._lost() or TransactionEnded(ENDED)
             elif self.unsure and connection is not None:
                 self.unsure = False
-                if not self._database.whole(connection):
+                if not self._asked(connection):
                     self.trouble = self._known or TransactionEnded(
                         "the transaction that a handler's connection is part of has ended, or its handler passed over"
                         " an error after which the database commits nothing. A statement that creates or changes a"
@@ -83,6 +85,18 @@ class Guard:
                     )
         if self.trouble is not None:
             raise self.trouble
+
+    def _asked(self, connection: sa.Connection) -> bool:
+        try:
+            return self._database.whole(connection)
+        except Exception as error:
+            raise self._database.world(error) or error from error
+
+    def _lost(self) -> WorldError | None:
+        """That the connection is gone, which is nobody's misuse: the server rolls back what it was in."""
+        if self.driver is None or not self._database.lost(self.driver):
+            return None
+        return StoreUnavailable(f"{self._database}: the connection was lost in the middle of a transaction")
 
     def failed(self, error: BaseException) -> None:
         """A statement raised."""

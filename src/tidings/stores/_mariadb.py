@@ -55,6 +55,7 @@ class Mariadb:
     """
 
     dialects: tuple[str, ...] = ("mysql", "mariadb")
+    utf8 = True
     one_writer = False
     aborts = False
     survives_cancel = False  # the driver closes a connection whose statement was cancelled
@@ -159,6 +160,9 @@ class Mariadb:
 
     def in_transaction(self, driver: Any) -> bool:
         return not _closed(driver) and bool(driver.server_status & IN_TRANSACTION)
+
+    def lost(self, driver: Any) -> bool:
+        return _closed(driver)
 
     def unsure_after(self, statement: str) -> bool:
         return not PLAIN.match(statement)

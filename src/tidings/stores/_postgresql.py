@@ -44,6 +44,7 @@ class Postgresql:
     """
 
     dialects: tuple[str, ...] = ("postgresql",)
+    utf8 = True
     one_writer = False
     aborts = True
     survives_cancel = True
@@ -136,6 +137,9 @@ class Postgresql:
         if hasattr(driver, "is_in_transaction"):
             return not driver.is_closed() and bool(driver.is_in_transaction())
         return not driver.closed and driver.pgconn.transaction_status in (1, 2, 3)  # active, in one, in a failed one
+
+    def lost(self, driver: Any) -> bool:
+        return _closed(driver)
 
     def unsure_after(self, statement: str) -> bool:
         return False

@@ -34,6 +34,7 @@ class Sqlite:
     """
 
     dialects: tuple[str, ...] = ("sqlite",)
+    utf8 = False
     one_writer = True
     answers_within: float | None = None
     aborts = False
@@ -189,6 +190,9 @@ class Sqlite:
             return driver.in_transaction
         except sqlite3.ProgrammingError:  # it is closed
             return False
+
+    def lost(self, driver: sqlite3.Connection) -> bool:
+        return False  # there is no server that could hang up
 
     def unsure_after(self, statement: str) -> bool:
         return False

@@ -215,24 +215,31 @@ class Transaction:
 
         broken = True
         rolling = asyncio.ensure_future(self._link.run(roll_back))
-        stopped = await self._stop_what_runs(rolling)
+        stopping = await self._stop_what_runs(rolling)
         try:
             broken = await rolling
         except Exception as error:
             # Whatever it is: a connection whose rollback fails is thrown away, and the database rolls back by itself.
             log.debug("%s: the rollback failed: %s", database, error)
         await self._release(broken=broken)
-        if broken and not stopped and (guard.cut_off or self._unanswered):
-            await database.stop(guard.driver)  # nobody waits for it, but its locks would
+        if broken and not stopping and (guard.cut_off or self._unanswered):
+            self._stop()  # nobody waits for that statement, but its locks would
 
     async def _stop_what_runs(self, rolling: asyncio.Future[bool]) -> bool:
         """See that a rollback is not held up by a statement before it; whether the server was asked to stop one."""
         if (await asyncio.wait({rolling}, timeout=STOP_AFTER))[0]:
             return False
-        await self._desk.database.stop(self._guard.driver)
-        if not (await asyncio.wait({rolling}, timeout=ROLLBACK_LIMIT))[0]:
+        self._stop()
+        # A server that gave us no answer will not give one to the rollback.
+        limit = ROLLBACK_LIMIT / 10 if self._unanswered else ROLLBACK_LIMIT
+        if not (await asyncio.wait({rolling}, timeout=limit))[0]:
             self._desk.database.cut(self._guard.driver)
         return True
+
+    def _stop(self) -> None:
+        stopping = asyncio.ensure_future(self._desk.database.stop(self._guard.driver))
+        self._desk.late.add(stopping)
+        stopping.add_done_callback(self._desk.late.discard)
 
     async def _answered(self, step: Awaitable[T]) -> T:
         """A step of ours, with a limit where a server might never answer.
