@@ -9,6 +9,7 @@ after it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from tidings import points
-from tidings.errors import StoreUnavailable, TidingsError, TransactionEnded, WorldError
+from tidings.errors import MisuseError, StoreUnavailable, TidingsError, TransactionEnded, WorldError
 from tidings.stores._database import Database
 
 OPTION: Final = "tidings_guard"
@@ -70,6 +71,7 @@ class Guard:
 
         Raises:
             TransactionEnded: somebody else ended it.
+            MisuseError: an error was passed over that undoes all, or it was ended, which cannot be told apart.
             Contention, StoreUnavailable: the database did, and whose statement it was passed over the error.
         """
         if self.trouble is None and self.active:
@@ -78,7 +80,8 @@ class Guard:
             elif self.unsure and connection is not None:
                 self.unsure = False
                 if not self._asked(connection):
-                    self.trouble = self._known or TransactionEnded(
+                    # Perhaps one event's doing, so one event's end: its handler goes on.
+                    self.trouble = self._known or MisuseError(
                         "the transaction that a handler's connection is part of has ended, or its handler passed over"
                         " an error after which the database commits nothing. A statement that creates or changes a"
                         f" table may commit by itself, too. {REMEDY}"
@@ -141,7 +144,9 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
     def rollback(connection: sa.Connection) -> None:
         guard = guard_of(connection)
         if guard and guard.trouble is None:
-            guard.trouble = TransactionEnded(
+            # SQLAlchemy's own, while it handles an error of a flush, is the doing of one event: its handler goes on.
+            kind = TransactionEnded if sys.exc_info()[0] is None else MisuseError
+            guard.trouble = kind(
                 "a handler rolled back the transaction it is part of, or passed over an error of its session that did."
                 f" {REMEDY}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Literal
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.unit.parts import until
 from tidings import Event, Retry, Service
@@ -18,6 +21,16 @@ from tidings.testing import MemoryBroker
 pytestmark = pytest.mark.proves(broker="memory", store="sqlite")
 
 INSERT = text("INSERT INTO ledger (number) VALUES (:number)")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "ledger"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Placed(Event, type="order.placed", version=1, key="order_id"):
@@ -75,3 +88,29 @@ async def test_P4_P12_a_handler_that_commits_is_stopped_and_nothing_of_its_event
         await broker.idle(10.0)
     assert numbers(path) == list(range(20))
     assert not broker.dead_letters
+
+
+async def test_P7_an_error_of_a_flush_that_was_passed_over_is_one_events_end_and_stops_nobody(tmp_path: Path) -> None:
+    path, broker = tmp_path / "shop.db", MemoryBroker()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE ledger (number INTEGER PRIMARY KEY)")
+    stock = Service("stock", store=f"sqlite:///{path}", publishes=[Placed])
+
+    @stock.on(Placed, order=None, retry=Retry(attempts=2, first=0.01))
+    async def reserve(event: Placed, db: AsyncSession) -> None:
+        db.add(Row(number=event.number))
+        if event.number == 5:
+            db.add(Row(number=1000))
+            db.add(Row(number=1000))
+            with contextlib.suppress(IntegrityError):
+                await db.flush()
+
+    async with stock.running(broker=broker):
+        events = [Placed(order_id="a", number=number) for number in range(12)]
+        assert not any(await stock.publish_many(events))
+        await broker.idle(20.0)
+        (worker,) = stock.active.workers
+        assert not worker.trouble
+    assert numbers(path) == [number for number in range(12) if number != 5]
+    (letter,) = broker.dead_letters
+    assert "passed over an error" in str(letter.headers)
