@@ -66,11 +66,15 @@ class Stage(Enum):
 class Entry:
     """A row that this process means to publish."""
 
-    __slots__ = ("before", "id", "message", "stage", "until", "wall")
+    __slots__ = ("before", "id", "key", "message", "stage", "until", "wall")
 
-    def __init__(self, id: int, message: Message, before: Sequence[Entry], until: float, wall: float) -> None:
+    def __init__(
+        self, id: int, message: Message, key: int | None, before: Sequence[Entry], until: float, wall: float
+    ) -> None:
         self.id = id
         self.message = message
+        self.key = key
+        """The hash of its key."""
         self.before = before
         """The rows of its key that have to be published before it."""
         self.stage = Stage.OPEN
@@ -103,6 +107,8 @@ class Direct:
         self.hold = hold
         self._entries: dict[int, Entry] = {}
         """By id: from its writing until it is taken out of the table."""
+        self._by_key: dict[int, dict[int, Entry]] = {}
+        """The same, by the hash of their key and by id."""
         self._queue: deque[Entry] = deque()
         self._bytes = 0
         self._due = Due()
@@ -129,11 +135,18 @@ class Direct:
         known = [one for one in found if one is not None and one.stage is not Stage.LEFT and one.held_for(0)]
         return known if len(known) == len(ids) else None
 
+    def of_key(self, key: int) -> list[Entry]:
+        """What this process has of a key, by its hash, and may still publish or has just published."""
+        with self._lock:
+            return [one for one in self._by_key.get(key, {}).values() if one.held_for(0)]
+
     def written(self, entries: Sequence[Entry]) -> None:
         """Know rows from the moment at which others may see them."""
         with self._lock:
             for entry in entries:
                 self._entries[entry.id] = entry
+                if entry.key is not None:
+                    self._by_key.setdefault(entry.key, {})[entry.id] = entry
                 self._bytes += len(entry.message.body)
 
     def take_due(self) -> Due:
@@ -180,8 +193,14 @@ class Direct:
     def _forget(self, id: int) -> None:
         with self._lock:
             entry = self._entries.pop(id, None)
-            if entry is not None:
-                self._bytes -= len(entry.message.body)
+            if entry is None:
+                return
+            self._bytes -= len(entry.message.body)
+            if entry.key is not None:
+                mine = self._by_key[entry.key]
+                del mine[id]
+                if not mine:
+                    del self._by_key[entry.key]
 
     # ── the task ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -359,7 +378,7 @@ def entries_of(
         earlier: Sequence[Entry] = ()
         if key is not None:
             earlier = (last[key],) if key in last else before.get(key, ())
-        entry = Entry(id, message, earlier, until, wall)
+        entry = Entry(id, message, key, earlier, until, wall)
         if key is not None:
             last[key] = entry
         entries.append(entry)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tidings.errors import StoreUnavailable, TidingsError
+from tidings.outbox.direct import Direct
 from tidings.outbox.relay import Wake
 from tidings.stores import _postgres_errors as errors
 from tidings.stores._postgres_connections import Connections, Lent
@@ -20,7 +21,14 @@ class Desk:
     """Connections, limits, and what tells the relay."""
 
     def __init__(
-        self, connections: Connections, *, where: str, lock_timeout: float, answer_timeout: float, most: int
+        self,
+        connections: Connections,
+        *,
+        where: str,
+        lock_timeout: float,
+        answer_timeout: float,
+        most: int,
+        hold: float,
     ) -> None:
         self.connections = connections
         self.where = where
@@ -30,6 +38,7 @@ class Desk:
         self.made_at = 0.0
         self.synchronous_commit = "on"
         self.wake = Wake()
+        self.direct = Direct(self.wake.now, hold=hold)
         self.publishes_until = 0.0
         """While this process has the relay's lease, nobody else need be told of rows. Monotonic."""
         self._told = 0.0

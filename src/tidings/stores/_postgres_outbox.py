@@ -17,6 +17,7 @@ import msgspec
 
 from tidings.delivery import Message, Route
 from tidings.errors import InvalidEvent
+from tidings.outbox.direct import Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.rows import MOST_ERROR, PARKED_UNTIL
 from tidings.outbox.tables import RELAY, key_hash
@@ -47,6 +48,23 @@ _TELL: Final = f"(SELECT pg_notify('{CHANNEL}', '')::text) IS NOT NULL"
 INSERT_AND_TELL: Final = _INSERT.format(_TELL)
 INSERT_ELSEWHERE: Final = _INSERT.format(f"{_TELL} AND EXISTS (SELECT FROM tidings_schema WHERE made_at = $12::float8)")
 """Into a transaction of the user's, whose commit then wakes the relay; nothing is written in another database."""
+
+INSERT_HELD: Final = """
+INSERT INTO tidings_outbox (message_id, stream, type, key, key_hash, route, position, due, headers, body, created_at,
+                            retry_at)
+SELECT message_id, stream, type, key, key_hash, route, position, due, headers, body, $11::float8,
+       CASE WHEN EXISTS (SELECT FROM tidings_outbox AS earlier
+                         WHERE earlier.key_hash = given.key_hash AND earlier.id <> ALL($12::bigint[]))
+            THEN 0 ELSE $13::float8 END
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::float8[],
+            $9::text[], $10::bytea[])
+     WITH ORDINALITY AS given (message_id, stream, type, key, key_hash, route, position, due, headers, body, place)
+ORDER BY place
+RETURNING id, retry_at > 0"""
+"""With a hold where each unsent row of the key is known to this process: those are named."""
+
+LET_GO: Final = "UPDATE tidings_outbox SET retry_at = 0 WHERE id = ANY($1::bigint[]) AND NOT parked"
+TELL: Final = f"SELECT pg_notify('{CHANNEL}', '')"
 
 WAITS: Final = "SELECT EXISTS (SELECT FROM tidings_outbox WHERE retry_at <= $1)"
 
@@ -114,6 +132,38 @@ def _columns(messages: Sequence[Message]) -> list[Any]:
 async def insert(connection: Lent, messages: Sequence[Message], *, notify: bool) -> None:
     """Write messages in one statement, in their order."""
     await connection.execute(INSERT_AND_TELL if notify else INSERT, *_columns(messages))
+
+
+async def insert_held(connection: Lent, messages: Sequence[Message], desk: Desk) -> list[Entry]:
+    """Write messages in their order, in one statement, and return those that this process publishes itself.
+
+    What this process has of their keys is looked up first: what another transaction of it writes meanwhile is seen by
+    the statement, if at all, as a row that is not known, and makes the row behind it the relay's.
+    """
+    direct = desk.direct
+    if not direct.takes():
+        await insert(connection, messages, notify=desk.notifies())
+        return []
+    hashes = [key_hash(message.stream, message.key) for message in messages]
+    before = {key: direct.of_key(key) for key in hashes if key is not None}
+    known = [entry.id for entries in before.values() for entry in entries]
+    until, wall = time.monotonic() + direct.hold, time.time() + direct.hold
+    found = sorted(tuple(row) for row in await connection.fetch(INSERT_HELD, *_columns(messages), known, wall))
+    ids, chosen = [id for id, _ in found], [held for _, held in found]
+    entries = entries_of(messages, ids, hashes, chosen, before, until, wall)
+    direct.written(entries)
+    if not all(chosen) and desk.notifies():
+        await connection.execute(TELL)
+    return entries
+
+
+async def settle_direct(desk: Desk, stored: Sequence[int], left: Sequence[int]) -> None:
+    """Take out what was published from memory, and let the relay have the rest."""
+    async with desk.session() as connection:
+        if stored:
+            await connection.execute(REMOVE, list(stored))
+        if left:
+            await connection.execute(LET_GO, list(left))
 
 
 async def insert_elsewhere(connection: Lent, messages: Sequence[Message], made_at: float) -> bool:

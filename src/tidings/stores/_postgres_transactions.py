@@ -13,6 +13,7 @@ import asyncpg
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, StoreUnavailable, TidingsError
+from tidings.outbox.direct import Entry
 from tidings.outbox.waiting import to_end
 from tidings.stores import _postgres_errors as errors
 from tidings.stores import _postgres_outbox as outbox
@@ -64,6 +65,8 @@ class Transaction:
         self._ours = False
         """What fails now is a statement of ours, not the borrower's."""
         self._messages: list[Message] = []
+        self._entries: list[Entry] = []
+        """Of the messages, those that this process publishes itself."""
         self._outer: Borrower | None = None
         self._statements: Statements | None = None
         self.xid = ""
@@ -220,10 +223,12 @@ class Transaction:
             if self._before_commit is not None:
                 await self._before_commit(connection)
             if self._messages:
-                await outbox.insert(connection, self._messages, notify=self._desk.notifies())
+                self._entries = await outbox.insert_held(connection, self._messages, self._desk)
             self._ours = False
             await self._commit(connection)
-        if self._messages:
+        entries, self._entries = self._entries, []
+        self._desk.direct.committed(entries)
+        if len(entries) < len(self._messages):
             self._desk.wake.now()
 
     async def _commit(self, connection: Lent) -> None:
@@ -275,6 +280,8 @@ class Transaction:
     async def abandon(self) -> None:
         """Roll back and give the connection back, in a time with a limit. Safe to call twice."""
         self._leave()
+        entries, self._entries = self._entries, []
+        self._desk.direct.not_committed(entries)
         await to_end(self._roll_back())
 
     async def _roll_back(self) -> None:

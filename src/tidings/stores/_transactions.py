@@ -163,7 +163,7 @@ class Transaction:
         database.check()
         if self.announced:
             points.at(points.BEFORE_COMMIT)
-        self.doubtful = True
+        self.doubtful = self._lent = True  # a deferred constraint of the borrower's fails only now
         try:
             if session is not None:
                 session.commit()

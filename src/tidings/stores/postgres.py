@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from tidings.errors import (
     TransactionEnded,
     WorldError,
 )
+from tidings.outbox.direct import HOLD
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
 from tidings.outbox.waiting import to_end
@@ -65,6 +67,8 @@ class PostgresStore:
         connections: how many transactions outside handlers may be open at a time.
         poll: how often the relay looks for events of other processes, in seconds.
         lease: how long other relays wait for one that died, in seconds.
+        hold: how long, in seconds, committed events are this process' to publish from memory; then they are the
+            relay's.
     """
 
     transactional = True
@@ -78,11 +82,12 @@ class PostgresStore:
         connections: int = 10,
         poll: float = 1.0,
         lease: float = 4.0,
+        hold: float = HOLD,
     ) -> None:
         self._target = target
         self._where = f"the PostgreSQL database {_named(target)}"
         self._lock_timeout, self._answer_timeout, self._most = lock_timeout, answer_timeout, connections
-        self._poll, self._lease = poll, lease
+        self._poll, self._lease, self._hold = poll, lease, hold
         self._desk: Desk | None = None
 
     def __repr__(self) -> str:
@@ -153,6 +158,7 @@ class PostgresStore:
             lock_timeout=self._lock_timeout,
             answer_timeout=self._answer_timeout,
             most=self._most,
+            hold=self._hold,
         )
         desk.pooled, desk.synchronous_commit = seen.pooled, seen.synchronous_commit
         async with desk.session() as connection:
@@ -303,11 +309,16 @@ class PostgresStore:
     # ------------------------------------------------------------------ the outbox
 
     async def relay(self, publish: Publish) -> None:
-        """Publish committed rows in order until cancelled; of several processes only one does at a time."""
+        """Publish committed rows in order until cancelled: what this process commits itself, from memory, all else as
+        the relay, of which only one is at work at a time."""
         desk = self._ready()
         listening = asyncio.create_task(outbox.listen(desk), name="tidings outbox listener")
         try:
-            await Relay(PostgresOutbox(desk), publish, desk.wake, poll=self._poll, lease=self._lease).run()
+            relay = Relay(PostgresOutbox(desk), publish, desk.wake, poll=self._poll, lease=self._lease)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(relay.run(), name="tidings outbox relay")
+                settle = partial(outbox.settle_direct, desk)
+                tasks.create_task(desk.direct.run(publish, settle), name="tidings outbox direct")
         finally:
             listening.cancel()
             await to_end(_ended(listening))

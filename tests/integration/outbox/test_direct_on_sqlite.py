@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.integration.outbox.direct_process import KEYS
@@ -171,6 +172,27 @@ async def test_what_is_rolled_back_never_leaves(store: SqlAlchemyStore, path: Pa
                 raise ZeroDivisionError
         await emit(store, message("2"))
         await eventually(lambda: broker.stored == ["2"])
+
+
+async def test_a_commit_that_fails_lets_nothing_leave(store: SqlAlchemyStore, path: Path) -> None:
+    """At the commit itself, when the rows are written already; and what was to be taken out is not forgotten."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE parent (id INTEGER PRIMARY KEY);"
+            "CREATE TABLE child (id INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED);"
+        )
+    broker = Recorder()
+    async with relaying(store, broker):
+        await started(store)
+        await emit(store, message("0"))
+        await eventually(lambda: broker.stored == ["0"])
+        with pytest.raises(IntegrityError):
+            async with store.transaction() as db:
+                await db.exec_driver_sql("INSERT INTO child VALUES (1)")
+                await store.emit(db, [message("1")])
+        await emit(store, message("2"))
+        await eventually(lambda: not waiting(path))
+    assert broker.stored == ["0", "2"]
 
 
 async def test_a_row_that_is_refused_is_parked_by_the_relay_and_holds_its_key(

@@ -224,7 +224,7 @@ async def test_no_transaction_is_open_while_the_broker_is_slow(store: PostgresSt
         for _ in range(10):
             seen.append(in_transaction(url))
             await asyncio.sleep(0.05)
-        assert seen.count(0) >= 8, seen  # it renews its lease now and then
+        assert seen.count(0) >= 5, seen  # the relay looks now and then
         published.open.set()
         await eventually(lambda: published.ids == ["1"])
 
@@ -264,18 +264,17 @@ async def test_polling_finds_what_no_notification_told(store: PostgresStore, url
         await eventually(lambda: published.ids == ["1"])
 
 
-async def test_two_relays_take_turns_and_keep_the_order_of_a_key(opens: Opens, url: str) -> None:
+async def test_two_processes_publish_side_by_side_and_keep_the_order_of_a_key(opens: Opens, url: str) -> None:
     """Trap 139."""
     stores = [await opens(), await opens()]
-    order: list[str] = []
+    order: list[Message] = []
     async with relaying(stores[0]) as one, relaying(stores[1]) as two:
+        one.got = two.got = order
         for number in range(60):
             async with stores[number % 2].claim([key(str(number))], resource=None, sync=False) as claim:
                 await claim.emit([message(str(number))])
-        await eventually(lambda: len(one.got) + len(two.got) >= 60)
-        order = one.ids or two.ids
-    assert order == [str(number) for number in range(60)]
-    assert not (one.ids and two.ids)
+        await eventually(lambda: len(order) >= 60)
+    assert [one.id for one in order] == [str(number) for number in range(60)]
 
 
 async def test_one_row_that_cannot_be_published_stops_its_key_and_no_other(store: PostgresStore, url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -43,7 +44,7 @@ class Recorder:
         self.stored: list[Message] = []
 
     async def __call__(self, messages: Sequence[Message]) -> list[None]:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(random.uniform(0, 0.02))
         self.stored += messages
         return [None] * len(messages)
 

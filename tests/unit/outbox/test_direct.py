@@ -85,7 +85,7 @@ def row(direct: Direct, id: int, *before: Entry, hold: float | None = None) -> E
     """A row that was written with a hold."""
     seconds = direct.hold if hold is None else hold
     message = Message(id=str(id), stream="stock", type="stock.reserved", key="k", body=b"{}")
-    entry = Entry(id, message, before, time.monotonic() + seconds, time.time() + seconds)
+    entry = Entry(id, message, 7, before, time.monotonic() + seconds, time.time() + seconds)
     direct.written([entry])
     return entry
 
@@ -213,6 +213,8 @@ async def test_a_row_whose_hold_is_over_is_not_known(direct: Direct, table: Tabl
     assert direct.known([1]) is not None
     assert direct.known([1, 2]) is None
     assert direct.known([3]) is None
+    assert [one.id for one in direct.of_key(7)] == [1]
+    assert direct.of_key(8) == []
 
 
 async def test_a_stop_ends_what_is_on_its_way_and_leaves_the_rest(direct: Direct, table: Table) -> None:
@@ -256,7 +258,7 @@ async def test_P11_memory_is_bounded(direct: Direct, table: Table, monkeypatch: 
         broker.gate.set()
         await eventually(lambda: len(table.stored) == 2)
         assert direct.takes()
-        assert (direct._bytes, direct._entries) == (0, {})
+        assert (direct._bytes, direct._entries, direct._by_key) == (0, {}, {})
 
 
 def chain(direct: Direct, count: int) -> list[Entry]:
