@@ -27,6 +27,9 @@ INSTALL: Final = "Install it with: pip install 'tidings[sqlalchemy-postgres]'"
 
 STOP_WITHIN: Final = 2.0
 
+UNPREPARED: Final[dict[str, Any]] = {"prepare_threshold": None}
+"""For psycopg: a proxy may give each transaction another session, in which nothing was prepared."""
+
 LIBPQ: Final = frozenset({
     "application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode", "host", "keepalives",
     "keepalives_count", "keepalives_idle", "keepalives_interval", "options", "passfile", "port", "require_auth",
@@ -67,7 +70,10 @@ class Postgresql:
     # ------------------------------------------------------------------ connecting
 
     def async_engine(self) -> AsyncEngine:
-        return create_async_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        options = UNPREPARED if self._async_driver == "psycopg" else {}
+        return create_async_engine(
+            self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=options
+        )
 
     def sync_engine(self) -> sa.Engine | None:
         if not installed("psycopg"):
@@ -78,7 +84,7 @@ class Postgresql:
             if "ssl" in self._url.query and "sslmode" not in query:
                 query = {**query, "sslmode": self._url.query["ssl"]}
         url = self._url.set(drivername="postgresql+psycopg", query=query)
-        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=UNPREPARED)
 
     def check_sync(self) -> None:
         if not installed("psycopg"):

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -25,13 +26,16 @@ from tests.integration.stores.ledger import (
     message,
     notes,
     query,
+    sync_url_of,
     waiting,
 )
 from tests.proxy import Proxy
 from tidings.errors import Contention, MisuseError, StoreUnavailable
+from tidings.outbox import tables
 from tidings.ports import State
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 from tools.services.mariadb import MariaDB
+from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
 from tools.services.program import Program
 
@@ -158,7 +162,7 @@ async def test_of_a_deadlock_one_goes_on_and_the_other_is_contention(where: str)
 async def test_cancelled_inside_a_statement_it_leaves_no_lock_and_nothing_running(
     store: SqlAlchemyStore, where: str, sync: bool
 ) -> None:
-    slow = "SELECT SLEEP(60)" if "mariadb" in where else "SELECT pg_sleep(60)"
+    slow = "SELECT BENCHMARK(200000000, MD5('x'))" if "mariadb" in where else "SELECT pg_sleep(60)"
     kind = sa.Connection if sync else AsyncConnection
 
     async def work() -> None:
@@ -178,7 +182,7 @@ async def test_cancelled_inside_a_statement_it_leaves_no_lock_and_nothing_runnin
         await asyncio.wait({task})
     assert task.cancelled()
     running = "SELECT count(*) FROM " + (
-        "information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'"
+        "information_schema.processlist WHERE info LIKE 'SELECT BENCHMARK%'"
         if "mariadb" in where
         else "pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
     )
@@ -339,7 +343,10 @@ async def test_a_wrong_password_and_a_missing_database_are_named(where: str) -> 
 
 async def test_a_database_that_may_only_be_read_and_a_user_with_too_many_connections_are_named(server: Program) -> None:
     url = url_to(server)
-    await (await opened(url)).close()
+    create(url)
+    engine = sa.create_engine(sync_url_of(url))
+    tables.metadata.create_all(engine)  # as migrations of the user's own do
+    engine.dispose()
     limited = sa.make_url(url).set(username="app", password="app").render_as_string(hide_password=False)
     if "mariadb" in url:
         url = sa.make_url(url).set(username="root", password="").render_as_string(hide_password=False)
@@ -502,3 +509,27 @@ async def test_keys_that_differ_in_case_accents_or_trailing_spaces_are_different
         assert {one.state for one in claim.states} == {State.NEW}
     async with store.claim([key("a  ", "second"), key("Á")], resource=None, sync=False) as claim:
         assert [one.state for one in claim.states] == [State.DONE, State.NEW]
+
+
+@pytest.mark.parametrize("where", [SERVERS[0]], indirect=True)
+async def test_through_a_proxy_that_pools_transactions_psycopg_works(where: str, server_folder: Path) -> None:
+    """Each transaction may have another session, in which nothing was prepared."""
+    url = sa.make_url(where)
+    proxy = PgBouncer(server_folder, cast(Any, SimpleNamespace(port=url.port)), "default_pool_size = 3")
+    with proxy:
+        through = url.set(drivername="postgresql+psycopg", host="127.0.0.1", port=proxy.port)
+        store = await opened(through.render_as_string(hide_password=False), poll=0.01)
+        published: list[str] = []
+
+        async def publish(messages: Any) -> list[None]:
+            published.extend(message.id for message in messages)
+            return [None] * len(messages)
+
+        relay = asyncio.create_task(store.relay(publish))
+        for number in range(12):
+            await asyncio.gather(*(handle(store, f"{number} {sync}", sync=sync) for sync in (False, True)))
+        await eventually(lambda: not waiting(where))
+        relay.cancel()
+        await asyncio.wait({relay})
+        await store.close()
+    assert len(notes(where)) == len(set(published)) == 24
