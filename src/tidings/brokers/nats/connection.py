@@ -11,7 +11,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import nats.errors
 
@@ -198,13 +199,28 @@ class Connection:
             _call(each, link)
 
 
-async def _not_swallowed(call: Awaitable[None]) -> None:
-    """Await what stands on `asyncio.wait_for`, which up to Python 3.11 swallows a cancellation (trap 151)."""
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    await call
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
+MOST_SWALLOWED: Final = 50
+"""Cancellations in a row that the library may swallow: it has a handful of steps."""
+
+
+async def _not_swallowed(call: Coroutine[Any, Any, None]) -> None:
+    """Await what stands on `asyncio.wait_for`, which up to Python 3.11 swallows a cancellation (trap 151).
+
+    It does so where the cancellation comes together with what was waited for, and then goes on to the next step: so it
+    is cancelled until it has ended.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        for _ in range(MOST_SWALLOWED):
+            task.cancel()
+            if (await asyncio.wait({task}, timeout=0.1))[0]:
+                break
+        if task.done() and not task.cancelled():
+            task.exception()  # seen: the cancellation counts
+        raise
+    task.result()
 
 
 def _call(told: Callable[[Link], None], link: Link) -> None:
