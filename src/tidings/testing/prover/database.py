@@ -57,10 +57,11 @@ class Database:
                 shutil.copyfile(source, self._file.with_name(self._file.name + end))
 
     def let_time_pass(self) -> None:
-        """What a lease keeps from the others for some seconds is free: they have passed."""
+        """What a lease or a hold keeps from the others for some seconds is free: they have passed."""
         with closing(sqlite3.connect(self._file)) as connection:
             if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tidings_relay'").fetchone():
                 connection.execute("UPDATE tidings_relay SET owner = '', expires_at = 0")
+                connection.execute("UPDATE tidings_outbox SET retry_at = 0 WHERE NOT parked")
                 connection.commit()
 
     def read(self, state: State) -> Any:
