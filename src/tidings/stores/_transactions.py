@@ -274,7 +274,9 @@ class Transaction:
         if isinstance(error, TidingsError) or not isinstance(error, Exception):
             return error
         database = self._desk.database
-        return (database.world(error) if self._lent else own_error(database, error)) or error
+        # A commit that was cut off is the database's; a constraint that fails there is the borrower's.
+        cut_off = self.doubtful and isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+        return (database.world(error) if self._lent and not cut_off else own_error(database, error)) or error
 
 
 def current(desk: Desk) -> Transaction | None:
