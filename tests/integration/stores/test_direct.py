@@ -66,6 +66,24 @@ async def test_what_was_committed_leaves_at_once_and_is_not_read_back(where: Whe
     assert len(broker.ids) == 30
 
 
+async def test_a_hundred_events_are_a_few_statements(where: Where) -> None:
+    """On some databases the answer to an insert of many rows costs one for each, unless one takes care."""
+    statements: list[str] = []
+    broker = Recorder()
+    async with opened(where, broker, poll=3600) as store:
+        assert store._desk is not None
+
+        def count(connection: object, cursor: object, statement: str, *rest: object) -> None:
+            statements.append(statement)
+
+        sa.event.listen(store._desk.engine.sync_engine, "before_cursor_execute", count)
+        async with store.transaction() as db:
+            await store.emit(db, [message(str(number), f"k{number}") for number in range(100)])
+        assert len([one for one in statements if "tidings_outbox" in one]) == 2, statements
+        await eventually(lambda: not waiting(where))
+    assert len(broker.ids) == 100
+
+
 async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(where: Where) -> None:
     stuck, broker = asyncio.Event(), Recorder()
 
