@@ -110,7 +110,8 @@ class Round:
         count = self.dice.randint(1, self.world.kind.points[self.point].most)
         loading = asyncio.create_task(self.load())
         try:
-            armed = self.world.kind.armed
+            # A planted bug shows where the stock causes events, so its process alone is to die, and in no payment.
+            armed = self.world.kind.armed or ("stock" if self.world.seed else "")
             if armed:
                 await self.world.start(self.notes, only=OTHER[armed])
             victim = await self.world.start(self.notes, kill_at=f"{self.point}:{count}", only=armed)
