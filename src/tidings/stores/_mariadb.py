@@ -348,7 +348,7 @@ def _check_drivers() -> None:
     Raises:
         ConfigurationError: they do not fit.
     """
-    from aiomysql import connection  # type: ignore[import-untyped]
+    from aiomysql import connection  # type: ignore[import-untyped]  # it comes without types
 
     if not callable(getattr(connection, "escape_bytes_prefixed", str)):
         raise ConfigurationError(

@@ -202,8 +202,10 @@ class Stage:
         what = f"{position} has applied all"
         # Reading the whole table at each change would cost more than all that is tested, in the loop that does it.
         while not wanted <= set(self.ids(position)):
-            least = max(len(wanted), self.count(position) + 1)
-            await self.bench.until(lambda least=least: self.count(position) >= least, what, 0.1)  # type: ignore[misc]
+            await self._until_count(position, max(len(wanted), self.count(position) + 1), what)
+
+    async def _until_count(self, position: str, least: int, what: str) -> None:
+        await self.bench.until(lambda: self.count(position) >= least, what, 0.1)
 
     def judge(self, position: str, ids: Collection[object]) -> None:
         """Compare the ledger with what was accepted: lost and, with a store, applied twice are 0."""
