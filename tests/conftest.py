@@ -2,7 +2,7 @@
 
 import signal
 
-pytest_plugins = ["tidings.testing.conformance.plugin", "tests.servers"]
+pytest_plugins = ["tidings.testing.conformance.plugin", "tests.servers", "tests.timeouts"]
 
 # A shell starts what runs in its background deaf to Ctrl-C, and every process inherits that: tests that interrupt a
 # command would wait for ever. With a handler here, the commands that are started hear it again.
