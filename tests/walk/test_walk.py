@@ -98,6 +98,7 @@ def test_P9_a_second_cancellation_while_the_first_is_answered_loses_nothing(cloc
 
 
 @pytest.mark.long
+@pytest.mark.timeout(280)
 def test_P2_P3_P8_every_combination_of_three_faults_leaves_each_event_applied_in_order_and_settled_once(
     clock: Clock,
 ) -> None:
@@ -105,6 +106,7 @@ def test_P2_P3_P8_every_combination_of_three_faults_leaves_each_event_applied_in
 
 
 @pytest.mark.long
+@pytest.mark.timeout(280)
 @pytest.mark.parametrize(
     ("what", "interrupt"),
     [("killed", _kill), ("stopped", _stop), ("cancelled", _cancel), ("cancelled twice", _cancel_twice)],
