@@ -59,16 +59,20 @@ class Header:
     LEFT_OUT: ClassVar = "tidings-left-out"
     """Names of the publisher's headers that were too large for the copy."""
     MARKER: ClassVar = "tidings-marker"
+    NOTE: ClassVar = "tidings-note"
+    """The name of a note, `Message.key` of it."""
     PART: ClassVar = "tidings-part"
     """``2/3``: the second of three parts of a letter too large for one message."""
 
 
 class Route(enum.Enum):
-    """Which of the three roads a message takes."""
+    """Which of the roads a message takes."""
 
     EVENT = "event"
     RETRY = "retry"
     DEAD = "dead"
+    NOTE = "note"
+    """What the processes of a handler tell each other, and what they have to remember: see `notes`."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

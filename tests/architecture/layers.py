@@ -13,7 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("handling",),
     ("pipeline",),
-    ("worker", "calling", "publisher", "dead_letters", "sweeping"),
+    ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),
     ("running",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names
@@ -43,7 +43,7 @@ ADAPTER_USERS: tuple[str, ...] = ("running", "service", "", "testing", "cli")
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "msgspec": ("*",),
-    "uuid_utils": ("event", "envelope", "publisher", "service"),
+    "uuid_utils": ("event", "envelope", "notes", "publisher", "service"),
     "nats": ("brokers.nats",),
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),

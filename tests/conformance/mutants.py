@@ -214,6 +214,26 @@ def loses_dead_letters(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Server, "store", lambda self, one: None if one.route is Route.DEAD else store(self, one))
 
 
+def shows_notes_of_other_handlers(patch: pytest.MonkeyPatch) -> None:
+    async def everything(
+        self: MemoryBroker, route: Route, stream: str, end: int, *more: Any
+    ) -> AsyncIterator[Delivery]:
+        log = self._server.log(route, stream)
+        for entry in log.entries[:end]:
+            yield log.delivery(entry)
+
+    patch.setattr(MemoryBroker, "_read", everything)
+
+
+def keeps_no_more_than_three_hundred_notes(patch: pytest.MonkeyPatch) -> None:
+    append = Log.append
+
+    def full(self: Log, message: Message) -> Stored | None:
+        return None if message.route is Route.NOTE and len(self.entries) >= 300 else append(self, message)
+
+    patch.setattr(Log, "append", full)
+
+
 def ends_a_followed_log(patch: pytest.MonkeyPatch) -> None:
     read = MemoryBroker.read
     patch.setattr(MemoryBroker, "read", lambda self, route, stream="", **more: read(self, route, stream))

@@ -69,12 +69,17 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
         "test_P1_P10_restarts_under_load_lose_nothing",
         "test_P1_what_publish_returned_for_is_stored",
     ),
+    mutants.shows_notes_of_other_handlers: ("test_of_each_name_the_last_note_is_kept_for_the_position_that_wrote_it",),
+    mutants.keeps_no_more_than_three_hundred_notes: ("test_many_notes_are_read_whole_while_others_are_written",),
     mutants.loses_dead_letters: (
         "test_P7_a_dead_letter_is_kept_as_it_was_and_can_be_read_again",
         "test_P7_the_log_of_dead_letters_can_be_followed",
         "test_P7_the_last_attempt_dies_with_its_reason",
     ),
-    mutants.ends_a_followed_log: ("test_P7_the_log_of_dead_letters_can_be_followed",),
+    mutants.ends_a_followed_log: (
+        "test_P7_the_log_of_dead_letters_can_be_followed",
+        "test_notes_can_be_followed_through_a_restart",
+    ),
     mutants.reads_a_log_to_an_end_that_moves: ("test_a_stream_can_be_read_without_a_position",),
     mutants.has_no_limits: (
         "test_P11_with_a_limit_of_one_the_second_waits_for_the_first",

@@ -17,6 +17,7 @@ from tidings.testing._position import Log, Position
 
 RETRY_LOG = "tidings-retry"
 DEAD_LOG = "tidings-dead"
+NOTE_LOG = "tidings-notes"
 
 
 class Server:
@@ -29,6 +30,7 @@ class Server:
         self.positions: dict[str, Position] = {}
         self.retries = Log(RETRY_LOG)
         self.dead = Log(DEAD_LOG)
+        self.notes = Log(NOTE_LOG)
         self.down: asyncio.Event | None = None
         """Set while the server is away; the event is fired when it is back."""
         self._pumping: tuple[asyncio.AbstractEventLoop, asyncio.Handle] | None = None
@@ -72,7 +74,7 @@ class Server:
             if stream not in self.streams:
                 raise ConfigurationError(f"there is no stream {stream!r}; the streams are: {', '.join(self.streams)}")
             return self.streams[stream]
-        return self.retries if route is Route.RETRY else self.dead
+        return {Route.RETRY: self.retries, Route.DEAD: self.dead, Route.NOTE: self.notes}[route]
 
     def lose_connections(self) -> None:
         """Go away: whatever is in flight is nobody's any more."""

@@ -243,7 +243,7 @@ class MemoryBroker:
         while follow or at < end:
             for entry in source.entries[at : None if follow else end]:
                 at += 1
-                if entry.at >= since:
+                if entry.at >= since and (route is not Route.NOTE or entry.message.position == stream):
                     yield source.delivery(entry)
             if follow and at == len(source.entries):
                 await self._server.changed(1.0)

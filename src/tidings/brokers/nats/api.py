@@ -18,6 +18,7 @@ _PAUSE: Final = 0.25
 
 NO_CONSUMER: Final = 10014
 NO_STREAM: Final = 10059
+NO_MESSAGE: Final = 10037
 CONSUMER_EXISTS: Final = frozenset({10105, 10148, 10013})
 STREAM_EXISTS: Final = frozenset({10058})
 OVERLAP: Final = 10065

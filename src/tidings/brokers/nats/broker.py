@@ -19,7 +19,7 @@ from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.publishing import Publisher
 from tidings.brokers.nats.reading import read_log
 from tidings.brokers.nats.settling import Settler
-from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, retry_stream
+from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, note_stream, retry_stream
 from tidings.brokers.nats.watch import Watch
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
 from tidings.errors import ConfigurationError, MisuseError, TidingsError
@@ -136,7 +136,7 @@ class NatsBroker:
         drifts = []
         for stream in plan.streams:
             drifts += await ensure_stream(api, event_stream(stream, replicas), stream, replicas)
-        for wanted in (retry_stream(replicas), dead_stream(replicas)):
+        for wanted in (retry_stream(replicas), dead_stream(replicas), note_stream(replicas)):
             drifts += await ensure_stream(api, wanted, None, replicas)
         for one in plan.subscriptions:
             drifts += await ensure_consumer(api, one.stream, event_consumer(one, ack_wait))

@@ -15,6 +15,9 @@ from tidings.brokers.nats.names import due_subject, stream_of, subject_of, wait_
 from tidings.delivery import Header, Message, Route
 from tidings.errors import EventTooLarge
 
+FORGOTTEN_AFTER = "1h"
+"""How long a note that was taken back is remembered as such."""
+
 MARGIN = 1024
 """Bytes of the largest message that are left unused."""
 
@@ -67,6 +70,8 @@ def frame_of(message: Message, max_event: int, max_payload: int) -> Frame:
                 f"Nats-Schedule-Target: {due_subject(message.position)}\r\n"
             )
         lines.append(f"{Header.DUE}: {_stamp(due)}\r\n")
+    if message.route is Route.NOTE and not message.body:
+        lines.append(f"Nats-TTL: {FORGOTTEN_AFTER}\r\n")
     head = "".join(lines).encode("ascii") + (render(message.headers) if message.headers else b"")
     _check_size(message, len(head), max_event, max_payload)
     return Frame(message.id, subject.encode("ascii"), stream, message.route is Route.EVENT, head, message.body)

@@ -16,6 +16,9 @@ from tidings.partition import slot_of
 
 RETRY_STREAM = "tidings-retry"
 DEAD_STREAM = "tidings-dead"
+NOTE_STREAM = "tidings-notes"
+
+_OWN = {Route.RETRY: RETRY_STREAM, Route.DEAD: DEAD_STREAM, Route.NOTE: NOTE_STREAM}
 
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _TYPE = re.compile(rf"{_TOKEN}(\.{_TOKEN})+")
@@ -25,17 +28,15 @@ _POSITION = re.compile(r"[A-Za-z0-9-]+\.[A-Za-z0-9-]+")
 
 def stream_of(route: Route, stream: str) -> str:
     """The server's name of the stream that a message goes to."""
-    if route is Route.EVENT:
-        return stream
-    return RETRY_STREAM if route is Route.RETRY else DEAD_STREAM
+    return stream if route is Route.EVENT else _OWN[route]
 
 
 def check_stream(name: str) -> None:
     """Raises ConfigurationError for a name that cannot be a stream of events."""
-    if not _STREAM.fullmatch(name) or name in (RETRY_STREAM, DEAD_STREAM):
+    if not _STREAM.fullmatch(name) or name in _OWN.values():
         raise ConfigurationError(
-            f"{name!r} cannot be a stream: letters, digits, - and _ only, and not {RETRY_STREAM} or {DEAD_STREAM},"
-            " which Tidings keeps for itself. The stream is the part of an event's type before the first dot"
+            f"{name!r} cannot be a stream: letters, digits, - and _ only, and none of {', '.join(_OWN.values())}, which"
+            " Tidings keeps for itself. The stream is the part of an event's type before the first dot"
         )
 
 
@@ -86,10 +87,22 @@ def dead_subject(position: str) -> str:
     return f"{DEAD_STREAM}.{durable_of(position)}"
 
 
+def note_subject(position: str, name: str) -> str:
+    """Where one note stands: only the last on a subject is kept. A name may be anything, so its hash stands for it."""
+    return f"{NOTE_STREAM}.{durable_of(position)}.{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def note_subjects(position: str) -> str:
+    """All notes of a position."""
+    return f"{NOTE_STREAM}.{durable_of(position)}.*"
+
+
 def subject_of(message: Message) -> str:
     """The subject that a message is stored under; a copy that has to wait has another one (`wait_subject`)."""
     if message.route is Route.EVENT:
         return event_subject(message.stream, message.type, message.key)
+    if message.route is Route.NOTE:
+        return note_subject(message.position, message.key or "")
     return due_subject(message.position) if message.route is Route.RETRY else dead_subject(message.position)
 
 

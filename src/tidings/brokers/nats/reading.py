@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tidings.brokers.nats.api import NO_STREAM, Api, ApiError
+from tidings.brokers.nats.api import NO_MESSAGE, NO_STREAM, Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.headers import RawHeaders, own, status_of
-from tidings.brokers.nats.names import slot_in, stream_of
+from tidings.brokers.nats.names import note_subjects, slot_in, stream_of
 from tidings.delivery import Delivery, Header, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError
 
@@ -31,6 +31,8 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 ANSWER: Final = 10.0
 POLL: Final = 0.2
 """Seconds between two looks for something new."""
+POLL_NOTES: Final = 1.0
+"""The same for notes, which every handler follows in every process."""
 
 Found = tuple[int, Delivery]
 
@@ -40,11 +42,12 @@ async def read_log(
 ) -> AsyncIterator[Delivery]:
     """The messages of a log in their order; see `ports.Broker.read`."""
     name = stream_of(route, stream)
+    subjects = note_subjects(stream) if route is Route.NOTE else ">"
     end = (await _state(api, name))["last_seq"]
     at, size = 1, FIRST_BATCH
     start = since
     while follow or at <= end:
-        batch = await _fetch(connection, api, name, route, _request(at, start, size))
+        batch = await _fetch(connection, api, name, route, _request(at, start, size, subjects))
         for seq, delivery in batch:
             if seq > end and not follow:
                 return
@@ -54,34 +57,43 @@ async def read_log(
             average = sum(len(delivery.body) for _, delivery in batch) // len(batch) + 1
             size = max(1, min(LARGEST_BATCH, BATCH_BYTES // average))
             continue
-        state = await _state(api, name)
-        if start is not None and not follow:
-            return  # nothing is that young
-        if state["first_seq"] > at:
-            at = state["first_seq"]  # what stood before has expired
-        elif not follow and (state["last_seq"] < at or not state["messages"]):
-            return
-        await asyncio.sleep(POLL)
+        more = await _is_more(api, name, at, subjects)
+        if not follow and (start is not None or not more):
+            return  # nothing is that young, or stands there
+        await asyncio.sleep(POLL_NOTES if route is Route.NOTE else POLL)
 
 
 async def _state(api: Api, name: str) -> dict[str, Any]:
     try:
         return dict((await api.call(f"STREAM.INFO.{name}"))["state"])
     except ApiError as error:
-        if error.err_code != NO_STREAM:
-            raise
-        names = (await api.call("STREAM.NAMES")).get("streams") or []
-        raise ConfigurationError(
-            f"there is no stream {name!r}; the streams are: {', '.join(names) or 'none'}"
-        ) from None
+        raise await _explained(api, name, error) from None
 
 
-def _request(at: int, since: datetime | None, size: int) -> dict[str, Any]:
-    request: dict[str, Any] = {"batch": size}
+async def _is_more(api: Api, name: str, at: int, subjects: str) -> bool:
+    """Whether the leader has something from `at` on: the replica that answered may only be behind."""
+    try:
+        await api.call(f"STREAM.MSG.GET.{name}", {"seq": at, "next_by_subj": subjects})
+    except ApiError as error:
+        if error.err_code == NO_MESSAGE:
+            return False
+        raise await _explained(api, name, error) from None
+    return True
+
+
+async def _explained(api: Api, name: str, error: ApiError) -> Exception:
+    if error.err_code != NO_STREAM:
+        return error
+    names = (await api.call("STREAM.NAMES")).get("streams") or []
+    return ConfigurationError(f"there is no stream {name!r}; the streams are: {', '.join(names) or 'none'}")
+
+
+def _request(at: int, since: datetime | None, size: int, subjects: str) -> dict[str, Any]:
+    request: dict[str, Any] = {"batch": size, "next_by_subj": subjects}
     if since is None:
-        return request | {"seq": at, "next_by_subj": ">"}
+        return request | {"seq": at}
     moment = since if since.tzinfo is not None else since.astimezone()
-    return request | {"start_time": moment.astimezone(UTC).isoformat().replace("+00:00", "Z"), "next_by_subj": ">"}
+    return request | {"start_time": moment.astimezone(UTC).isoformat().replace("+00:00", "Z")}
 
 
 async def _fetch(connection: Connection, api: Api, name: str, route: Route, request: dict[str, Any]) -> list[Found]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from tidings.brokers.nats.api import NO_STREAM, OVERLAP, STREAM_EXISTS, Api, ApiError
-from tidings.brokers.nats.names import DEAD_STREAM, RETRY_STREAM, check_stream
+from tidings.brokers.nats.names import DEAD_STREAM, NOTE_STREAM, RETRY_STREAM, check_stream
 from tidings.delivery import PARTITIONS
 from tidings.errors import ConfigurationError
 from tidings.ports import Drift, StreamPlan
@@ -71,6 +71,24 @@ def retry_stream(replicas: int | None) -> dict[str, Any]:
         "allow_msg_schedules": True,
         "num_replicas": replicas or 1,
         "description": "Tidings: copies on their way back to the handler that failed",
+    }
+
+
+def note_stream(replicas: int | None) -> dict[str, Any]:
+    """Notes: of each name the last one. What was taken back stays for an hour, so that whoever follows hears of it."""
+    return {
+        "name": NOTE_STREAM,
+        "subjects": [f"{NOTE_STREAM}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_age": 0,
+        "max_msgs_per_subject": 1,
+        "duplicate_window": DUPLICATE_WINDOW,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "num_replicas": replicas or 1,
+        "description": "Tidings: what the processes of a handler have to remember",
     }
 
 
@@ -171,7 +189,9 @@ def _compare(
             continue
         if declared == has:
             continue
-        option = _CLI.get(field)
+        option = _CLI.get(field, "")
+        if declared is True:
+            option = option.replace("--no-", "--")
         shown = declared // SECOND if field in ("max_age", "duplicate_window") else declared
         how = f"nats stream edit {wanted['name']} {option.format(shown)}" if option else "it can only be made anew"
         drifts.append(

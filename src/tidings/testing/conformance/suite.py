@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.chains import Chains
+from tidings.testing.conformance.notes import Noting
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
 from tidings.testing.conformance.plugin import REPORTS, Report
@@ -50,7 +51,7 @@ class _Suite:
         return Stage(bench, store, tmp_path)
 
 
-class PortConformance(Publishing, Settling, Routes, Positions, Ordering, Outages, _Suite):
+class PortConformance(Publishing, Settling, Routes, Noting, Positions, Ordering, Outages, _Suite):
     """Part A: what a broker does, at the level of `tidings.ports.Broker`. An adapter begins with these."""
 
 
