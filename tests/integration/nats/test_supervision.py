@@ -63,6 +63,32 @@ async def test_trap_158_a_server_that_hangs_is_noticed_and_comes_back(server: Na
     await works(rig, b"after")
 
 
+async def test_P10_a_link_that_is_lost_in_the_moment_it_stands_holds_up_nobody(
+    server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials that expire do that. Whoever waits for a link must not wait without a pause: the loop stands then."""
+    rig = await connect(server.url)
+    opened, short_lived = link.Link.open, 3
+
+    async def lost_at_once(self: link.Link, host: str, port: int) -> None:
+        nonlocal short_lived
+        await opened(self, host, port)
+        if short_lived:
+            short_lived -= 1
+            asyncio.get_running_loop().call_soon(self.abandon, "the server said: user authentication expired")
+
+    monkeypatch.setattr(link.Link, "open", lost_at_once)
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 1.0)
+    await asyncio.to_thread(server.stop, signal.SIGKILL)
+    await until(lambda: rig.broker.trouble != "", HEALED)
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(HEALED):
+        while short_lived or rig.broker.trouble:
+            await rig.broker.publish([rig.message(b"while", id="while")], timeout=0.2)
+            await asyncio.sleep(0.05)
+    await works(rig, b"after")
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -95,6 +95,7 @@ class Connection:
                 while (link := self.link) is None:
                     if self._closing:
                         raise BrokerUnavailable("the connection was closed")
+                    self._up.clear()  # whatever it says: an event that is set would be waited for without a pause
                     await self._up.wait()
                 return link
         except TimeoutError:
@@ -179,6 +180,9 @@ class Connection:
                 raise
             raise _explained(error, f"{self.options.scheme}://{host}:{port}", self.options) from None
         self._servers += [known for known in link.known_servers if known not in self._servers]
+        if not link.up:
+            # Lost in the moment in which it stood, when it was not ours yet: nobody was told, and nobody must be.
+            raise BrokerUnavailable("the connection was lost while it was set up")
         self._link = link
         self._down.clear()
         self._up.set()
