@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
+from tools.mutants_isolation import ISOLATION
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
 from tools.mutants_outbox import OUTBOX
@@ -24,7 +25,7 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    known = (*FLOW, *LANES, *ENDS, *OUTBOX, *POSTGRES, *REDIS)
+    known = (*FLOW, *LANES, *ENDS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
     wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:

@@ -84,7 +84,7 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "a lane sleeps through what is due",
         WORKER,
-        "await lane.sleep(lane.until_due())",
+        "await lane.sleep(self._until_next(lane))",
         "await lane.sleep(None)",
     ),
     Mutant(
@@ -116,14 +116,14 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "review: without order a stop keeps what is not begun until what runs has ended",
         WORKER,
-        "        if not self._subscription.ordered:\n",
-        "        if False:\n",
+        "        self._wake_all()\n        if not self._subscription.ordered:\n",
+        "        self._wake_all()\n        if False:\n",
     ),
     Mutant(
         "in order a stop gives back what follows before what runs has ended",
         WORKER,
-        "        if not self._subscription.ordered:\n",
-        "        if True:\n",
+        "        self._wake_all()\n        if not self._subscription.ordered:\n",
+        "        self._wake_all()\n        if True:\n",
     ),
     Mutant(
         "a stop gives everything back twice",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tidings.event import Event, event_id
     from tidings.policy import Retry
     from tidings.service import Service
+    from tidings.switch import KillSwitch
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "EventError",
     "EventTooLarge",
     "InvalidEvent",
+    "KillSwitch",
     "MisuseError",
     "NotStored",
     "ProgramError",
@@ -68,7 +70,14 @@ __all__ = [
     "event_id",
 ]
 
-_ELSEWHERE = {"Delivery": "delivery", "Event": "event", "event_id": "event", "Retry": "policy", "Service": "service"}
+_ELSEWHERE = {
+    "Delivery": "delivery",
+    "Event": "event",
+    "KillSwitch": "switch",
+    "Retry": "policy",
+    "Service": "service",
+    "event_id": "event",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -19,6 +19,7 @@ from tidings.event import Event, spec_of
 from tidings.evolution import Reader
 from tidings.policy import Retry
 from tidings.ports import Subscription
+from tidings.switch import KillSwitch
 
 Function = Callable[..., Any]
 
@@ -46,6 +47,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     start: Literal["all", "new"]
     forget_after: timedelta | None = None
     """How long a business key is known; None is without end."""
+    kill_switch: KillSwitch | None = None
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):

@@ -87,8 +87,8 @@ class Pipeline:
         self._handling = handling
         self.settler = settler
         self._most_together = self._together = together
-        self.stopping = False
-        """Set to end after the event that runs now: what is not begun is handed back undecided."""
+        self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
+        self.lenient = False  # the kill switch is off: what fails counts for nothing
         self.broken = ""  # why the handler must not run any more: it ended its transaction
 
     async def process(
@@ -281,7 +281,7 @@ class Pipeline:
         return self._decide(error, work)
 
     def _decide(self, error: Exception, work: Work) -> Decision:
-        return decide(error, work.delivery, self._handler.rules.retry)
+        return decide(error, work.delivery, self._handler.rules.retry, lenient=self.lenient)
 
     # ── settle ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

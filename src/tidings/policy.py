@@ -10,6 +10,9 @@ import msgspec
 from tidings.delivery import DeadLettered, Decision, Delivery, Retried
 from tidings.errors import EventError, TransactionEnded, UndecodableEvent
 
+LENIENT_PAUSE = 10.0
+"""Seconds until an event is tried again that failed while the kill switch was off."""
+
 BUSY_PAUSE = 0.25
 """Seconds until a key that another worker holds is asked for again."""
 
@@ -36,14 +39,17 @@ class Retry(msgspec.Struct, frozen=True):
         return base * (1.0 + 0.2 * jitter())
 
 
-def decide(error: BaseException, delivery: Delivery, retry: Retry) -> Decision:
+def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: bool = False) -> Decision:
     """What becomes of a delivery after this error of its own.
 
     =============================  =============================================
     the bytes cannot be read       dead, with the code that says why
     the event is bad (`Dead`, …)   dead at the first attempt
     anything else                  a failure: retried, or dead after the last one
+    the same, but `lenient`        tried again later, and no failure
     =============================  =============================================
+
+    It is lenient while the kill switch of the handler is off: what fails then says more of the world than of the event.
 
     A store or broker that is down, a lock, a busy key and a shutdown are no errors of the event: they do not get here.
 
@@ -56,6 +62,8 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry) -> Decision:
         return DeadLettered(reason=str(error), code=error.code, error=error)
     if isinstance(error, EventError):
         return DeadLettered(reason=describe(error), code="rejected", error=error)
+    if lenient:
+        return Retried(after=LENIENT_PAUSE, reason=describe(error), counted=False, error=error)
     failures = delivery.failures + 1
     if failures >= retry.attempts:
         return DeadLettered(reason=f"failed {failures} times: {describe(error)}", code="failed", error=error)

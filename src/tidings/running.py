@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, Protocol
 
 import msgspec
@@ -16,8 +16,9 @@ from tidings.brokers import EXAMPLE_URL, broker_from
 from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
+from tidings.control import Obedience, standing
 from tidings.delivery import Content
-from tidings.errors import ConfigurationError, MisuseError
+from tidings.errors import ConfigurationError, MisuseError, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Handling
@@ -29,6 +30,7 @@ from tidings.settling import Settler
 from tidings.stores import store_from
 from tidings.supervision import Supervisor
 from tidings.sweeping import Sweeper, target_of
+from tidings.switch import Switch
 from tidings.worker import Worker
 
 log = logging.getLogger("tidings.service")
@@ -68,6 +70,7 @@ class Running:
         self.workers: list[Worker] = []
         self.tasks: Supervisor = Supervisor()
         self.stopping: bool = False
+        self._obedient: list[Obedience] = []
 
     @classmethod
     def of(cls, service: Declared, broker: str | Broker | None, store: object | None) -> Running:
@@ -104,7 +107,7 @@ class Running:
             self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
             stack.push_async_callback(self._stop_workers)
             for worker in self.workers:
-                await worker.start()
+                await self._start(worker)
             if store is not None:
                 self._sweep(store)
             yield
@@ -167,7 +170,18 @@ class Running:
             lanes=handler.rules.concurrency,
             batch=handler.batch,
             observers=observers,
+            switch=Switch(handler.rules.kill_switch),
         )
+
+    async def _start(self, worker: Worker) -> None:
+        """Let a handler begin, unless it is paused; either way it obeys from now on."""
+        if (order := await standing(self.broker, worker.position)) is not None:
+            worker.paused = str(order)
+            log.warning("%s begins paused %s. tidings resume %s", worker.position, order, worker.position)
+        await worker.start()
+        obedient = Obedience(self.broker, worker)
+        self._obedient.append(obedient)
+        self.tasks.spawn(f"{worker.position} orders", obedient.run)
 
     def _sweep(self, store: Store) -> None:
         found = [
@@ -181,6 +195,9 @@ class Running:
         self.stopping = True
         if self.workers:
             await asyncio.gather(*(worker.stop(GRACE) for worker in self.workers))
+        for obedient in self._obedient:
+            with suppress(WorldError):
+                await obedient.forget()
 
 
 def _chosen(named: str | Broker | None, service: str) -> str | Broker:

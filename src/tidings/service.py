@@ -7,12 +7,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
+import msgspec
+
 from tidings.delivery import Content
 from tidings.errors import DeclarationError, MisuseError
 from tidings.event import Event, spec_of
 from tidings.handler import NAME, Handler, Rules, make_handler
 from tidings.policy import Retry
 from tidings.ports import Plan, StreamPlan
+from tidings.switch import KillSwitch
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,6 +91,7 @@ class Service:
         conflict: Literal["duplicate", "dead"] = "duplicate",
         start: Literal["all", "new"] = "all",
         forget_after: timedelta | None = None,
+        kill_switch: KillSwitch | None = KillSwitch(),  # noqa: B008  # frozen
     ) -> Callable[[F], F]:
         """Register a handler for event types of one stream; the function itself is returned unchanged.
 
@@ -104,14 +108,25 @@ class Service:
         * `start`: whether a new position begins with the stored history, or with what comes.
         * `forget_after`: how long a key of `once="field"` is known; after it the same key is applied again. For ever,
           unless told. Event ids are forgotten by themselves, some time after their events.
+        * `kill_switch`: when the handler pauses by itself because too much of what it does fails; None is never.
 
         Raises:
             DeclarationError: the function or a rule cannot work; the message says what to write.
         """
         once = False if idempotent else once
-        return self._register(
-            "on", events, name, order, once, concurrency, timeout, batch, retry, conflict, start, forget_after
+        rules = Rules(
+            once=once,
+            ordered=order == "key",
+            concurrency=concurrency,
+            timeout=timeout,
+            batch=batch,
+            retry=retry,
+            conflict=conflict,
+            start=start,
+            forget_after=forget_after,
+            kill_switch=kill_switch,
         )
+        return self._register("on", events, name, rules, order)
 
     def on_batch(
         self,
@@ -127,6 +142,7 @@ class Service:
         conflict: Literal["duplicate", "dead"] = "duplicate",
         start: Literal["all", "new"] = "all",
         forget_after: timedelta | None = None,
+        kill_switch: KillSwitch | None = KillSwitch(),  # noqa: B008  # frozen
     ) -> Callable[[F], F]:
         """Register a handler that takes a list of events, one transaction for all of them; see `on` for the rest.
 
@@ -145,35 +161,9 @@ class Service:
             DeclarationError: the function or a rule cannot work; the message says what to write.
         """
         once = False if idempotent else once
-        return self._register(
-            "on_batch", events, name, order, once, concurrency, timeout, batch, retry, conflict, start, forget_after
-        )
-
-    def _register(
-        self,
-        how: Literal["on", "on_batch"],
-        events: tuple[type[Event], ...],
-        name: str | None,
-        order: Literal["key", "auto"] | None,
-        once: bool | str,
-        concurrency: int,
-        timeout: float,
-        batch: int | None,
-        retry: Retry,
-        conflict: Literal["duplicate", "dead"],
-        start: Literal["all", "new"],
-        forget_after: timedelta | None,
-    ) -> Callable[[F], F]:
-        if events and not all(isinstance(event, type) for event in events):
-            raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
-        _check_numbers(concurrency, timeout, batch)
-        _check_forgetting(forget_after, once)
-        keyed = all(spec_of(event).key is not None for event in events)
-        if order == "key" and not keyed:
-            raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')
         rules = Rules(
             once=once,
-            ordered=keyed if order == "auto" else order == "key",
+            ordered=order == "key",
             concurrency=concurrency,
             timeout=timeout,
             batch=batch,
@@ -181,7 +171,27 @@ class Service:
             conflict=conflict,
             start=start,
             forget_after=forget_after,
+            kill_switch=kill_switch,
         )
+        return self._register("on_batch", events, name, rules, order)
+
+    def _register(
+        self,
+        how: Literal["on", "on_batch"],
+        events: tuple[type[Event], ...],
+        name: str | None,
+        rules: Rules,
+        order: Literal["key", "auto"] | None,
+    ) -> Callable[[F], F]:
+        if events and not all(isinstance(event, type) for event in events):
+            raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
+        _check_numbers(rules.concurrency, rules.timeout, rules.batch)
+        _check_forgetting(rules.forget_after, rules.once)
+        keyed = all(spec_of(event).key is not None for event in events)
+        if order == "key" and not keyed:
+            raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')
+        if order == "auto" and keyed:
+            rules = msgspec.structs.replace(rules, ordered=True)
 
         def register(function: F) -> F:
             handler = make_handler(self.name, function, events, name, rules, batches=how == "on_batch")

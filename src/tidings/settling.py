@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidings import points
@@ -40,6 +40,9 @@ COPY_TIMEOUT: Final = 10.0
 COPY_PAUSE: Final = 5.0
 """How long a delivery stays away whose copy could not be stored, in seconds."""
 
+_CHOSEN: Final = frozenset({"rejected", "conflict"})
+"""What the handler, or its rules, said of an event on purpose: nothing failed."""
+
 Ended = list[tuple[Delivery, Decision]]
 
 
@@ -54,6 +57,8 @@ class Settler:
         self._service_version = service_version
         self._observers = observers
         self._waves: set[asyncio.Future[None]] = set()
+        self.judge: Callable[[int, int], None] = lambda ended, failed: None
+        """Told of each batch how many deliveries came to their end, and how many of them because something failed."""
 
     async def let_go(self, wave: asyncio.Future[None]) -> None:
         """What is done needs only its acknowledgement: the next events need not wait for it, but for the one before."""
@@ -87,6 +92,7 @@ class Settler:
                 copies.append(place)
             else:
                 verdicts.append((place, Release(decision.after)))
+        self.judge(len(ended), sum(type(decision) is not Done and _went_wrong(decision) for _, decision in ended))
         if copies:
             verdicts += await self._store(ended, copies, outcomes, holds)
         if verdicts:
@@ -141,6 +147,12 @@ class Settler:
                 observer.settled(self._position, batch, time.monotonic() - began)
             except Exception:
                 log.exception("observer %r failed; it changes nothing", observer)
+
+
+def _went_wrong(decision: Decision) -> bool:
+    if isinstance(decision, DeadLettered):
+        return decision.code not in _CHOSEN
+    return isinstance(decision, Retried) and decision.error is not None
 
 
 def _hold(holds: Holds, key: str, delivery: Delivery, after: float) -> None:

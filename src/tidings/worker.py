@@ -18,6 +18,7 @@ from tidings.order import Holds
 from tidings.pipeline import Pipeline
 from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
 from tidings.supervision import Supervisor
+from tidings.switch import Switch
 
 log = logging.getLogger("tidings.worker")
 
@@ -25,6 +26,8 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
 HALT_GRACE = 20.0
 """Seconds that the other lanes of a handler have to finish when it is stopped for a mistake of its own."""
+LOOK = 0.05
+"""Seconds between two looks whether the lanes of a handler that is paused have come to rest."""
 
 
 class Lane:
@@ -83,6 +86,7 @@ class Worker:
         lanes: int,
         batch: int,
         observers: Sequence[Observer] = (),
+        switch: Switch | None = None,
     ) -> None:
         self._subscription = subscription
         self._pipeline = pipeline
@@ -96,6 +100,12 @@ class Worker:
         self._tasks = Supervisor()
         self._stopping = asyncio.Event()
         self._halting: asyncio.Task[None] | None = None
+        self._switch = switch or Switch(None)
+        self._turn = asyncio.Lock()
+        """Pausing, going on and ending happen one after the other."""
+        self.paused = ""
+        """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
+        pipeline.settler.judge = self._judge
 
     @property
     def position(self) -> str:
@@ -106,7 +116,14 @@ class Worker:
         """Why the handler cannot work: its store is down, or it was stopped. Empty while all is well."""
         if self._pipeline.broken:
             return f"stopped until a mended one starts: {self._pipeline.broken}"
+        if self._switch.off:
+            return f"paused itself: {self._switch.reason}; it tries single events and goes on once they succeed"
         return next((lane.trouble for lane in self._lanes if lane.trouble), "")
+
+    @property
+    def off(self) -> bool:
+        """Its kill switch is off: too much of what it did failed."""
+        return self._switch.off
 
     @property
     def failures(self) -> dict[str, str]:
@@ -127,8 +144,46 @@ class Worker:
         """Start the lanes, then let deliveries in."""
         for number, lane in enumerate(self._lanes):
             self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
+        if not self.paused:
+            await self._listen()
+
+    async def _listen(self) -> None:
         sink = self._take_ordered if self._subscription.ordered else self._take
         self._feed = await self._broker.subscribe(self._subscription, sink)
+
+    async def pause(self, why: str) -> None:
+        """Take no more, finish the events that run, and give the rest back: until `resume`, also in a new process."""
+        async with self._turn:
+            before, self.paused = self.paused, why
+            if before or self._stopping.is_set():
+                return
+            log.warning("%s is paused: %s", self.position, why)
+            self._pipeline.stopping = True
+            if self._feed is not None:
+                await _survive("stop", self._feed.stop())
+            if not self._subscription.ordered:
+                await self._give_back(self._emptied())
+            while self.busy and not self._stopping.is_set():  # noqa: ASYNC110  # a handler's time is limited
+                await asyncio.sleep(LOOK)
+            if not self._stopping.is_set():
+                await self._give_back(self._emptied())
+                self._pipeline.stopping = False
+
+    async def resume(self) -> None:
+        """Go on after a pause.
+
+        Raises:
+            BrokerUnavailable: it cannot listen just now, and stays paused.
+        """
+        async with self._turn:
+            if not self.paused or self._stopping.is_set():
+                return
+            if self._feed is not None:
+                await _survive("close", self._feed.close())
+            await self._listen()
+            self.paused = ""
+            log.warning("%s goes on after it was paused", self.position)
+            self._wake_all()
 
     async def stop(self, grace: float) -> None:
         """Take no more, finish the events that run, give the rest back at once; after `grace` seconds give up.
@@ -141,12 +196,15 @@ class Worker:
             await asyncio.wait({self._halting}, timeout=HALT_GRACE + grace)
 
     async def _end(self, grace: float) -> None:
-        self._pipeline.stopping = True
         self._stopping.set()
+        async with self._turn:
+            await self._finish(grace)
+
+    async def _finish(self, grace: float) -> None:
+        self._pipeline.stopping = True
         if self._feed is not None:
             await _survive("stop", self._feed.stop())
-        for lane in self._lanes:
-            lane.wake()
+        self._wake_all()
         if not self._subscription.ordered:
             await self._give_back(self._emptied())
         names = [f"{self.position} lane {number}" for number in range(len(self._lanes))]
@@ -188,10 +246,10 @@ class Worker:
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
         while not self._stopping.is_set():
-            batch = lane.take(self._batch)
+            batch = lane.take(self._allowed())
             if not batch:
                 lane.trouble = ""
-                await lane.sleep(lane.until_due())
+                await lane.sleep(self._until_next(lane))
                 continue
             rest, lane.trouble = await self._process(lane, batch)
             lane.put_back(rest)
@@ -212,8 +270,35 @@ class Worker:
             log.error("%s is stopped, and its events wait for a mended one: %s", self.position, self._pipeline.broken)
             self._halting = asyncio.create_task(self._end(HALT_GRACE), name=f"tidings {self.position} halt")
 
+    def _allowed(self) -> int:
+        """How many events a lane may take up now."""
+        return 0 if self.paused else self._switch.most(self._batch)
+
+    def _until_next(self, lane: Lane) -> float | None:
+        """Seconds until there may be something to do without anything arriving, or None."""
+        due = lane.until_due()
+        if self.paused or not self._switch.off or not (lane.queue or due is not None):
+            return due
+        return max(LOOK, self._switch.wait(), due or 0.0 if not lane.queue else 0.0)
+
+    def _judge(self, ended: int, failed: int) -> None:
+        """Take in what became of a batch; the switch may go off, or on again."""
+        if not self._switch.count(ended, failed):
+            return
+        if self._switch.off:
+            log.error("%s %s", self.position, self.trouble)
+        else:
+            log.warning("%s goes on: what it tried succeeded", self.position)
+            self._wake_all()
+        self._pipeline.lenient = self._switch.off
+
+    def _wake_all(self) -> None:
+        for lane in self._lanes:
+            lane.wake()
+
     async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
         lane.busy = True
+        self._switch.probing = self._switch.off
         self._notify(len(batch))
         try:
             return await self._pipeline.process(batch, lane.holds, more=bool(lane.queue))
@@ -221,7 +306,7 @@ class Worker:
             log.exception("%s: the pipeline failed over %d events; they were given back", self.position, len(batch))
             return [], ""
         finally:
-            lane.busy = False
+            lane.busy = self._switch.probing = False
 
     def _notify(self, count: int) -> None:
         for observer in self._observers:

@@ -9,11 +9,12 @@ from __future__ import annotations
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "delivery", "partition", "points", "supervision"),
     ("ports",),
-    ("declaration", "values", "event", "envelope", "evolution", "policy"),
+    ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
     ("handling",),
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),
+    ("control",),
     ("running",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names
@@ -43,7 +44,7 @@ ADAPTER_USERS: tuple[str, ...] = ("running", "service", "", "testing", "cli")
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "msgspec": ("*",),
-    "uuid_utils": ("event", "envelope", "notes", "publisher", "service"),
+    "uuid_utils": ("control", "event", "envelope", "notes", "publisher", "service"),
     "nats": ("brokers.nats",),
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),

@@ -54,6 +54,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Print the events of a stream or of a type.",
         "Oldest first, and without taking a position: nobody else sees a difference.",
     ),
+    "control:pause": (
+        "Pause a handler in all processes that run it.",
+        "Those that start later begin paused. It finishes what runs and gives the rest back; its backlog waits.",
+    ),
+    "control:resume": ("Let a paused handler go on.", ""),
     "demo:demo": (
         "Three services, a real broker and a bad day.",
         "Messages are doubled, workers and the server are killed; the end counts what was applied.",

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from tidings.errors import MisuseError
-from tidings.observe._watched import WatchedRunning, WatchedService
+from tidings.observe._watched import WatchedRunning, WatchedService, WatchedWorker
 from tidings.ports import Backlog
 from tidings.supervision import Supervisor
 
@@ -137,10 +137,14 @@ class Observability:
             self.metrics.figures = Figures()
             return
         backlogs = await _backlogs(running)
-        lanes = {one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position)) for one in running.workers}
+        lanes = {
+            one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position), _why_paused(one))
+            for one in running.workers
+        }
         outbox = await _outbox(running.store)
         self.metrics.figures = Figures(connected=not running.broker.trouble, lanes=lanes, outbox=outbox)
-        self._progress.look(backlogs, self.metrics.taken)
+        paused = [one.position for one in running.workers if one.paused]
+        self._progress.look({**backlogs, **dict.fromkeys(paused)}, self.metrics.taken)
 
     # ── pages, on threads of the server ─────────────────────────────────────────────────────────────────────────────
 
@@ -167,6 +171,13 @@ async def _backlogs(running: WatchedRunning) -> Mapping[str, Backlog | None]:
             log.debug("%s: its backlog cannot be told: %r", worker.position, error)
             found[worker.position] = None
     return found
+
+
+def _why_paused(worker: WatchedWorker) -> str:
+    """By what a handler was paused, as a label: a closed set."""
+    if worker.paused:
+        return "operator"
+    return "failures" if worker.off else ""
 
 
 async def _outbox(store: object) -> tuple[int, float] | None:

@@ -35,6 +35,8 @@ class Lanes(msgspec.Struct, frozen=True):
     waiting: int
     busy: int
     backlog: Backlog | None
+    paused: str = ""
+    """``operator`` or ``failures``; empty while it works."""
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,9 +204,14 @@ def _lanes(lanes: Mapping[str, Lanes]) -> Iterator[Metric]:
         "tidings_lanes_busy": "Lanes of this process that are at work",
         "tidings_deliveries_waiting": "Deliveries queued or held in this process",
     }
+    paused = GaugeMetricFamily(
+        "tidings_handler_paused", "1 while a handler is paused, by what", labels=("service", "handler", "by")
+    )
     families = {name: GaugeMetricFamily(name, text, labels=("service", "handler")) for name, text in texts.items()}
     for position, found in lanes.items():
         where = position.split(".", 1)
+        for by in ("operator", "failures"):
+            paused.add_metric((*where, by), found.paused == by)
         values = {"tidings_lanes_busy": found.busy, "tidings_deliveries_waiting": found.waiting}
         if (backlog := found.backlog) is not None:
             values["tidings_backlog_pending"] = backlog.pending
@@ -212,7 +219,7 @@ def _lanes(lanes: Mapping[str, Lanes]) -> Iterator[Metric]:
             values["tidings_backlog_scheduled"] = backlog.scheduled
         for name, value in values.items():
             families[name].add_metric(where, value)
-    yield from families.values()
+    yield from (paused, *families.values())
 
 
 def _gauge(name: str, text: str, value: float, service: str) -> Metric:
