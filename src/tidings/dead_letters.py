@@ -26,7 +26,7 @@ _ATTEMPTS: Final = re.compile(r"^failed \d+ times: ")
 
 
 class Letter(msgspec.Struct, kw_only=True):
-    """One dead letter. Times are RFC 3339 with zone; `body` is empty unless it was asked for."""
+    """One dead letter. Times are RFC 3339 with zone; `body` is there if it is `whole`."""
 
     id: str
     position: str
@@ -46,6 +46,8 @@ class Letter(msgspec.Struct, kw_only=True):
     traceback: str = ""
     headers: dict[str, str] = {}
     body: bytes = b""
+    whole: bool = False
+    """Whether `body` was read. A list reads none; `find` does."""
     state: State = "dead"
     redriven: int = 0
     """How often it was given back to its handler."""
@@ -88,7 +90,8 @@ class Fold:
             known.copies += 1
             known.state = "dead"  # it died once more, after whatever was done about it
             return
-        self.letters[letter_id] = _letter(letter_id, message, b"".join(body for _, body in sorted(parts.items())))
+        body = b"".join(part for _, part in sorted(parts.items()))
+        self.letters[letter_id] = _letter(letter_id, message, body, whole=self._bodies)
 
     def _mark(self, letter_id: str, marker: str) -> None:
         letter = self.letters.get(letter_id)
@@ -133,13 +136,17 @@ async def find(broker: Broker, wanted: Iterable[str]) -> list[Letter]:
 
 
 async def redrive(broker: Broker, letter: Letter) -> None:
-    """Give a whole letter back to the handler that failed, and to no other; then mark it.
+    """Give a letter back to the handler that failed, and to no other; then mark it.
 
-    It keeps its event id: with a store it is applied at most once, however often it is redriven.
+    It keeps its event id: with a store it is applied at most once, however often it is redriven. One that a list gave
+    is read whole before, which reads the log; for many, `find` them in one go.
 
     Raises:
+        ConfigurationError: it is not whole, and the log of this broker does not hold it.
         WorldError, EventTooLarge: it could not be stored on the retry route; the letter stays as it was.
     """
+    if not letter.whole:
+        (letter,) = await find(broker, [letter.id])
     headers = {
         **letter.headers,
         Header.ID: header_text(letter.event_id),
@@ -222,7 +229,7 @@ def _only(wanted: str, letters: dict[str, Letter]) -> Letter:
     raise problem
 
 
-def _letter(letter_id: str, message: Delivery, body: bytes) -> Letter:
+def _letter(letter_id: str, message: Delivery, body: bytes, *, whole: bool) -> Letter:
     headers = message.headers
     known = headers.get(Header.KEY)
     return Letter(
@@ -243,6 +250,7 @@ def _letter(letter_id: str, message: Delivery, body: bytes) -> Letter:
         traceback=plain_text(headers.get(Header.TRACEBACK, "")),
         headers=original_headers(headers),
         body=body,
+        whole=whole,
     )
 
 

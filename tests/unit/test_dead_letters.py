@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from tests.unit.parts import RecordingBroker, delivery
 from tidings import dead_letters
+from tidings.cli.letters import story
 from tidings.copies import dead_letter, retry_copy
 from tidings.dead_letters import Fold, Letter, discard, find, fold, list_letters, redrive
 from tidings.delivery import DeadLettered, Delivery, Header, Message, Retried, Route
-from tidings.errors import BrokerUnavailable, ConfigurationError
+from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError
 
 POSITION = "stock.step"
 DEAD = DeadLettered(reason="ValueError: no stock", code="failed", error=ValueError("no stock"))
@@ -149,6 +150,31 @@ async def test_P7_to_redrive_is_to_give_back_to_the_handler_that_failed_with_the
     assert marker.route is Route.DEAD
     letter = await _only(broker)
     assert (letter.state, letter.redriven) == ("redriven", 1)
+
+
+@pytest.mark.parametrize("body", [b"", b"abcdefgh"])
+async def test_P7_a_letter_of_a_list_is_read_whole_before_it_is_redriven(body: bytes) -> None:
+    broker = RecordingBroker()
+    await _die(broker, delivery(body=body), room=3)
+    (listed,) = await list_letters(broker)
+    assert not listed.whole
+    with pytest.raises(MisuseError, match="has no body"):
+        story(listed)
+    await redrive(broker, listed)
+    (copy,) = [message for message in broker.published if message.route is Route.RETRY]
+    assert copy.body == body
+    whole = await _only(broker)
+    assert whole.whole
+    assert (whole.state, whole.redriven) == ("redriven", 1)
+
+
+async def test_P7_a_letter_of_a_list_that_the_log_does_not_hold_is_not_redriven_empty() -> None:
+    broker, other = RecordingBroker(), RecordingBroker()
+    await _die(broker, delivery(read=True))
+    (listed,) = await list_letters(broker)
+    with pytest.raises(ConfigurationError, match="no dead letter has the id"):
+        await redrive(other, listed)
+    assert other.published == []
 
 
 async def test_P7_a_redrive_that_could_not_be_stored_leaves_the_letter_dead() -> None:

@@ -261,8 +261,8 @@ def _grouped(letters: Sequence[Letter]) -> list[Sequence[str]]:
 
 def _record(letter: Letter) -> dict[str, Any]:
     fields = {name: getattr(letter, name) for name in letter.__struct_fields__}
-    for whole in ("body", "headers", "traceback"):
-        del fields[whole]
+    for name in ("body", "whole", "headers", "traceback"):
+        del fields[name]
     return {**fields, "fingerprint": letter.fingerprint}
 
 

@@ -9,13 +9,20 @@ from typing import Final
 import msgspec
 
 from tidings.dead_letters import Letter
+from tidings.errors import MisuseError
 
 MOST_HEX: Final = 4096
 """Bytes of a body that is no JSON which are shown."""
 
 
 def story(letter: Letter) -> str:
-    """What happened, in the order in which one asks: what, whose, why, since when; then headers, body, traceback."""
+    """What happened, in the order in which one asks: what, whose, why, since when; then headers, body, traceback.
+
+    Raises:
+        MisuseError: the letter comes from a list and has no body.
+    """
+    if not letter.whole:
+        raise MisuseError(f"letter {letter.id} comes from a list and has no body; find() reads it whole")
     return "\n".join(_lines(letter))
 
 

@@ -31,6 +31,7 @@ def letter(**fields: Any) -> Letter:
         "first_failure": "2026-01-01T00:00:00+00:00",
         "last_failure": "2026-01-02T00:00:00+00:00",
         "origin": "order@7",
+        "whole": True,
     }
     return Letter(**{**known, **fields})
 

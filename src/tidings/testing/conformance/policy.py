@@ -157,6 +157,31 @@ class Policy:
         (redriven,) = await stage.letters(failing, 1, reader)
         assert (redriven.state, redriven.redriven) == ("redriven", 1)
 
+    async def test_P7_a_letter_of_a_list_is_redriven_with_its_whole_body(self, stage: Stage) -> None:
+        broken = True
+
+        async def act(event: Any, delivery: Delivery) -> None:
+            if broken:
+                raise Dead("not yet")
+
+        service = stage.service()
+        position = stage.handle(service, act)
+        reader = await stage.bench.client()
+        async with stage.running(service):
+            await stage.publish(service, ["1"])
+            await stage.letters(position, 1, reader)
+            (listed,) = await dead_letters.list_letters(reader, where=lambda one: one.position == position)
+            assert (listed.whole, listed.body) == (False, b""), "a list is to keep no bodies"
+            broken = False
+            await dead_letters.redrive(reader, listed)
+            await stage.until_applied(position, ["1"])
+            await stage.quiet(service)
+        stage.judge(position, ["1"])
+        first, again = stage.deliveries
+        assert bytes(again.body) == bytes(first.body)
+        (letter,) = await stage.letters(position, 1, reader)
+        assert (letter.state, letter.redriven, letter.copies) == ("redriven", 1, 1)
+
     @ONLY_WITH_A_STORE
     async def test_P7_a_letter_redriven_twice_is_applied_once(self, stage: Stage) -> None:
         broken = True
