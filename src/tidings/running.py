@@ -27,7 +27,7 @@ from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
 from tidings.publisher import Wrapper, outlet_of, refuse_in_handler
 from tidings.settling import Settler
-from tidings.stores import store_from
+from tidings.stores import Missing, store_from
 from tidings.supervision import Supervisor
 from tidings.sweeping import Sweeper, target_of
 from tidings.switch import Switch
@@ -73,10 +73,13 @@ class Running:
         self._obedient: list[Obedience] = []
 
     @classmethod
-    def of(cls, service: Declared, broker: str | Broker | None, store: object | None) -> Running:
+    def of(
+        cls, service: Declared, broker: str | Broker | None, store: object | None, *, missing: Missing = "make"
+    ) -> Running:
         """Find the broker and the store that are named: by the caller, in the code, or in the environment."""
         spec = store or os.environ.get("TIDINGS_STORE") or None
-        return cls(service, broker_from(_chosen(broker, service.name)), None if spec is None else store_from(spec))
+        found = None if spec is None else store_from(spec, missing=missing)
+        return cls(service, broker_from(_chosen(broker, service.name)), found)
 
     async def publish(self, events: Sequence[Event], tx: object | None, timeout: float) -> Sequence[Exception | None]:
         """Publish to the broker, or into a transaction; for each event None, or why it is not stored."""

@@ -249,12 +249,13 @@ class Service:
         """Only publish what its outbox holds; its handlers do not run. Beside running services one relays at a time.
 
         Raises:
-            ConfigurationError: no broker is named, or no store with an outbox.
+            ConfigurationError: no broker is named, or no store with an outbox, or an SQLite file that is not there.
             BrokerUnavailable, StoreUnavailable: it cannot be reached.
         """
         from tidings.running import Running
 
-        async with Running.of(self, broker or self._broker_spec, store or self._store_spec).relaying():
+        running = Running.of(self, broker or self._broker_spec, store or self._store_spec, missing="make-tables")
+        async with running.relaying():
             yield self
 
     @asynccontextmanager

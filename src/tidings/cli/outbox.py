@@ -80,7 +80,7 @@ def _change(
 
 def _run(store: str | None, work: Callable[[Outbox], Awaitable[int]]) -> int:
     url = store_url(store)
-    opened = store_from(url)
+    opened = store_from(url, missing="refuse")
     if not isinstance(opened, Outbox):
         raise CommandError(f"{public(url)} has no outbox", Status.CONFIGURATION)
 

@@ -177,6 +177,36 @@ def made_at(connection: sa.Connection) -> float | None:
     return found
 
 
+def demand(connection: sa.Connection, where: str) -> None:
+    """See that the tables are there as this Tidings makes them, for who is to make nothing.
+
+    Args:
+        connection: one that may read.
+        where: the database, for people.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    version = found_version(connection)
+    if version == 0:
+        raise ConfigurationError(f"{where} has no tables tidings_*. Is its name right? tidings db init makes them")
+    if version < SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"{where}: the tables tidings_* are of version {version}, this Tidings' of {SCHEMA_VERSION}."
+            " tidings db init upgrades them"
+        )
+    refuse_newer(version)
+
+
+def refuse_newer(version: int) -> None:
+    """Raises ConfigurationError: the tables are of a newer Tidings than this one."""
+    if version > SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"the tables tidings_* are of version {version}, made by a newer Tidings; this one knows version"
+            f" {SCHEMA_VERSION}. Upgrade this service, or give it a database of its own"
+        )
+
+
 def ensure(connection: sa.Connection) -> None:
     """Create or upgrade the tables, under a lock that keeps everybody else from doing the same.
 
@@ -184,11 +214,7 @@ def ensure(connection: sa.Connection) -> None:
         ConfigurationError: the tables are of a newer Tidings than this one.
     """
     version = found_version(connection)
-    if version > SCHEMA_VERSION:
-        raise ConfigurationError(
-            f"the tables tidings_* are of version {version}, made by a newer Tidings; this one knows version"
-            f" {SCHEMA_VERSION}. Upgrade this service, or give it a database of its own"
-        )
+    refuse_newer(version)
     if version == SCHEMA_VERSION:
         return
     if version == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from tidings.errors import ConfigurationError
 from tidings.ports import Store
@@ -23,17 +23,26 @@ DRIVERS: Final = {
 }
 
 
-def store_from(spec: object) -> Store:
+Missing = Literal["make", "make-tables", "refuse"]
+"""What a SQL store that opens does about what is not there: make file and tables, only tables, or neither."""
+
+
+def store_from(spec: object, *, missing: Missing = "make") -> Store:
     """The store that a URL or a live object stands for; a store is itself.
 
     Live objects are an `asyncpg.Pool`, a SQLAlchemy `AsyncEngine` and a `redis.asyncio.Redis`. Libraries are imported
     only for the store that is used.
 
+    Args:
+        spec: the URL or the object.
+        missing: who only looks, or works on what others wrote, makes nothing: a mistyped name would become a database.
+            Of a live object it says nothing.
+
     Raises:
         ConfigurationError: nothing is known by this name, or its library is not installed.
     """
     if isinstance(spec, str):
-        return _by_url(spec)
+        return _by_url(spec, missing)
     if callable(getattr(spec, "claim", None)):
         return cast(Store, spec)
     kinds = {(kind.__module__, kind.__name__) for kind in type(spec).__mro__}
@@ -49,7 +58,7 @@ def store_from(spec: object) -> Store:
     )
 
 
-def _by_url(url: str) -> Store:
+def _by_url(url: str, missing: Missing) -> Store:
     # A URL may hold a password, so no message shows more of it than its scheme.
     scheme, colon, rest = url.partition(":")
     scheme = scheme.lower() if colon else ""
@@ -58,13 +67,13 @@ def _by_url(url: str) -> Store:
 
         return MemoryStore()
     if scheme in ("postgresql", "postgres"):
-        return _postgres(url)
+        return _postgres(url, missing)
     if scheme in ("sqlite", "sqlite+aiosqlite"):
         if not rest.startswith("///"):
             raise ConfigurationError(f"{scheme}: name a file after three slashes, such as sqlite:///file.db")
-        return _sqlalchemy(f"{scheme}:{rest}")
+        return _sqlalchemy(f"{scheme}:{rest}", missing)
     if scheme in THROUGH_SQLALCHEMY:
-        return _sqlalchemy(url)
+        return _sqlalchemy(url, missing)
     if scheme in ("redis", "rediss"):
         return _redis(url)
     if driver := DRIVERS.get(scheme.partition("+")[0]):
@@ -73,12 +82,12 @@ def _by_url(url: str) -> Store:
     raise ConfigurationError(f"{named}. There are: {KNOWN}")
 
 
-def _postgres(where: Any) -> Store:
+def _postgres(where: Any, missing: Missing = "make") -> Store:
     try:
         from tidings.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
         raise _missing(error, "asyncpg", "PostgreSQL needs asyncpg", "postgres") from None
-    return PostgresStore(where)
+    return PostgresStore(where, create=missing != "refuse")
 
 
 def _redis(where: Any) -> Store:
@@ -89,10 +98,10 @@ def _redis(where: Any) -> Store:
     return RedisStore(where)
 
 
-def _sqlalchemy(where: Any) -> Store:
+def _sqlalchemy(where: Any, missing: Missing = "make") -> Store:
     from tidings.stores.sqlalchemy import SqlAlchemyStore
 
-    return SqlAlchemyStore(where)
+    return SqlAlchemyStore(where, create=missing != "refuse", create_file=missing == "make")
 
 
 def _missing(error: ModuleNotFoundError, library: str, need: str, extra: str) -> Exception:

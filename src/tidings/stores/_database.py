@@ -55,6 +55,9 @@ class Database(Protocol):
     def prepare(self, engine: sa.Engine, *, ours: bool) -> None:
         """Make each connection, and each beginning and end of a transaction, what the promises need."""
 
+    def demand(self) -> None:
+        """Raises ConfigurationError: to connect would make the database, which is not there."""
+
     def set_up(self, connection: sa.Connection) -> None:
         """Check the server and create what is missing; several processes may do so at once.
 

@@ -114,6 +114,9 @@ class Mariadb:
             event.listen(engine, "engine_connect", connected)
         event.listen(engine, "begin", begin)
 
+    def demand(self) -> None:
+        """A server makes no database by itself."""
+
     def set_up(self, connection: sa.Connection) -> None:
         reading = connection.execution_options(**{BEGIN: ""})
         dialect: Any = connection.dialect

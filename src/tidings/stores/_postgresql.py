@@ -110,6 +110,9 @@ class Postgresql:
         event.listen(engine, "commit", commit)
         event.listen(engine, "rollback", rollback)
 
+    def demand(self) -> None:
+        """A server makes no database by itself."""
+
     def set_up(self, connection: sa.Connection) -> None:
         reading = connection.execution_options(**{BEGIN: ""})
         version = reading.exec_driver_sql("SHOW server_version_num").scalar()

@@ -87,6 +87,10 @@ class Sqlite:
         event.listen(engine, "engine_connect", connected)
         event.listen(engine, "begin", begin)
 
+    def demand(self) -> None:
+        if self._find() is None:
+            raise ConfigurationError(f"there is no file {self.path}. Is its name right? tidings db init makes it")
+
     def set_up(self, connection: sa.Connection) -> None:
         """Check the server and create what is missing; several processes may do so at once.
 

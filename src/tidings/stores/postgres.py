@@ -69,6 +69,7 @@ class PostgresStore:
         lease: how long other relays wait for one that died, in seconds.
         hold: how long, in seconds, committed events are this process' to publish from memory; then they are the
             relay's.
+        create: create or upgrade the tables; otherwise the store opens only where they are as this Tidings makes them.
     """
 
     transactional = True
@@ -83,11 +84,13 @@ class PostgresStore:
         poll: float = 1.0,
         lease: float = 4.0,
         hold: float = HOLD,
+        create: bool = True,
     ) -> None:
         self._target = target
         self._where = f"the PostgreSQL database {_named(target)}"
         self._lock_timeout, self._answer_timeout, self._most = lock_timeout, answer_timeout, connections
         self._poll, self._lease, self._hold = poll, lease, hold
+        self._create = create
         self._desk: Desk | None = None
 
     def __repr__(self) -> str:
@@ -149,6 +152,11 @@ class PostgresStore:
         if seen.pooled:
             self._behind_a_proxy(connections, prepares=seen.prepares)
         if not seen.tables:
+            if not self._create:
+                raise ConfigurationError(
+                    f"{self._where} has no tables tidings_* as this Tidings makes them. Is its name right? tidings db"
+                    " init makes or upgrades them"
+                )
             await schema.ensure_tables(connections)
         if isinstance(connections, OwnConnections) and not seen.pooled:
             connections.statement_cache_size = None

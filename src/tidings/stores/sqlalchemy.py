@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
-from tidings.outbox import retention, rows
+from tidings.outbox import retention, rows, tables
 from tidings.outbox.direct import HOLD
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
 from tidings.ports import Forgotten, Key, KeyKind, Publish
 from tidings.stores._claims import SqlClaim
-from tidings.stores._database import Database, own_error
+from tidings.stores._database import BEGIN, Database, own_error
 from tidings.stores._databases import database_for
 from tidings.stores._desk import Desk
 from tidings.stores._guard import watch
@@ -52,6 +52,8 @@ class SqlAlchemyStore:
         hold: how long, in seconds, committed events are this process' to publish from memory; then they are the
             relay's.
         answers_within: how long a server may take for a step of Tidings' own, in seconds, before it is given up.
+        create: create or upgrade the tables; otherwise the store opens only where they are as this Tidings makes them.
+        create_file: make the file of an SQLite database; otherwise it is to be there.
 
     Raises:
         ConfigurationError: this database is not known, or its driver is not installed.
@@ -68,12 +70,15 @@ class SqlAlchemyStore:
         lease: float = 4.0,
         hold: float = HOLD,
         answers_within: float = 15.0,
+        create: bool = True,
+        create_file: bool = True,
     ) -> None:
         self._given = target if isinstance(target, AsyncEngine) else None
         url = target.url if isinstance(target, AsyncEngine) else sa.make_url(target)
         self._database: Database = database_for(url, lock_timeout=lock_timeout, answers_within=answers_within)
         self._lock_timeout, self._poll, self._lease = lock_timeout, poll, lease
         self._hold = hold
+        self._create, self._create_file = create, create_file
         self._desk: Desk | None = None
         self._reopening = asyncio.Lock()
 
@@ -87,10 +92,13 @@ class SqlAlchemyStore:
 
         Raises:
             StoreUnavailable: the file cannot be opened or written, or others keep it locked.
-            ConfigurationError: it cannot be used as it is: its tables are of a newer Tidings, or have no WAL.
+            ConfigurationError: it cannot be used as it is: its tables are of a newer Tidings, or have no WAL; or it is
+                not there, and not to be made.
         """
         if self._desk is not None:
             return
+        if not self._create_file:
+            self._database.demand()
         desk = self._connect()
         try:
             await self._set_up(desk)
@@ -119,6 +127,8 @@ class SqlAlchemyStore:
         for left in reversed(range(OPEN_TRIES)):
             try:
                 async with asyncio.timeout(self._database.answers_within), desk.engine.connect() as connection:
+                    if not self._create:
+                        await connection.run_sync(self._demand_tables)
                     return await connection.run_sync(self._database.set_up)
             except TidingsError:
                 raise
@@ -129,6 +139,10 @@ class SqlAlchemyStore:
                 if not left:
                     raise StoreUnavailable(f"{self._database} stayed locked while it was to be opened") from error
             await asyncio.sleep(0.1)
+
+    def _demand_tables(self, connection: sa.Connection) -> None:
+        tables.demand(connection.execution_options(**{BEGIN: ""}), str(self._database))
+        connection.rollback()
 
     async def close(self) -> None:
         """Let go of the connections. Open claims are to be closed before. Safe to call twice."""

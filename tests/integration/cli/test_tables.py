@@ -132,6 +132,15 @@ def test_relay_publishes_what_waits_and_runs_no_handler(served: Shell) -> None:
 
 
 @pytest.mark.server
+def test_relay_makes_no_file_of_a_mistyped_name(served: Shell) -> None:
+    served.write("shop/paying.py", PAYING)
+    assert served.run("db", "sql", "sqlite:///ship.db").status == 0
+    done = served.run("relay", "shop.paying:paying", "--store", "sqlite:///ship.db")
+    assert not (served.folder / "ship.db").exists()
+    assert (done.status, "there is no file" in done.err, "ship.db" in done.err) == (3, True, True), done
+
+
+@pytest.mark.server
 def test_relay_says_that_there_is_no_outbox(served: Shell) -> None:
     done = served.run("relay", "shop.stock:stock")
     assert (done.status, "has no outbox to relay" in done.err) == (3, True), done
@@ -158,6 +167,46 @@ def test_parked_events_are_listed_released_and_discarded(shell: Shell) -> None:
     change(shell, "UPDATE tidings_outbox SET parked = 1 WHERE message_id = 'e1'")
     assert shell.run("outbox", "discard", number, "--store", STORE).status == 0
     assert rows(shell, "SELECT message_id FROM tidings_outbox") == [("e2",)]
+
+
+@pytest.mark.parametrize("command", [("outbox", "list"), ("outbox", "release", "1"), ("outbox", "discard", "1")])
+def test_an_outbox_is_looked_for_and_never_made(shell: Shell, command: tuple[str, ...]) -> None:
+    emit(shell)  # the database that was meant
+    before = sorted(path.name for path in shell.folder.iterdir())
+    done = shell.run(*command, "--store", "sqlite:///ship.db")
+    assert (done.status, "there is no file" in done.err, "ship.db" in done.err) == (3, True, True), done
+    assert sorted(path.name for path in shell.folder.iterdir()) == before
+
+    with closing(sqlite3.connect(shell.folder / "ship.db")) as other, other:
+        other.execute("CREATE TABLE yours (id)")
+    as_it_was = (shell.folder / "ship.db").read_bytes()
+    done = shell.run(*command, "--store", "sqlite:///ship.db")
+    assert (done.status, "has no tables tidings_*" in done.err) == (3, True), done
+    assert (shell.folder / "ship.db").read_bytes() == as_it_was
+
+
+def test_an_outbox_of_an_older_version_is_not_upgraded_by_looking_at_it(shell: Shell) -> None:
+    emit(shell)
+    change(shell, "UPDATE tidings_schema SET version = 1")
+    done = shell.run("outbox", "list", "--store", STORE)
+    assert (done.status, "are of version 1" in done.err, "tidings db init" in done.err) == (3, True, True), done
+    change(shell, "UPDATE tidings_schema SET version = 99")
+    done = shell.run("outbox", "list", "--store", STORE)
+    assert (done.status, "made by a newer Tidings" in done.err) == (3, True), done
+
+
+def test_an_outbox_on_a_server_is_looked_for_and_never_made(shell: Shell, postgres_url: str, mariadb_url: str) -> None:
+    through = postgres_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    for url in (postgres_url, through, mariadb_url):
+        done = shell.run("outbox", "list", "--store", url)
+        assert (done.status, "has no tables tidings_*" in done.err) == (3, True), done
+    for url in (postgres_url, mariadb_url):
+        done = shell.run("outbox", "list", "--store", url)
+        assert (done.status, "has no tables tidings_*" in done.err) == (3, True), "it made them the time before"
+        assert shell.run("db", "init", url).status == 0
+    for url in (postgres_url, through, mariadb_url):
+        done = shell.run("outbox", "list", "--store", url)
+        assert (done.status, "0 events wait" in done.out) == (0, True), done
 
 
 def test_an_outbox_is_asked_for_where_there_can_be_one(shell: Shell) -> None:
