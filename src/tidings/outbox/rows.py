@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tidings.delivery import Message, Route
+from tidings.delivery import Message
 from tidings.outbox.direct import MOST_BEFORE, Direct, Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.tables import RELAY, key_hash, outbox, relay
+from tidings.outbox.texts import escaped, message_of, plain
 
 CHUNK = 500
 """Ids in one statement."""
@@ -95,13 +96,13 @@ def _values(messages: Sequence[Message]) -> list[dict[str, Any]]:
     now = time.time()
     return [
         {
-            "message_id": _escaped(message.id),
-            "stream": _escaped(message.stream),
-            "type": _escaped(message.type),
-            "key": None if message.key is None else _escaped(message.key),
+            "message_id": escaped(message.id),
+            "stream": escaped(message.stream),
+            "type": escaped(message.type),
+            "key": None if message.key is None else escaped(message.key),
             "key_hash": key_hash(message.stream, message.key),
             "route": message.route.value,
-            "position": _escaped(message.position),
+            "position": escaped(message.position),
             "due": message.due,
             "headers": msgspec.json.encode(message.headers).decode(),
             "body": message.body,
@@ -139,7 +140,7 @@ def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> 
     if not ids:
         return []
     whole = connection.execute(sa.select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.id))
-    return [Row(row.id, row.attempts, _message(row)) for row in whole]
+    return [Row(row["id"], row["attempts"], message_of(row)) for row in whole.mappings()]
 
 
 def remove(connection: sa.Connection, ids: Sequence[int]) -> None:
@@ -156,7 +157,7 @@ def refuse(connection: sa.Connection, refused: Sequence[Refused]) -> None:
             .where(outbox.c.id == one.id)
             .values(
                 attempts=outbox.c.attempts + 1,
-                error=_escaped(one.error[:MOST_ERROR]),
+                error=escaped(one.error[:MOST_ERROR]),
                 retry_at=PARKED_UNTIL if one.retry_at is None else one.retry_at,
                 parked=one.retry_at is None,
             )
@@ -179,7 +180,9 @@ def backlog(connection: sa.Connection) -> OutboxBacklog:
 def parked(connection: sa.Connection, most: int) -> list[Parked]:
     """The rows that wait for a person, oldest first."""
     found = connection.execute(sa.select(outbox).where(outbox.c.parked == sa.true()).order_by(outbox.c.id).limit(most))
-    return [Parked(row.id, _message(row), _plain(row.error or ""), row.created_at) for row in found]
+    return [
+        Parked(row["id"], message_of(row), plain(row["error"] or ""), row["created_at"]) for row in found.mappings()
+    ]
 
 
 def release(connection: sa.Connection, id: int) -> bool:
@@ -209,30 +212,4 @@ def give_lease_back(connection: sa.Connection, owner: str) -> None:
     """Let another process take over at once."""
     connection.execute(
         relay.update().where(relay.c.name == RELAY, relay.c.owner == owner).values(owner="", expires_at=0.0)
-    )
-
-
-def _escaped(text: str) -> str:
-    """A text that every database keeps: PostgreSQL refuses a NUL, and the event would never leave."""
-    return text.replace("\\", "\\\\").replace("\0", "\\0") if "\0" in text or "\\" in text else text
-
-
-def _plain(text: str) -> str:
-    """What was escaped."""
-    if "\\" not in text:
-        return text
-    return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
-
-
-def _message(row: Any) -> Message:
-    return Message(
-        id=_plain(row.message_id),
-        stream=_plain(row.stream),
-        type=_plain(row.type),
-        body=row.body,
-        key=None if row.key is None else _plain(row.key),
-        headers=msgspec.json.decode(row.headers, type=dict[str, str]),
-        route=Route(row.route),
-        position=_plain(row.position),
-        due=row.due,
     )

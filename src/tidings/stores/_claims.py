@@ -83,9 +83,10 @@ class SqlClaim:
         rows: list[Row] = [(*one, self._id(first[one]), first[one].digest) for one in sorted(first)]
         new, known = self._desk.database.claim_keys(connection, rows) if rows else (set(), {})
         states: list[Claimed] = []
-        for stored in self._stored:
+        for stored, key in zip(self._stored, self._keys, strict=True):
             if stored in known:
-                states.append(Claimed(State.DONE, *known[stored]))
+                event_id, digest = known[stored]
+                states.append(Claimed(State.DONE, key.event_id if event_id == self._id(key) else event_id, digest))
             elif stored in new:
                 new.discard(stored)
                 states.append(NEW)

@@ -15,13 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
-from tidings.delivery import Message, Route
-from tidings.errors import InvalidEvent
+from tidings.delivery import Message
 from tidings.outbox.direct import Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.rows import MOST_ERROR, PARKED_UNTIL
 from tidings.outbox.tables import RELAY, key_hash
-from tidings.stores._keys import unfit
+from tidings.outbox.texts import escaped, message_of, plain
 from tidings.stores._postgres_connections import Lent
 from tidings.stores._postgres_desk import Desk
 
@@ -98,30 +97,15 @@ RELEASE: Final = "UPDATE tidings_outbox SET parked = false, retry_at = 0 WHERE i
 DISCARD: Final = "DELETE FROM tidings_outbox WHERE id = $1 AND parked RETURNING true"
 
 
-def check(messages: Sequence[Message]) -> None:
-    """See that the database can keep them.
-
-    Raises:
-        InvalidEvent: it cannot.
-    """
-    for message in messages:
-        texts = (message.id, message.stream, message.type, message.key or "", message.position)
-        if any(map(unfit, texts)):
-            raise InvalidEvent(
-                f"event {message.id!r} ({message.type!r}, key {message.key!r}) holds a NUL or half of a surrogate pair,"
-                " which PostgreSQL keeps in no text. Take it out where the event is made"
-            )
-
-
 def _columns(messages: Sequence[Message]) -> list[Any]:
     return [
-        [message.id for message in messages],
-        [message.stream for message in messages],
-        [message.type for message in messages],
-        [message.key for message in messages],
+        [escaped(message.id) for message in messages],
+        [escaped(message.stream) for message in messages],
+        [escaped(message.type) for message in messages],
+        [None if message.key is None else escaped(message.key) for message in messages],
         [key_hash(message.stream, message.key) for message in messages],
         [message.route.value for message in messages],
-        [message.position for message in messages],
+        [escaped(message.position) for message in messages],
         [message.due for message in messages],
         [msgspec.json.encode(message.headers).decode() for message in messages],
         [message.body for message in messages],
@@ -185,7 +169,7 @@ class PostgresOutbox:
     async def ready(self, most: int, most_bytes: int) -> list[Row]:
         async with self._desk.session() as connection:
             found = await connection.fetch(READY, time.time(), most, most_bytes)
-        return [Row(row["id"], row["attempts"], _message(row)) for row in found]
+        return [Row(row["id"], row["attempts"], message_of(row)) for row in found]
 
     async def lease(self, owner: str, seconds: float) -> bool:
         async with self._desk.session() as connection:
@@ -203,7 +187,7 @@ class PostgresOutbox:
                 await connection.execute(REMOVE, list(stored))
             for one in refused:
                 retry_at = PARKED_UNTIL if one.retry_at is None else one.retry_at
-                reason = one.error[:MOST_ERROR].replace("\0", "")
+                reason = escaped(one.error[:MOST_ERROR])
                 await connection.execute(REFUSE, one.id, reason, retry_at, one.retry_at is None)
             return await self._lease(connection, owner, seconds)
 
@@ -225,7 +209,7 @@ class PostgresOutbox:
     async def parked(self, most: int) -> list[Parked]:
         async with self._desk.session() as connection:
             found = await connection.fetch(PARKED, most)
-        return [Parked(row["id"], _message(row), row["error"] or "", row["created_at"]) for row in found]
+        return [Parked(row["id"], message_of(row), plain(row["error"] or ""), row["created_at"]) for row in found]
 
     async def decide(self, statement: str, id: int) -> bool:
         async with self._desk.session() as connection:
@@ -273,17 +257,3 @@ async def _listen(desk: Desk, connection: Lent) -> None:
         except TimeoutError:
             async with asyncio.timeout(desk.answer_timeout):
                 await connection.execute("SELECT 1")
-
-
-def _message(row: Any) -> Message:
-    return Message(
-        id=row["message_id"],
-        stream=row["stream"],
-        type=row["type"],
-        body=row["body"],
-        key=row["key"],
-        headers=msgspec.json.decode(row["headers"], type=dict[str, str]),
-        route=Route(row["route"]),
-        position=row["position"],
-        due=row["due"],
-    )

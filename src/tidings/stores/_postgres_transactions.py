@@ -13,6 +13,7 @@ import asyncpg
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, StoreUnavailable, TidingsError
+from tidings.outbox import texts
 from tidings.outbox.direct import Entry
 from tidings.outbox.waiting import to_end
 from tidings.stores import _postgres_errors as errors
@@ -159,11 +160,11 @@ class Transaction:
         """Keep messages, to be written in one statement before the commit.
 
         Raises:
-            InvalidEvent: one has text that PostgreSQL cannot keep.
+            InvalidEvent: one has a text that no database can keep.
         """
         if not self.usable:
             raise MisuseError("this transaction is over: an event cannot join it any more")
-        outbox.check(messages)
+        texts.check(messages)
         self._messages.extend(messages)
 
     def lent(self, tx: object) -> bool:

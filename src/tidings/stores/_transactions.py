@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from tidings import points
 from tidings.delivery import Message
 from tidings.errors import MisuseError, StoreUnavailable, TidingsError
-from tidings.outbox import rows
+from tidings.outbox import rows, texts
 from tidings.outbox.direct import Due, Entry
 from tidings.outbox.waiting import to_end
 from tidings.stores._database import own_error
@@ -107,9 +107,15 @@ class Transaction:
         return self._link.resource(wanted)
 
     def emit(self, messages: Sequence[Message]) -> None:
-        """Keep messages, to be written in one statement before the commit."""
+        """Keep messages, to be written in one statement before the commit.
+
+        Raises:
+            InvalidEvent: one has a text that no database can keep.
+            EventTooLarge: the database takes no row of this size.
+        """
         if not self.usable:
             raise MisuseError("this transaction is over: an event cannot join it any more")
+        texts.check(messages)
         self._desk.database.fits(messages)
         self._messages.extend(messages)
 

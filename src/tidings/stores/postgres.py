@@ -22,6 +22,7 @@ from tidings.errors import (
     TransactionEnded,
     WorldError,
 )
+from tidings.outbox import texts
 from tidings.outbox.direct import HOLD
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
@@ -290,7 +291,7 @@ class PostgresStore:
                 "this connection is not in a transaction, so no commit would carry the event. Open one first:"
                 " `async with connection.transaction(): …`"
             )
-        outbox.check(messages)
+        texts.check(messages)
         if not messages:
             return
         elsewhere = MisuseError(f"this connection does not lead to {desk.where}, the outbox' database")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError, StoreUnavailable, TidingsError, WorldError
-from tidings.outbox import retention, rows, tables
+from tidings.outbox import retention, rows, tables, texts
 from tidings.outbox.direct import HOLD
 from tidings.outbox.relay import Relay
 from tidings.outbox.row import OutboxBacklog, Parked
@@ -274,6 +274,7 @@ class SqlAlchemyStore:
             raise MisuseError(f"this {type(tx).__name__} commits each statement by itself (AUTOCOMMIT). {remedy}")
         if not database.same_database(connection):
             raise MisuseError(elsewhere)
+        texts.check(messages)
         database.fits(messages)
         if messages:
             rows.insert(connection, messages)
