@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
 from types import TracebackType
+from typing import Protocol
 
 from tidings import points
 from tidings.delivery import Delivery, Envelope, Message
@@ -66,10 +67,18 @@ class Unkeyed:
         """Nothing was claimed."""
 
 
+class Lives(Protocol):
+    """How long the keys of a handler have to be known."""
+
+    seconds: float | None
+    """None is without end."""
+
+
 class Claimer:
     """Opens the claim for a batch of one handler."""
 
-    def __init__(self, handler: Handler, once: Once | None, resource: type | None) -> None:
+    def __init__(self, handler: Handler, once: Once | None, resource: type | None, lives: Lives | None = None) -> None:
+        self._lives = lives
         self._handler = handler
         self._once = once if handler.rules.once or resource is not None else None
         self._resource = resource
@@ -99,4 +108,5 @@ class Claimer:
         once = self._handler.rules.once
         text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else EVENT_MARK + envelope.id
         digest = blake2b(bytes(envelope.data), digest_size=16).digest()
-        return Key(self._handler.position, text, envelope.id, digest)
+        lives = None if self._lives is None else self._lives.seconds
+        return Key(self._handler.position, text, envelope.id, digest, lives)

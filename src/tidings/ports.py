@@ -229,6 +229,10 @@ class Key(msgspec.Struct, frozen=True):
     event_id: str
     digest: bytes
     """A hash of the event's data, to tell a repeat from another event under the same key."""
+    lives: float | None = None
+    """For how many seconds after this claim closes it has to be known; None is without end.
+
+    For a store that lets keys go by themselves. The others are told by `Store.forget`."""
 
 
 class State(Enum):
@@ -319,7 +323,8 @@ class Store(Once, Protocol):
         """Remove the keys of this kind that a handler applied before `before` (Unix seconds): one step of many.
 
         A step looks at `most` keys behind `after`, in an order of the store's own, and writes, if at all, in one short
-        transaction. Who calls pauses between steps. A store that lets keys go by itself answers ``Forgotten()``.
+        transaction. Who calls pauses between steps. A store that lets keys go by themselves, as `Key.lives` says,
+        answers ``Forgotten()``.
 
         Raises:
             StoreUnavailable, Contention: nothing was removed in this step.

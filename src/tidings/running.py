@@ -29,7 +29,7 @@ from tidings.publisher import Wrapper, outlet_of, refuse_in_handler
 from tidings.settling import Settler
 from tidings.stores import Missing, store_from
 from tidings.supervision import Supervisor
-from tidings.sweeping import Sweeper, target_of
+from tidings.sweeping import Sweeper, Target, target_of
 from tidings.switch import Switch
 from tidings.worker import Worker
 
@@ -68,6 +68,7 @@ class Running:
         self.store: Store | None = store
         self.wrapper: Wrapper = Wrapper(service.name, service.published, service.content)
         self.workers: list[Worker] = []
+        self._targets: list[Target] = []
         self.tasks: Supervisor = Supervisor()
         self.stopping: bool = False
         self._obedient: list[Obedience] = []
@@ -156,7 +157,10 @@ class Running:
 
     def _worker(self, handler: Handler, shared: object) -> Worker:
         resource = resource_of(handler, self.store)
-        claimer = Claimer(handler, self.store, resource)
+        target = None if self.store is None else target_of(handler, lambda: worker.keeps())
+        if target is not None:
+            self._targets.append(target)
+        claimer = Claimer(handler, self.store, resource, target)
         observers = [OutcomeLog(), *self.service.observers]
         pipeline = Pipeline(
             handler,
@@ -166,7 +170,7 @@ class Running:
             settler=Settler(handler.position, self.broker, service_version=self.service.version, observers=observers),
             together=1 if claimer.shared and resource is None else handler.batch,
         )
-        return Worker(
+        worker = Worker(
             handler.subscription,
             pipeline,
             self.broker,
@@ -174,7 +178,9 @@ class Running:
             batch=handler.batch,
             observers=observers,
             switch=Switch(handler.rules.kill_switch),
+            before=None if target is None else target.begin,
         )
+        return worker
 
     async def _start(self, worker: Worker) -> None:
         """Let a handler begin, unless it is paused; either way it obeys from now on."""
@@ -187,12 +193,8 @@ class Running:
         self.tasks.spawn(f"{worker.position} orders", obedient.run)
 
     def _sweep(self, store: Store) -> None:
-        found = [
-            target_of(handler, worker.keeps)
-            for handler, worker in zip(self.service.handlers, self.workers, strict=True)
-        ]
-        if targets := [target for target in found if target is not None]:
-            self.tasks.spawn(f"{self.service.name} sweeper", Sweeper(self.service.name, store, targets).run)
+        if self._targets:
+            self.tasks.spawn(f"{self.service.name} sweeper", Sweeper(self.service.name, store, self._targets).run)
 
     async def _stop_workers(self) -> None:
         self.stopping = True

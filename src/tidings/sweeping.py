@@ -33,17 +33,38 @@ PAUSE: Final = 0.05
 SHARE: Final = 4
 """A pause after a step is so many times as long as the step was: four fifths of the time are the handlers'."""
 TRIES: Final = 5
+BEGIN_WITHIN: Final = 5.0
 
 SMALLEST_MARGIN: Final = timedelta(days=1)
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, eq=False):
     """The keys of one handler, and how old they get."""
 
     position: str
     kind: KeyKind
     lives: Callable[[], Awaitable[timedelta | None]]
     """For how long a key is needed; None is without end. Raises when it is not known just now."""
+    seconds: float | None = None
+    """What was said last: a store that lets keys go by themselves is told it with each. None is without end."""
+
+    async def ask(self) -> timedelta | None:
+        """For how long a key is needed now.
+
+        Raises:
+            BrokerUnavailable: the broker, who says it, cannot be asked.
+        """
+        lives = await self.lives()
+        self.seconds = None if lives is None else lives.total_seconds()
+        return lives
+
+    async def begin(self) -> None:
+        """Ask before the first event is handled. Where nobody answers keys are kept without end, until one does."""
+        try:
+            async with asyncio.timeout(BEGIN_WITHIN):
+                await self.ask()
+        except (BrokerUnavailable, TimeoutError) as error:
+            log.warning("%s: how long its stream keeps events is asked again later: %s", self.position, error)
 
 
 def target_of(handler: Handler, keeps: Callable[[], Awaitable[timedelta | None]]) -> Target | None:
@@ -106,7 +127,7 @@ class Sweeper:
         return sum(removed.values())
 
     async def _sweep(self, target: Target) -> int:
-        lives = await target.lives()
+        lives = await target.ask()
         if lives is None:
             return 0
         before = time.time() - lives.total_seconds()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from tidings.delivery import Delivery, Release
@@ -87,7 +87,9 @@ class Worker:
         batch: int,
         observers: Sequence[Observer] = (),
         switch: Switch | None = None,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._before = before
         self._subscription = subscription
         self._pipeline = pipeline
         self._broker = broker
@@ -141,15 +143,17 @@ class Worker:
         return sum(lane.busy for lane in self._lanes)
 
     async def start(self) -> None:
-        """Start the lanes, then let deliveries in."""
-        for number, lane in enumerate(self._lanes):
-            self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
+        """Let deliveries in, and start the lanes when all is known that they need: what `before` asks for."""
         if not self.paused:
             await self._listen()
+        for number, lane in enumerate(self._lanes):
+            self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
 
     async def _listen(self) -> None:
         sink = self._take_ordered if self._subscription.ordered else self._take
         self._feed = await self._broker.subscribe(self._subscription, sink)
+        if self._before is not None:
+            await self._before()
 
     async def pause(self, why: str) -> None:
         """Take no more, finish the events that run, and give the rest back: until `resume`, also in a new process."""

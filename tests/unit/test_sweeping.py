@@ -96,9 +96,42 @@ async def test_a_running_service_sweeps_the_keys_of_its_handlers_by_what_the_bro
         await eventually(lambda: found)
         assert [(one.position, one.kind) for one in found] == [("stock.step", "event"), ("stock.forgets", "business")]
         assert [await one.lives() for one in found] == [timedelta(days=4), timedelta(hours=1)]
+        assert [one.seconds for one in found] == [4 * 86400, 3600], "they were asked for before the first event"
         async with broker.outage():
             with pytest.raises(BrokerUnavailable):
                 await found[0].lives()
+
+
+async def test_each_sweep_hears_anew_how_long_the_stream_keeps_its_events() -> None:
+    keeps: list[timedelta | None] = [timedelta(days=2), None, timedelta(days=30)]
+
+    async def lives() -> timedelta | None:
+        return keeps.pop(0)
+
+    target = Target("stock.step", "event", lives)
+    sweeper = Sweeper("stock", Keys(), [target])
+    heard = []
+    while keeps:
+        await sweeper.sweep()
+        heard.append(target.seconds)
+    assert heard == [2 * 86400, None, 30 * 86400]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_broker_that_does_not_say_how_long_it_keeps_events_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slow: bool
+) -> None:
+    monkeypatch.setattr("tidings.sweeping.BEGIN_WITHIN", 0.1)
+
+    async def lives() -> timedelta | None:
+        if slow:
+            await asyncio.Event().wait()
+        raise BrokerUnavailable("no leader")
+
+    target = Target("stock.step", "event", lives)
+    await target.begin()
+    assert target.seconds is None, "for ever, until it is known"
+    assert "stock.step: how long its stream keeps events is asked again later" in caplog.text
 
 
 @pytest.mark.parametrize(("once", "after"), [(True, 1), (False, 1), ("order_id", 0), ("order_id", -1)])

@@ -28,7 +28,7 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 _KNOWN = {
     "lease": "after how long without a renewal a key is free for others (15s)",
-    "remember": "how long the id of an applied event is known; longer than streams keep events, or forever (8d)",
+    "remember": "how long the id of an applied event is known, or forever; unless told, longer than its stream has it",
     "timeout": "how long one call may take (5s)",
     "unsafe": "eviction: work although this Redis may drop keys when its memory is full",
     "tls_ca": "path of the certificates to trust",
@@ -42,7 +42,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What may be set. Times are in seconds."""
 
     lease: float = 15.0
-    remember: float = 8 * DAY
+    remember: float | None = None
+    """None: as long as each key says."""
     timeout: float = 5.0
     allow_eviction: bool = False
 
@@ -51,7 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"lease={self.lease:g}: between 0.1 seconds and an hour")
         if not 0.05 <= self.timeout <= 60:
             raise ConfigurationError(f"timeout={self.timeout:g}: between 0.05 seconds and a minute")
-        if self.remember < 1:
+        if self.remember is not None and self.remember < 1:
             raise ConfigurationError(
                 f"remember={self.remember:g}: at least a second, and longer than streams keep their events"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -64,8 +65,9 @@ class RedisStore:
     * `where`: a URL, ``redis://`` or ``rediss://``, whose options come before those given here; or a live
       `redis.asyncio.Redis`, which is used and never closed.
     * `lease`: seconds after which a key whose claim was not renewed is free for others. It is renewed at a third.
-    * `remember`: how long the id of an applied event is known; None for ever. It must be longer than the streams keep
-      their events. Keys of `once="field"` are always kept.
+    * `remember`: how long the id of an applied event is known; `timedelta.max` is for ever. Unless told, as long as its
+      stream keeps it, as the broker said last, and a tenth of that more, at least a day. Keys of `once="field"` are
+      known for `forget_after`, and for ever without it.
     * `timeout`: seconds that one call may take.
     * `allow_eviction`: work although this Redis may drop keys when its memory is full; effects then repeat.
 
@@ -80,11 +82,13 @@ class RedisStore:
         where: str | Redis,
         *,
         lease: float = 15.0,
-        remember: timedelta | None = timedelta(days=8),
+        remember: timedelta | None = None,
         timeout: float = 5.0,
         allow_eviction: bool = False,
     ) -> None:
-        known = FOREVER if remember is None else remember.total_seconds()
+        known = None if remember is None else remember.total_seconds()
+        if remember == timedelta.max:
+            known = FOREVER
         options = Options(lease=lease, remember=known, timeout=timeout, allow_eviction=allow_eviction)
         if isinstance(where, str):
             client, address, options = parse(where, options)
@@ -94,7 +98,6 @@ class RedisStore:
         self._link = Link(client, address, options.timeout, owned=isinstance(where, str))
         self._desk = _Desk(self._link, options)
         self._tasks = Supervisor()
-        self._told: set[str] = set()
 
     async def open(self) -> None:
         """Connect, check the server, and see that claims work there.
@@ -159,10 +162,7 @@ class RedisStore:
         raise MisuseError("a store on Redis has no outbox. Use a database, such as store='sqlite:///service.db'")
 
     async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
-        """Nothing: ids of events go by themselves, at the time they were given, and business keys never do."""
-        if kind == "business" and position not in self._told:
-            self._told.add(position)
-            log.warning("%s: forget_after= has no effect with Redis, which keeps its business keys for ever", position)
+        """Nothing: keys go by themselves, at the time that they were given when they were applied."""
         return Forgotten()
 
     async def relay(self, publish: Publish) -> None:
@@ -279,14 +279,17 @@ class _Desk:
         self._lease = options.lease
         self._lease_ms = round(options.lease * 1000)
         self._leftover_ms = round((options.lease + LEFTOVER) * 1000)
-        self._remember = "0" if options.remember == FOREVER else str(round(options.remember * 1000))
+        self._remember = options.remember
         self._debts: list[_Debt] = []
         self._paying = asyncio.Lock()
         self.open: set[RedisClaim] = set()
 
     def keeps(self, key: Key) -> str:
-        """How long a key stays done, in ms. A business key goes only by an explicit choice, which nobody made here."""
-        return self._remember if key.key.startswith(EVENT_MARK) else "0"
+        """How long a key stays done, in ms; 0 is for ever. An option speaks for the ids of events alone."""
+        seconds = key.lives
+        if self._remember is not None and key.key.startswith(EVENT_MARK):
+            seconds = self._remember
+        return "0" if seconds is None or seconds == FOREVER else str(max(1, math.ceil(seconds * 1000)))
 
     async def claim(
         self, token: bytes, names: list[bytes], rest: list[bytes], fenced: bool

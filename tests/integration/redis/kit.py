@@ -21,10 +21,10 @@ class Keys:
     def __init__(self) -> None:
         self.position = f"t{uuid.uuid4().hex[:12]}.reserve"
 
-    def __call__(self, name: str, event_id: str = "", *, position: str = "") -> Key:
+    def __call__(self, name: str, event_id: str = "", *, position: str = "", lives: float | None = None) -> Key:
         """A key; an event's own id, unless another event's is given."""
         event_id = event_id or name
-        return Key(position or self.position, name, event_id, event_id.encode())
+        return Key(position or self.position, name, event_id, event_id.encode(), lives)
 
     def stored(self, name: str) -> str:
         return f"tidings:{self.position}:{name}"

@@ -109,20 +109,30 @@ async def test_a_batch_of_a_thousand_keys_is_two_round_trips(server: Redis, key:
     await store.close()
 
 
-async def test_trap_127_ids_are_forgotten_after_their_time_and_business_keys_never(
+DAY = 86400
+
+
+async def test_trap_127_each_key_is_known_for_as_long_as_it_says_and_without_a_word_for_ever(
     redis_url: str, key: Keys, client: Any
 ) -> None:
     store = RedisStore(redis_url)
     await store.open()
-    await apply(store, key("@event"), key("order_id:7", "event"))
-    assert 7.9 * 86400 < client.ttl(key.stored("@event")) <= 8 * 86400
-    assert client.ttl(key.stored("order_id:7")) == -1
+    await apply(store, key("@event", lives=3 * DAY), key("order_id:7", "event", lives=3600.5), key("@ever"))
+    await apply(store, key("order_id:8", lives=0.0001))
+    assert 2.9 * DAY < client.ttl(key.stored("@event")) <= 3 * DAY
+    assert 3590_000 < client.pttl(key.stored("order_id:7")) <= 3600_500
+    assert client.ttl(key.stored("@ever")) == -1
+    await asyncio.sleep(0.05)
+    assert list(await states(store, key("order_id:8"))) == [NEW]
+    await apply(store, key("@event", lives=9 * DAY))
+    assert client.ttl(key.stored("@event")) <= 3 * DAY, "a duplicate is not applied, and changes nothing"
     await store.close()
 
     short = RedisStore(f"{redis_url}?remember=1s")
     await short.open()
-    await apply(short, key("@soon"))
+    await apply(short, key("@soon", lives=DAY), key("order_id:9", lives=DAY))
     assert 0 < client.pttl(key.stored("@soon")) <= 1000
+    assert client.ttl(key.stored("order_id:9")) > DAY - 100, "the option is for the ids of events"
     assert list(await states(short, key("@soon"))) == [done("@soon")]
     client.pexpire(key.stored("@soon"), 1)
     await asyncio.sleep(0.05)
@@ -131,19 +141,9 @@ async def test_trap_127_ids_are_forgotten_after_their_time_and_business_keys_nev
 
     ever = RedisStore(f"{redis_url}?remember=forever")
     await ever.open()
-    await apply(ever, key("@ever"))
-    assert client.ttl(key.stored("@ever")) == -1
+    await apply(ever, key("@kept", lives=DAY))
+    assert client.ttl(key.stored("@kept")) == -1
     await ever.close()
-
-
-async def test_a_time_for_business_keys_that_redis_does_not_keep_is_said(
-    store: RedisStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    await store.forget("stock.reserve", "event", 0.0, most=10)
-    assert not caplog.text
-    for _ in range(2):
-        await store.forget("stock.reserve", "business", 0.0, most=10)
-    assert caplog.text.count("forget_after= has no effect") == 1
 
 
 async def test_the_number_of_a_fence_grows_with_each_claim_and_is_shared_in_one(store: RedisStore, key: Keys) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -148,3 +150,38 @@ async def test_P2_P3_P13_what_cannot_be_read_becomes_a_letter_and_keeps_no_key(s
     await idle(shop)
     assert set(shop.effects.values()) == {1}
     assert len(await list_letters(broker)) == len(broken)
+
+
+@pytest.mark.parametrize("where", ["memory", "embedded"])
+async def test_P5_keys_are_known_for_as_long_as_their_events_may_come_and_their_handlers_say(
+    where: str, redis_url: str, client: Any, tmp_path: Path
+) -> None:
+    service = Service(f"keep-{os.urandom(4).hex()}", store=redis_url, publishes=[Placed], keep=timedelta(days=3))
+    applied: Counter[str] = Counter()
+
+    async def step(placed: Placed) -> None:
+        applied[placed.order_id] += 1
+
+    service.on(Placed, name="ids")(step)
+    service.on(Placed, once="order_id", name="ever")(step)
+    service.on(Placed, once="order_id", name="hour", forget_after=timedelta(hours=1))(step)
+
+    def stored(handler: str) -> list[Any]:
+        return list(client.scan_iter(match=f"tidings:{service.name}.{handler}:*"))
+
+    async with service.running(broker=MemoryBroker() if where == "memory" else f"embedded:{tmp_path}/nats"):
+        await service.publish(Placed(order_id="a", number=1))
+        await until(lambda: all(client.pttl(key) != -2 for name in ("ids", "ever", "hour") for key in stored(name)))
+        await until(lambda: applied["a"] == 3)
+        await until(
+            lambda: all(client.get(key).startswith(b"D") for key in client.scan_iter(f"tidings:{service.name}.*"))
+        )
+        (by_id,), (ever,), (hour,) = stored("ids"), stored("ever"), stored("hour")
+        day = 86400
+        assert 4 * day - 60 < client.ttl(by_id) <= 4 * day, "what its stream keeps, and a day"
+        assert client.ttl(ever) == -1
+        assert 3600 - 60 < client.ttl(hour) <= 3600
+        client.pexpire(hour, 1)
+        await until(lambda: not client.exists(hour))
+        await service.publish(Placed(order_id="a", number=2))
+        await until(lambda: applied["a"] == 5)
