@@ -26,6 +26,7 @@ LOCK: Final = 0x7469_6469_6E67_7301
 INSTALL: Final = "Install it with: pip install 'tidings[sqlalchemy-postgres]'"
 
 STOP_WITHIN: Final = 2.0
+PROXY: Final = "tidings: a proxy stands between"
 
 UNPREPARED: Final[dict[str, Any]] = {"prepare_threshold": None}
 """For psycopg: a proxy may give each transaction another session, in which nothing was prepared."""
@@ -63,6 +64,8 @@ class Postgresql:
         milliseconds = max(1, int(lock_timeout * 1000))
         self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {milliseconds}"
         self._home: float | None = None
+        self._direct = False
+        """It is known that no proxy stands between."""
 
     def __str__(self) -> str:
         return f"the PostgreSQL database {self._url.database} on {self._url.host or 'this host'}"
@@ -106,6 +109,13 @@ class Postgresql:
             if connection.get_execution_options().get(BEGIN, True) and not connection.invalidated:
                 _say(connection, "ROLLBACK")
 
+        def connected(dbapi_connection: Any, record: object) -> None:
+            if not self._direct:
+                self._refuse_a_proxy(dbapi_connection)
+
+        if ours and engine.dialect.driver == "asyncpg":
+            # Before SQLAlchemy says its first word, which it prepares.
+            event.listen(engine, "connect", connected, insert=True)
         event.listen(engine, "begin", begin)
         event.listen(engine, "commit", commit)
         event.listen(engine, "rollback", rollback)
@@ -114,6 +124,8 @@ class Postgresql:
         """A server makes no database by itself."""
 
     def set_up(self, connection: sa.Connection) -> None:
+        if connection.dialect.driver == "asyncpg" and not self._direct:
+            self._refuse_a_proxy(connection.connection.dbapi_connection)
         reading = connection.execution_options(**{BEGIN: ""})
         version = reading.exec_driver_sql("SHOW server_version_num").scalar()
         encoding = reading.exec_driver_sql("SHOW server_encoding").scalar()
@@ -127,6 +139,29 @@ class Postgresql:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
                 tables.ensure(connection)
             self._home = tables.made_at(connection)
+
+    def _refuse_a_proxy(self, dbapi_connection: Any) -> None:
+        """SQLAlchemy prepares every statement through asyncpg; behind a proxy the next may meet another session.
+
+        A proxy tells a session's number of its own making. It is compared by the server, in a statement that is not
+        prepared: what others left prepared in its session would make that fail.
+        """
+        try:
+            dbapi_connection.run_async(
+                lambda driver: driver.execute(
+                    f"DO $$ BEGIN IF pg_backend_pid() <> {driver.get_server_pid():d} THEN"
+                    f" RAISE EXCEPTION '{PROXY}'; END IF; END $$"
+                )
+            )
+        except Exception as error:
+            if PROXY not in str(error):
+                raise
+            raise ConfigurationError(
+                f"{self} is behind a proxy (PgBouncer?), where statements get lost that SQLAlchemy prepares through"
+                " asyncpg. Write postgresql+psycopg://…, which prepares none, or postgresql://… for the store on"
+                " asyncpg alone; or connect to the server itself"
+            ) from None
+        self._direct = True
 
     def check(self) -> None:
         """A server says itself when it is gone."""

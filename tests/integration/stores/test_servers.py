@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -30,7 +31,7 @@ from tests.integration.stores.ledger import (
     waiting,
 )
 from tests.proxy import Proxy
-from tidings.errors import Contention, MisuseError, StoreUnavailable
+from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable
 from tidings.outbox import tables
 from tidings.ports import State
 from tidings.stores.sqlalchemy import SqlAlchemyStore
@@ -533,3 +534,27 @@ async def test_through_a_proxy_that_pools_transactions_psycopg_works(where: str,
         await asyncio.wait({relay})
         await store.close()
     assert len(notes(where)) == len(set(published)) == 24
+
+
+@pytest.mark.parametrize("where", [SERVERS[0]], indirect=True)
+async def test_through_a_proxy_asyncpg_is_refused_at_the_start_with_the_remedy(where: str, server_folder: Path) -> None:
+    """Also where somebody left statements prepared in the session that it gives."""
+    url = sa.make_url(where)
+    with PgBouncer(server_folder, cast(Any, SimpleNamespace(port=url.port)), "default_pool_size = 1") as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port)
+        plain = through.set(drivername="postgresql").render_as_string(hide_password=False)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"behind a proxy.*postgresql\+psycopg://") as caught:
+                await SqlAlchemyStore(through).open()
+            assert "tidings:tidings" not in str(caught.value)
+            other = await asyncpg.connect(plain, timeout=10)
+            await other.fetchval("SELECT 1 + $1::int", 1)  # now its name is taken there
+            await other.close()
+        # Whoever brings an engine of their own, which may be connected already.
+        engine = create_async_engine(through, connect_args={"statement_cache_size": 0}, poolclass=sa.pool.StaticPool)
+        query(where, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        with pytest.raises(ConfigurationError, match="behind a proxy"):
+            await SqlAlchemyStore(engine).open()
+        await engine.dispose()
