@@ -66,8 +66,12 @@ REDIS: tuple[Mutant, ...] = (
         "  if last >= fence then fence = last + 1 end\n",
         "",
     ),
+    _bug("redis: business keys are forgotten like ids", STORE, " and key.key.startswith(EVENT_MARK):", ":"),
     _bug(
-        "redis: business keys are forgotten like ids", STORE, "if key.key.startswith(EVENT_MARK) else", "if True else"
+        "redis: what a handler says of its keys is not heard",
+        STORE,
+        "        seconds = key.lives\n",
+        "        seconds = None\n",
     ),
     _bug("redis: a failure marks its event done", STORE, "if error is not None or index in", "if index in"),
     _bug(
