@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from bench.contestants import Placed, make_event
+from bench.verdict import Verdicts
 from tidings import Service
 from tidings.brokers.nats.embedded import EmbeddedServer
 
@@ -85,8 +86,11 @@ def main() -> int:
     given = parser.parse_args()
     rate, peak = asyncio.run(measure(given.events, given.seconds))
     print(f"{given.events:,} events of about 300 bytes stored at {rate:,.0f}/s through publish_many, fsync always")
-    print(f"peak resident memory of a worker with a handler of 10 ms: {peak:.0f} MB   (target: {LIMIT_MB} MB)")
-    return 0 if peak < LIMIT_MB else 1
+    verdicts = Verdicts()
+    verdicts.add(
+        "peak resident memory of a worker with a handler of 10 ms", peak, LIMIT_MB, wanted="at most", unit="MB"
+    )
+    return verdicts.status
 
 
 if __name__ == "__main__":

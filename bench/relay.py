@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nats
 
+from bench.verdict import Verdicts
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.frames import frame_of
@@ -143,11 +144,12 @@ def main() -> int:
     ratios = {
         label: statistics.median(a / b for a, b in zip(rates[label], rates[SINGLES], strict=True)) for label in KEYS
     }
+    verdicts = Verdicts()
     for label, ratio in ratios.items():
-        print(f"{label} / {SINGLES} = {ratio:.1f}   (target 5)")
+        verdicts.add(f"{label} / {SINGLES}", ratio, 5)
         own = statistics.median(a / b for a, b in zip(rates[label], rates[OWN], strict=True))
-        print(f"{label} / {OWN} = {own:.1f}")
-    return 0 if min(ratios.values()) >= 5 else 1
+        print(f"         {label} / {OWN}: {own:.3g}")
+    return verdicts.status
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""What one failing event in a hundred costs the others: they end as dead letters after two attempts.
+
+``python -m bench.effects.failing [--events 20000] [--rounds 3] [--batch 256]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+
+from bench.effects.contestant import RETRY
+from bench.effects.world import AWAITED, MANY, QUEUED, TITLES, world
+from bench.verdict import Verdicts
+
+KINDS = (AWAITED, QUEUED, MANY)
+ORDERS = {"order kept": ["--ordered"], "order=None": []}
+TARGET = 0.4
+
+Rates = dict[tuple[str, str], list[tuple[float, float]]]
+
+
+async def measure(events: int, rounds: int, batch: int) -> tuple[str, Rates]:
+    """The settings, and for each kind and order the rates without and with failures."""
+    rates: Rates = {(kind, order): [] for kind in KINDS for order in ORDERS}
+    async with world(batch) as servers:
+        database = await servers.database("bench")
+        await servers.fill(events)
+        for number in range(rounds):
+            for (kind, order), found in rates.items():
+                well = (await servers.run(kind, database, *ORDERS[order])).rate
+                badly = await servers.run(kind, database, *ORDERS[order], "--failing")
+                found.append((well, badly.rate))
+                what = f"{TITLES[kind]}, {order}"
+                print(f"round {number + 1}: {what:<48} {well:>8,.0f}/s, with {badly.dead} dead {badly.rate:>8,.0f}/s")
+        return servers.settings(), rates
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=256)
+    given = parser.parse_args()
+    settings, rates = asyncio.run(measure(given.events, given.rounds, given.batch))
+    print(f"medians of {given.rounds} rounds, interleaved; {RETRY}; {settings}")
+    verdicts = Verdicts()
+    for (kind, order), found in rates.items():
+        ratio = statistics.median(badly / well for well, badly in found)
+        what = f"{TITLES[kind]}, {order}: 1 % failing / none"
+        if kind == AWAITED:
+            verdicts.add(what, ratio, TARGET)
+        else:
+            print(f"         {what}: {ratio:.3g}")
+    return verdicts.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
