@@ -9,6 +9,7 @@ from tools.mutants_kit import Mutant
 
 PIPELINE = "pipeline.py"
 HANDLING = "handling.py"
+GROUPING = "grouping.py"
 
 FLOW: tuple[Mutant, ...] = (
     Mutant(
@@ -20,10 +21,10 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "watermill: a key is marked as applied although its handler failed",
         PIPELINE,
-        """                    claim.fail(index)
-                    decided[index] = self._decide(error, work)
+        """                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
 """,
-        """                    decided[index] = self._decide(error, work)
+        """                        decided[index] = self._decide(error, work)
 """,
     ),
     Mutant(
@@ -39,17 +40,17 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a failure is treated as done",
         PIPELINE,
-        """                    claim.fail(index)
-                    decided[index] = self._decide(error, work)
+        """                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
 """,
-        """                    decided[index] = DONE
+        """                        decided[index] = DONE
 """,
     ),
     Mutant(
         "sketch: a duplicate is not recognised",
         PIPELINE,
-        "                elif not new:\n",
-        "                elif claimed.state is State.BUSY:\n",
+        "claim.states[index].state is not State.NEW\n                    or",
+        "claim.states[index].state is State.BUSY\n                    or",
     ),
     Mutant(
         "sketch: a busy key is taken for a duplicate",
@@ -60,8 +61,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a busy key is handled anyway",
         PIPELINE,
-        "                elif not new:\n",
-        "                elif claimed.state is State.DONE:\n",
+        "claim.states[index].state is not State.NEW\n                    or",
+        "claim.states[index].state is State.DONE\n                    or",
     ),
     Mutant(
         "sketch: a handler may run for ever",
@@ -87,10 +88,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a handler's own CancelledError is taken for a shutdown",
         HANDLING,
-        """            if not we_are_cancelled():
-                raise RuntimeError""",
-        """            if False:
-                raise RuntimeError""",
+        "return None if we_are_cancelled() else RuntimeError(",
+        "return None if True else RuntimeError(",
     ),
     Mutant(
         "sketch: settling is not shielded from a cancellation",
@@ -119,45 +118,47 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "review: what follows a busy key overtakes it",
         PIPELINE,
-        """                    if claimed.state is State.BUSY:
-                        left_out""",
-        """                    if False:
-                        left_out""",
+        "            if claimed.state is not State.BUSY:\n                return",
+        "            if True:\n                return",
     ),
     Mutant(
         "what follows a failed event of its key overtakes it",
         PIPELINE,
-        """                    decided[index] = self._decide(error, work)
-                    left_out.update(self._names(work))
+        """                        decided[index] = self._decide(error, work)
+                        left_out.update(self._names(work))
 """,
-        """                    decided[index] = self._decide(error, work)
+        """                        decided[index] = self._decide(error, work)
 """,
     ),
     Mutant(
         "what a closing batch leaves out is overtaken by its key",
         PIPELINE,
-        """                    left_out.update(self._names(work))
-                    if new:
-""",
-        """                    if new:
-""",
+        """        if claimed.state is State.NEW:
+            claim.fail(index)
+        elif left_out""",
+        """        if claimed.state is State.NEW:
+            return claim.fail(index)
+        elif left_out""",
     ),
     Mutant(
         "what a batch leaves out is marked as applied",
         PIPELINE,
-        """                    if new:
-                        claim.fail(index)
-""",
-        "",
+        """        if claimed.state is State.NEW:
+            claim.fail(index)
+        elif left_out""",
+        """        if claimed.state is State.NEW:
+            pass
+        elif left_out""",
     ),
     Mutant(
         "review: the key of an applied twin is given back",
         PIPELINE,
-        """                    if new:
-                        claim.fail(index)
-""",
-        """                    claim.fail(index)
-""",
+        """        if claimed.state is State.NEW:
+            claim.fail(index)
+        elif left_out""",
+        """        if claimed.state is State.NEW or not left_out.isdisjoint(names):
+            claim.fail(index)
+        elif left_out""",
     ),
     Mutant(
         "a batch never closes",
@@ -168,8 +169,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch that closes before it began makes no progress for ever",
         PIPELINE,
-        "closed = new and index > 0 and (self.stopping",
-        "closed = new and index > 1 and (self.stopping",
+        "or (index and (self.stopping",
+        "or ((self.stopping",
     ),
     Mutant(
         "a stop does not end the batch",
@@ -180,20 +181,20 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a stop goes on to the next batch",
         PIPELINE,
-        "if self.stopping or not (group := self._next_group(works, holds)):",
-        "if not (group := self._next_group(works, holds)):",
+        "if self.stopping or not (group := self._grouping.next(works, holds)):",
+        "if not (group := self._grouping.next(works, holds)):",
     ),
     Mutant(
         "a failure in a shared transaction commits what it did",
         PIPELINE,
-        "            if self._claimer.shared:\n                raise self",
-        "            if False:\n                raise self",
+        "if self._claimer.shared:\n                            raise self",
+        "if False:\n                            raise self",
     ),
     Mutant(
         "a lock in a shared transaction counts as the event's failure",
         PIPELINE,
-        "raise self._claimer.of_the_store(error) or _Failed(works, error) from error",
-        "raise _Failed(works, error) from error",
+        "return (self._claimer.of_the_store(error) if self._claimer.shared else None) or _Failed(works, error)",
+        "return _Failed(works, error)",
     ),
     Mutant(
         "review: what fails behind an event of its key overtakes it when the transaction is taken back",
@@ -203,7 +204,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what was put behind the events of its key is grouped with them again, for ever",
-        PIPELINE,
+        GROUPING,
         "if index and work.first), most)]",
         "if False), most)]",
     ),
@@ -215,20 +216,20 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "an error that tells nobody's fault is tried together for ever",
-        PIPELINE,
-        "most = min(self._together, works[0].most) if works else 0",
-        "most = self._together",
+        GROUPING,
+        "most = min(self._now, works[0].most) if works else 0",
+        "most = self._now",
     ),
     Mutant(
         "contention does not shrink the batch",
         PIPELINE,
-        "self._together = max(1, self._together // 2)",
-        "pass",
+        "                self._grouping.fewer()\n            raise",
+        "                pass\n            raise",
     ),
     Mutant(
         "a batch that shrank never grows again",
-        PIPELINE,
-        "self._together = min(self._most_together, self._together * 2)",
+        GROUPING,
+        "self._now = min(self._most, self._now * 2)",
         "pass",
     ),
     Mutant(
@@ -284,8 +285,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "caused events of a transaction are dropped",
         PIPELINE,
-        "caused.extend((index, message) for message in messages)",
-        "caused.extend((index, message) for message in messages if not self._claimer.shared)",
+        "                        if messages:\n",
+        "                        if messages and not self._claimer.shared:\n",
     ),
     Mutant(
         "review: a transaction without an outbox keeps effects whose events were not stored",
@@ -303,14 +304,14 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "followers of a held event are not held",
-        PIPELINE,
+        GROUPING,
         "        if holds:\n            for work in [",
         "        if False:\n            for work in [",
     ),
     Mutant(
         "review: a cancelled lane gives back what follows a held event before that event",
         PIPELINE,
-        "            self._next_group(works, holds)  # what follows a held event stays behind it\n",
+        "            self._grouping.next(works, holds)  # what follows a held event stays behind it\n",
         "",
     ),
     Mutant(
@@ -328,26 +329,23 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a delivery stays current after its handler",
         HANDLING,
-        "            current.reset(token)\n",
-        "            pass\n",
+        "            current.reset(token)\n        return ()",
+        "            pass\n        return ()",
     ),
     Mutant(
         "review: an event that counts as false is left out of the claim",
         PIPELINE,
-        "for work in group if work.event is not None]",
-        "for work in group if work.event]",
+        "[(work.delivery, work.event) for work in group]",
+        "[(work.delivery, work.event) for work in group if work.event]",
     ),
     Mutant(
         "a duplicate is passed to a batch handler",
         PIPELINE,
-        """                    if claimed.state is State.BUSY:
-                        left_out.update(self._names(work))
-                elif""",
-        """                    if claimed.state is State.BUSY:
-                        left_out.update(self._names(work))
-                    elif self._handling.at_once:
+        "                    self._pass_over(index, work, claim, decided, left_out)\n",
+        """                    self._pass_over(index, work, claim, decided, left_out)
+                    if self._handling.at_once and claim.states[index].state is State.DONE:
                         together.append(index)
-                elif""",
+""",
     ),
     Mutant(
         "a failed batch acknowledges the rest",
@@ -361,7 +359,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a failed batch is tried whole for ever",
-        PIPELINE,
+        GROUPING,
         "work.most = max(1, len(group) // 2)",
         "pass",
     ),
@@ -374,7 +372,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch handler that returns too few results is taken at its word",
         HANDLING,
-        "or len(results) != len(given):",
-        "or len(results) > len(given):",
+        "or len(results) != len(events):",
+        "or len(results) > len(events):",
     ),
 )

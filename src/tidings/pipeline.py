@@ -16,17 +16,15 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from tidings import points
 from tidings.claims import Claimer
 from tidings.copies import restore
 from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried, Route
 from tidings.envelope import read_envelope
 from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
-from tidings.event import Event
+from tidings.grouping import UNLIMITED, Grouping, Work
 from tidings.handler import Handler
-from tidings.handling import Given, Handling, we_are_cancelled
+from tidings.handling import Handling, we_are_cancelled
 from tidings.limit import Limit
 from tidings.order import Holds
 from tidings.policy import BUSY_PAUSE, decide, describe
@@ -42,22 +40,8 @@ BATCH_SECONDS: Final = 0.05
 CRASH_PAUSE: Final = 5.0
 """How long a batch stays away over which the pipeline itself, not a handler, failed."""
 
-UNLIMITED: Final = 1 << 30
-
 Decided = dict[int, Decision]
 Caused = list[tuple[int, Message]]  # with the place in the group of the event that caused it
-
-
-class Work(msgspec.Struct, eq=False):
-    """One delivery on its way through the steps; `decision` is set once nothing can change it any more."""
-
-    delivery: Delivery
-    event: Event | None = None
-    decision: Decision | None = None
-    most: int = UNLIMITED
-    """How many it may be handled with, itself included: half, after an error that did not tell whose fault it was."""
-    first: bool = False
-    """It failed behind an event of its key, which is to be applied before anything is decided about this one."""
 
 
 class _Failed(Exception):
@@ -86,7 +70,7 @@ class Pipeline:
         self._claimer = claimer
         self._handling = handling
         self.settler = settler
-        self._most_together = self._together = together
+        self._grouping = Grouping(together)
         self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
         self.lenient = False  # the kill switch is off: what fails counts for nothing
         self.broken = ""  # why the handler must not run any more: it ended its transaction
@@ -107,14 +91,14 @@ class Pipeline:
             while True:
                 if any(work.decision for work in works):
                     await self._settle(works, holds, began, more)
-                if self.stopping or not (group := self._next_group(works, holds)):
+                if self.stopping or not (group := self._grouping.next(works, holds)):
                     break
                 await self._attempt(group)
         except (WorldError, TransactionEnded) as error:
             trouble = describe(error)
             self.broken = trouble if isinstance(error, TransactionEnded) else ""
         except (Exception, asyncio.CancelledError) as error:
-            self._next_group(works, holds)  # what follows a held event stays behind it
+            self._grouping.next(works, holds)  # what follows a held event stays behind it
             after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")
             for work in works:
                 work.decision = Retried(after=after, reason=reason, counted=False)
@@ -137,22 +121,12 @@ class Pipeline:
             work.decision = decide(error, delivery, self._handler.rules.retry)
         return work
 
-    def _next_group(self, works: list[Work], holds: Holds | None) -> list[Work]:
-        """What is handled next, together; an event behind a held key goes there instead."""
-        if holds:
-            for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
-                holds.follow(work.delivery.key or "", work.delivery)
-                works.remove(work)
-        most = min(self._together, works[0].most) if works else 0
-        return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
-
     # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
 
     async def _attempt(self, group: list[Work]) -> None:
         decided: Decided = {}
         try:
-            todo = [(work.delivery, work.event) for work in group if work.event is not None]
-            async with self._claimer.open(todo) as claim:
+            async with self._claimer.open([(work.delivery, work.event) for work in group]) as claim:
                 points.at(points.AFTER_CLAIM)
                 caused = await self._handle_all(group, claim, decided)
                 if caused and not await claim.emit([message for _, message in caused]):
@@ -167,7 +141,7 @@ class Pipeline:
             work.first = True
         except WorldError as error:
             if isinstance(error, Contention):
-                self._together = max(1, self._together // 2)
+                self._grouping.fewer()
             raise
         except asyncio.CancelledError as error:
             if we_are_cancelled():
@@ -176,19 +150,17 @@ class Pipeline:
         except Exception as error:
             self._halve(group, error)
         else:
-            self._together = min(self._most_together, self._together * 2)
+            self._grouping.more()
             for index, decision in decided.items():
                 group[index].decision = decision
 
     def _halve(self, group: list[Work], error: Exception) -> None:
-        """Nobody knows whose fault it was. Halves, and halves of those that fail again, find out."""
         if len(group) == 1:
             group[0].decision = self._decide(error, group[0])
         elif group[0].most == UNLIMITED:
             text = "%s: %d events failed together and are handled in halves, to find the one that fails: %s"
             log.warning(text, self._handler.position, len(group), describe(error))
-        for work in group:
-            work.most = max(1, len(group) // 2)
+        self._grouping.halve(group)
 
     async def _handle_all(self, group: list[Work], claim: Claim, decided: Decided) -> Caused:
         """Handle what is new, and return what it caused. What is left out stays undecided."""
@@ -198,42 +170,54 @@ class Pipeline:
         closes = time.monotonic() + BATCH_SECONDS
         with Limit(self._handler.rules.timeout) as limit:
             for index, work in enumerate(group):
-                claimed = claim.states[index]
-                new = claimed.state is State.NEW
-                closed = new and index > 0 and (self.stopping or time.monotonic() > closes)
-                if closed or (left_out and not left_out.isdisjoint(self._names(work))):
-                    left_out.update(self._names(work))
-                    if new:
-                        claim.fail(index)
-                elif not new:
-                    decided[index] = self._known(work, claimed)
-                    if claimed.state is State.BUSY:
-                        left_out.update(self._names(work))
+                if (
+                    claim.states[index].state is not State.NEW
+                    or (index and (self.stopping or time.monotonic() > closes))
+                    or (left_out and not left_out.isdisjoint(self._names(work)))
+                ):
+                    self._pass_over(index, work, claim, decided, left_out)
                 elif self._handling.at_once:
                     together.append(index)
-                elif (error := await self._handle(group, [index], claim, limit, decided, caused)) is not None:
-                    claim.fail(index)
-                    decided[index] = self._decide(error, work)
-                    left_out.update(self._names(work))
-            if together and (error := await self._handle(group, together, claim, limit, decided, caused)) is not None:
-                raise _Failed([group[index] for index in together], error) from error
+                else:
+                    try:
+                        messages = await self._handling.handle(work.event, work.delivery, claim, limit)
+                    except Exception as error:
+                        if self._claimer.shared:
+                            raise self._blamed([work], error) from error
+                        claim.fail(index)
+                        decided[index] = self._decide(error, work)
+                        left_out.update(self._names(work))
+                    else:
+                        decided[index] = DONE
+                        if messages:
+                            caused.extend((index, message) for message in messages)
+            if together:
+                works = [group[index] for index in together]
+                try:
+                    caused_by_each = await self._handling.handle_all(
+                        [work.event for work in works], [work.delivery for work in works], claim, limit
+                    )
+                except Exception as error:
+                    raise self._blamed(works, error) from error
+                for index, messages in zip(together, caused_by_each, strict=True):
+                    decided[index] = DONE
+                    caused.extend((index, message) for message in messages)
         return caused
 
-    async def _handle(
-        self, group: list[Work], places: list[int], claim: Claim, limit: Limit, decided: Decided, caused: Caused
-    ) -> Exception | None:
-        """One call of the function. An error is raised where it takes others back, and returned where it does not."""
-        works = [group[index] for index in places]
-        try:
-            given = [Given(work.event, work.delivery) for work in works if work.event is not None]
-            for index, messages in zip(places, await self._handling.handle(given, claim, limit), strict=True):
-                decided[index] = DONE
-                caused.extend((index, message) for message in messages)
-        except Exception as error:
-            if self._claimer.shared:
-                raise self._claimer.of_the_store(error) or _Failed(works, error) from error
-            return error
-        return None
+    def _pass_over(self, index: int, work: Work, claim: Claim, decided: Decided, left_out: set[str]) -> None:
+        """An event that the function is not called for: known, held by others, or left for the next round."""
+        claimed, names = claim.states[index], self._names(work)
+        if claimed.state is State.NEW:
+            claim.fail(index)
+        elif left_out.isdisjoint(names):
+            decided[index] = self._known(work, claimed)
+            if claimed.state is not State.BUSY:
+                return
+        left_out.update(names)
+
+    def _blamed(self, works: list[Work], error: Exception) -> Exception:
+        """What is raised for a call that failed: what the store's errors mean, or that these works failed."""
+        return (self._claimer.of_the_store(error) if self._claimer.shared else None) or _Failed(works, error)
 
     async def _publish(self, group: list[Work], caused: Caused, claim: Claim, decided: Decided) -> None:
         """Without a SQL store the broker has stored what was caused before the claim is marked done.
@@ -269,7 +253,6 @@ class Pipeline:
 
     def _names(self, work: Work) -> list[str]:
         """What makes an event wait for an earlier one that was not applied: same key once, same key in order."""
-        assert work.event is not None
         names = [f"once {self._claimer.key(work.delivery, work.event).key}"]
         if self._handler.rules.ordered and work.delivery.key is not None:
             names.append(f"key {work.delivery.key}")
@@ -290,7 +273,7 @@ class Pipeline:
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
         works[:] = [work for work in works if work.decision is None]
         settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
-        if more and all(isinstance(decision, Done | Duplicate) for _, decision in ended):
+        if more and all(isinstance(decision, (Done, Duplicate)) for _, decision in ended):
             return await self.settler.let_go(settling)
         try:
             await asyncio.shield(settling)

@@ -80,7 +80,7 @@ class Settler:
         copies: list[int] = []
         failed: list[Delivery] = []
         for place, (delivery, decision) in enumerate(ended):
-            if isinstance(decision, Done | Duplicate):
+            if isinstance(decision, (Done, Duplicate)):
                 verdicts.append((place, ACK))
             elif isinstance(decision, DeadLettered):
                 copies.append(place)

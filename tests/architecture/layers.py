@@ -10,7 +10,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "delivery", "partition", "points", "supervision"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
-    ("handler", "claims", "context", "copies", "limit", "order", "settling"),  # what the pipeline is made of
+    (
+        "handler",
+        "claims",
+        "context",
+        "copies",
+        "grouping",
+        "limit",
+        "order",
+        "settling",
+    ),  # what the pipeline is made of
     ("handling",),
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),

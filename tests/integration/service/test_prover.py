@@ -15,7 +15,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tidings import Dead, Event, Retry, Service, points
-from tidings.delivery import ACK
+from tidings.delivery import ACK, Decision
+from tidings.grouping import Work
 from tidings.pipeline import Pipeline
 from tidings.ports import NEW, Claim, Key, Store
 from tidings.stores.sqlalchemy import SqlAlchemyStore
@@ -204,14 +205,14 @@ async def test_P4_a_store_that_marks_a_key_before_its_effect_is_caught(prover: P
 async def test_P3_an_acknowledgement_before_the_commit_is_caught(
     prover: Prover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = Pipeline._handle
+    right = Pipeline._handle_all
 
-    async def early(self: Pipeline, group: Any, places: list[int], claim: Claim, *rest: Any) -> Exception | None:
-        error = await right(self, group, places, claim, *rest)
-        await self._broker.settle([(group[place].delivery, ACK) for place in places])
-        return error
+    async def early(self: Pipeline, group: list[Work], claim: Claim, decided: dict[int, Decision]) -> Any:
+        caused = await right(self, group, claim, decided)
+        await self._broker.settle([(group[place].delivery, ACK) for place in decided])
+        return caused
 
-    monkeypatch.setattr(Pipeline, "_handle", early)
+    monkeypatch.setattr(Pipeline, "_handle_all", early)
     stock = service()
     stock.on(Placed)(reserve_rightly)
     said = await differs(prover, stock)

@@ -1,0 +1,54 @@
+"""How many events of a batch are handled together: fewer after a lock, and more again while all goes well."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from tidings.delivery import Decision, Delivery
+from tidings.order import Holds
+
+UNLIMITED: Final = 1 << 30
+
+
+class Work(msgspec.Struct, eq=False):
+    """One delivery on its way through the steps; `decision` is set once nothing can change it any more."""
+
+    delivery: Delivery
+    event: Any = None
+    """An `Event`; None where a decision is there already, and then nobody asks."""
+    decision: Decision | None = None
+    most: int = UNLIMITED
+    """How many it may be handled with, itself included: half, after an error that did not tell whose fault it was."""
+    first: bool = False
+    """It failed behind an event of its key, which is to be applied before anything is decided about this one."""
+
+
+class Grouping:
+    """Of one handler."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._now = most
+
+    def next(self, works: list[Work], holds: Holds | None) -> list[Work]:
+        """What is handled next, together; an event behind a held key goes there instead."""
+        if holds:
+            for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
+                holds.follow(work.delivery.key or "", work.delivery)
+                works.remove(work)
+        most = min(self._now, works[0].most) if works else 0
+        return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
+
+    def halve(self, group: list[Work]) -> None:
+        """It failed together, by whose fault is not known. Halves, and halves of those that fail again, find out."""
+        for work in group:
+            work.most = max(1, len(group) // 2)
+
+    def fewer(self) -> None:
+        """A group was taken back."""
+        self._now = max(1, self._now // 2)
+
+    def more(self) -> None:
+        """A group was applied."""
+        self._now = min(self._most, self._now * 2)
