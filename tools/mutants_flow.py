@@ -223,8 +223,32 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "contention does not shrink the batch",
         PIPELINE,
-        "                self._grouping.fewer()\n            raise",
+        "                self._grouping.fewer(group)\n            raise",
         "                pass\n            raise",
+    ),
+    Mutant(
+        "a failure does not shrink the batch",
+        PIPELINE,
+        "            self._grouping.fewer(group)\n            work = ",
+        "            work = ",
+    ),
+    Mutant(
+        "an event that failed alone shrinks the batch of the others",
+        GROUPING,
+        "        if len(group) > 1:\n",
+        "        if group:\n",
+    ),
+    Mutant(
+        "what has failed before takes the others back again",
+        PIPELINE,
+        "                self._grouping.suspect(work)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "what has failed before is handled alone for ever, while all goes well",
+        GROUPING,
+        "        if self._now < self._most:\n",
+        "        if True:\n",
     ),
     Mutant(
         "a batch that shrank never grows again",

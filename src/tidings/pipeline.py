@@ -117,6 +117,8 @@ class Pipeline:
             work.event = self._handler.reader.read(envelope)
             if work.event is None:
                 work.decision = Done(skipped=True)
+            elif delivery.failures:
+                self._grouping.suspect(work)
         except Exception as error:
             work.decision = decide(error, delivery, self._handler.rules.retry)
         return work
@@ -132,6 +134,7 @@ class Pipeline:
                 if caused and not await claim.emit([message for _, message in caused]):
                     await self._publish(group, caused, claim, decided)
         except _Failed as failed:
+            self._grouping.fewer(group)
             work = failed.works[0]
             if len(failed.works) > 1:
                 return self._halve(group, failed.error)
@@ -141,13 +144,14 @@ class Pipeline:
             work.first = True
         except WorldError as error:
             if isinstance(error, Contention):
-                self._grouping.fewer()
+                self._grouping.fewer(group)
             raise
         except asyncio.CancelledError as error:
             if we_are_cancelled():
                 raise
             raise StoreUnavailable("the store or the broker cancelled what it was asked for") from error
         except Exception as error:
+            self._grouping.fewer(group)
             self._halve(group, error)
         else:
             self._grouping.more()

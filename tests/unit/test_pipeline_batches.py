@@ -101,6 +101,41 @@ async def test_contention_halves_the_batch_and_peace_doubles_it_again() -> None:
     assert [len(asked) for asked in store.asked] == [4, 2, 1, 2, 4, 1]
 
 
+async def test_a_failure_halves_the_group_and_success_doubles_it_again() -> None:
+    store = ToldStore(transactional=True)
+    bench = Bench(Doing(c3=ValueError("x")), store=store, together=4)
+    await bench.pipeline.process(batch("a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8"))
+    assert [len(asked) for asked in store.asked] == [4, 2, 4, 1]
+
+
+async def test_an_event_that_failed_alone_took_nobody_with_it_and_halves_nothing() -> None:
+    store = ToldStore(transactional=True)
+    bench = Bench(Doing(a1=ValueError("x")), store=store, together=4)
+    await bench.pipeline.process(batch("a1"))
+    await bench.pipeline.process(batch("b2", "c3", "d4", "e5"))
+    assert [len(asked) for asked in store.asked] == [1, 4]
+
+
+async def test_what_has_failed_before_is_handled_alone_while_others_fail_too() -> None:
+    store = ToldStore(transactional=True)
+    bench = Bench(Doing(a1=ValueError("x"), b2=ValueError("x")), store=store)
+    await bench.pipeline.process(batch("a1", "b2", "c3"))
+    store.asked.clear()
+    again = batch("d4", "e5", "f6")
+    again[1].failures = 1
+    await bench.pipeline.process(again)
+    assert store.asked == [["d4"], ["e5"], ["f6"]]
+
+
+async def test_what_has_failed_before_is_handled_with_others_where_all_goes_well() -> None:
+    store = ToldStore(transactional=True)
+    bench = Bench(Doing(), store=store)
+    again = batch("d4", "e5", "f6")
+    again[1].failures = 1
+    await bench.pipeline.process(again)
+    assert store.asked == [["d4", "e5", "f6"]]
+
+
 async def test_P5_an_event_of_a_store_that_cannot_take_effects_back_fails_alone() -> None:
     store, doing = ToldStore(), Doing(b2=ValueError("x"))
     bench = Bench(doing, store=store)
