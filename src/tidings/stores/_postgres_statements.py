@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from tidings import points
 from tidings.errors import MisuseError
 from tidings.stores._postgres_connections import Lent
 
@@ -72,15 +73,25 @@ class Statements:
             arguments = [args for _, args in group]
             try:
                 if len(arguments) > 1 and arguments[0]:
-                    await connection.executemany(query, arguments)
+                    await _as_the_handlers(connection, connection.executemany, query, arguments)
                 else:
                     for args in arguments:
-                        await connection.execute(query, *args)
+                        await _as_the_handlers(connection, connection.execute, query, *args)
             except Exception as error:
                 if sent < begins:
                     self.unattributed = error
                 raise
             sent += len(arguments)
+
+
+async def _as_the_handlers(connection: Lent, say: Callable[..., Awaitable[object]], *what: object) -> None:
+    """Send a statement of a handler: also when the connection is taken back by then, as at the end of a batch."""
+    if points.reached is None or getattr(connection, "borrower", None) is not None:  # while lent, it says so by itself
+        await say(*what)
+        return
+    points.at(points.BEFORE_STATEMENT)
+    await say(*what)
+    points.at(points.AFTER_STATEMENT)
 
 
 def over() -> MisuseError:

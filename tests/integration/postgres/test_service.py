@@ -13,7 +13,7 @@ import pytest
 from tests.integration.nats.server import NatsServer
 from tests.integration.postgres.ledger import applied, eventually, in_transaction, notes, query, run, waiting
 from tests.unit.parts import until
-from tidings import Event, Retry, Service
+from tidings import Event, Retry, Service, points
 from tidings.brokers import broker_from
 from tidings.dead_letters import find, list_letters, redrive
 from tidings.errors import Dead
@@ -179,6 +179,33 @@ async def test_a_queued_statement_that_fails_makes_a_letter_of_its_event_alone(u
         await broker.idle(20.0)
     assert once(notes(url)) == {str(number) for number in range(20) if number != 5}
     assert len(broker.dead_letters) == 1
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["sent at the end", "sent before a question"])
+async def test_queued_statements_are_points_of_their_handler_where_they_are_sent(
+    url: str, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between them is worth a test, and the batch is at its end by then. Tidings' own are none."""
+    broker = MemoryBroker()
+    stock = Service("stock", store=url, publishes=[Placed])
+    passed: list[str] = []
+
+    @stock.on(Placed)
+    async def reserve(event: Placed, statements: Statements) -> Reserved:
+        statements.execute(INSERT, "first")
+        statements.execute(INSERT, "second")  # leaves with the first
+        statements.execute("UPDATE ledger SET note = $1 WHERE note = $1", "first")
+        if asks:
+            await statements.flush()
+        return Reserved(order_id=event.order_id, number=event.number)
+
+    async with stock.running(broker=broker):
+        monkeypatch.setattr(points, "reached", passed.append)
+        await stock.publish(Placed(order_id="a", number=1))
+        await eventually(lambda: "after-ack" in passed)
+    statements = ["before-statement", "after-statement"] * 2
+    assert passed[: 2 + len(statements) + 1] == ["before-claim", "after-claim", *statements, "before-commit"]
+    assert once(notes(url)) == {"first", "second"}
 
 
 async def test_two_processes_on_the_same_rows_take_all_of_them_and_end(url: str) -> None:
