@@ -7,7 +7,6 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import nats
@@ -19,6 +18,7 @@ from tidings.context import derived_id
 from tidings.delivery import Message
 from tools.proof.ledger import Effect
 from tools.proof.shop import CHARGE, RESERVE
+from tools.proof.verdict import Verdict
 from tools.proof.world import World
 
 LIMIT = 60.0
@@ -29,27 +29,6 @@ STILL = 15.0
 ASKS = 5.0
 
 DEAD, PLACED, CAUSED = "tidings-dead", "order", "stock"
-
-
-@dataclass
-class Verdict:
-    """What became of one round."""
-
-    kills: int = 0
-    deliveries: int = 0
-    redeliveries: int = 0
-    republished: int = 0
-    """Caused events that the broker was given again."""
-    lost: int = 0
-    twice: int = 0
-    repeated: int = 0
-    """Effects that came again in the window that the store documents."""
-    wrong: list[str] = field(default_factory=list)
-    """Everything that is not as it should be, in words."""
-
-    @property
-    def passed(self) -> bool:
-        return not (self.lost or self.twice or self.wrong)
 
 
 class Judge:
@@ -95,6 +74,10 @@ class Judge:
 
     async def _effects(self) -> Sequence[Effect]:
         return await asyncio.to_thread(self._world.ledger.effects, self._prefix)
+
+    async def handled(self, handler: str) -> int:
+        """How many effects a handler has had by now in this round."""
+        return sum(one.handler == handler for one in await self._effects())
 
     async def _missing(self) -> dict[str, set[str]]:
         applied: dict[str, set[str]] = defaultdict(set)

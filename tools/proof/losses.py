@@ -1,7 +1,8 @@
 """Redis that forgets, in the three ways in which it does: what that costs is counted, and nothing may be lost.
 
 The orders are applied, Redis forgets that they were, and all are published again. What it remembers is a duplicate;
-what it has forgotten is applied once more.
+what it has forgotten is applied once more. A failover comes twice: to a replica that is known to lack one half, and
+under load to one that lacks whatever had not come through.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, ClassVar, Final, Self
 
 import redis
 
-from tools.proof.shop import file_shop
+from tools.proof.handlers import ELSEWHERE
 from tools.proof.stores import EFFECTS, Kind, url_of
 from tools.services.program import Program
 from tools.services.redis import Redis
 
 FORGETS: Final = "forgets"
+FAILOVER: Final = "failover"
 
 
 class Forgetful(Redis):
@@ -28,6 +30,8 @@ class Forgetful(Redis):
     title: ClassVar[str]
     kills: ClassVar[int] = 1
     """How many servers a forgetting kills."""
+    cost: ClassVar[str]
+    """As the page of the store says it."""
     settings_: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: Path) -> None:
@@ -48,6 +52,7 @@ class Evicting(Forgetful):
     """Its memory is full, and its policy lets it drop any key."""
 
     title = "Redis, evicting"
+    cost = "what it evicted is applied again when its event comes again; Tidings starts there only if told to"
     kills = 0
     settings_ = ("maxmemory 4mb", "maxmemory-policy allkeys-lru", 'save ""', "appendonly no")
 
@@ -61,6 +66,7 @@ class Volatile(Forgetful):
     """Nothing of it is on a disk when it is killed."""
 
     title = "Redis without persistence"
+    cost = "all of what was applied before it died is applied again when its event comes again"
     settings_ = ("maxmemory-policy noeviction", 'save ""', "appendonly no")
 
     def forget(self) -> None:
@@ -72,7 +78,13 @@ class FailingOver(Forgetful):
     """It is killed, and the replica that takes its address has not heard of the second half."""
 
     title = "Redis, failing over"
-    settings_ = ("maxmemory-policy noeviction", "appendonly yes", "appendfsync always")
+    cost = "what the replica had not heard of is applied again when its event comes again"
+    settings_ = (
+        "maxmemory-policy noeviction",
+        "appendonly yes",
+        "appendfsync always",
+        "repl-diskless-sync-delay 0",
+    )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "primary")
@@ -83,15 +95,31 @@ class FailingOver(Forgetful):
         self.replica.start()
         return self
 
-    def half(self) -> None:
+    def in_step(self) -> None:
+        """The replica has heard of everything so far."""
         with closing(self.client()) as primary:
             if not primary.wait(1, 10_000):
-                raise TimeoutError("the replica did not hear of the first half")
-        with closing(self.client(self.replica.port)) as replica:
-            replica.replicaof("NO", "ONE")  # cut off: from here on it hears nothing
+                raise TimeoutError("the replica did not hear of what its primary has")
+
+    def half(self) -> None:
+        self.in_step()
+        self._promote()  # it is cut off: from here on it hears nothing
 
     def forget(self) -> None:
         super().stop()
+        self._take_over()
+
+    def fail_over(self) -> None:
+        """The primary is killed; its replica is promoted, and takes its address."""
+        super().stop()
+        self._promote()
+        self._take_over()
+
+    def _promote(self) -> None:
+        with closing(self.client(self.replica.port)) as replica:
+            replica.replicaof("NO", "ONE")
+
+    def _take_over(self) -> None:
         with closing(self.client(self.replica.port)) as replica:
             replica.config_set("port", str(self.port))
 
@@ -116,11 +144,13 @@ def _kind(server: type[Forgetful]) -> Kind:
         url=url_of,
         ledger=lambda url, folder: f"sqlite:///{folder / EFFECTS}",
         store=_store,
-        shop=file_shop,
+        variants=ELSEWHERE,
         points={},
         effects_elsewhere=True,
         forgets=True,
+        fails_over=server is FailingOver,
     )
 
 
-LOSSES: Final = {f"redis-{one.__name__.lower()}": _kind(one) for one in (Evicting, Volatile, FailingOver)}
+SERVERS: Final[tuple[type[Forgetful], ...]] = (Evicting, Volatile, FailingOver)
+LOSSES: Final = {f"redis-{one.__name__.lower()}": _kind(one) for one in SERVERS}

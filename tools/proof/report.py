@@ -1,4 +1,4 @@
-"""What the proof says: lines as it goes, the table at its end, and the page that keeps it."""
+"""What the proof says: lines as it goes, the tables at its end, and the page that keeps them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tools import servers
-from tools.proof.judge import Verdict
+from tools.proof.losses import SERVERS
 from tools.proof.rounds import MOMENTS, ORDERS
+from tools.proof.verdict import Verdict
+from tools.proof.world import Manner
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "proof.md"
 BEGIN, END = "<!-- from make proof -->", "<!-- end -->"
-HEAD = ("store", "killed at", "rounds", "kills", "deliveries", "redeliveries", "lost", "applied twice", "documented")
+COUNTS = ("kills", "deliveries", "redeliveries", "lost", "applied twice", "documented")
+HEAD = ("store", "killed at", "rounds", *COUNTS)
+BY_HANDLER = ("store", "handlers", "caused events leave", "points", "rounds", *COUNTS)
+ENOUGH = 4
+"""Rounds after which chance is no excuse: something must have been open in one of them."""
 
 
 @dataclass
@@ -23,28 +29,37 @@ class Line:
 
     store: str
     point: str
-    rounds: int = 0
-    verdicts: list[Verdict] = field(default_factory=list)
+    variants: tuple[str, ...] = ()
+    """The kinds of handlers that this store has."""
+    must_redeliver: bool = False
+    rounds: list[tuple[Manner, Verdict]] = field(default_factory=list)
+    caught: bool = False
+    """A planted bug showed."""
 
-    def add(self, found: Verdict) -> None:
-        self.rounds += 1
-        self.verdicts.append(found)
+    def add(self, manner: Manner, found: Verdict) -> None:
+        self.rounds.append((manner, found))
 
     def sum(self, name: str) -> int:
-        return sum(getattr(one, name) for one in self.verdicts)
+        return _sum((found for _, found in self.rounds), name)
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with all of its rounds together."""
+        if not self.must_redeliver or len(self.rounds) < ENOUGH or self.sum("redeliveries"):
+            return []
+        return [f"{self.store}, {self.point}: nothing was delivered again in {len(self.rounds)} rounds, so no kill hit"]
 
     @property
     def passed(self) -> bool:
-        return all(one.passed for one in self.verdicts)
+        return all(found.passed for _, found in self.rounds) and not self.wrong
 
     @property
     def cells(self) -> list[str]:
-        names = ("kills", "deliveries", "redeliveries", "lost", "twice", "repeated")
-        return [self.store, self.point, str(self.rounds), *(str(self.sum(name)) for name in names)]
+        return [self.store, self.point, str(len(self.rounds)), *_counts(found for _, found in self.rounds)]
 
     def __str__(self) -> str:
         said = "ok    " if self.passed else "FAILED"
-        what = f"rounds={self.rounds} kills={self.sum('kills')} deliveries={self.sum('deliveries')}"
+        what = f"rounds={len(self.rounds)} kills={self.sum('kills')} deliveries={self.sum('deliveries')}"
         what += f" redeliveries={self.sum('redeliveries')} republished={self.sum('republished')}"
         what += f" lost={self.sum('lost')} applied_twice={self.sum('twice')}"
         if repeated := self.sum("repeated"):
@@ -52,33 +67,91 @@ class Line:
         return f"{said} {self.store:<24} {self.point:<17} {what}"
 
 
-class Total:
-    """The last line."""
+def _sum(verdicts: Iterable[Verdict], name: str) -> int:
+    return sum(getattr(one, name) for one in verdicts)
 
-    def __init__(self, lines: Sequence[Line]) -> None:
-        self._lines = lines
+
+def _counts(verdicts: Iterable[Verdict]) -> list[str]:
+    found = list(verdicts)
+    return [str(_sum(found, name)) for name in ("kills", "deliveries", "redeliveries", "lost", "twice", "repeated")]
+
+
+class Total:
+    """The last line; of a whole run it also knows that every kind of handler met every point."""
+
+    def __init__(self, lines: Sequence[Line], *, whole: bool = False) -> None:
+        self._lines, self._whole = lines, whole
 
     @property
     def passed(self) -> bool:
-        return bool(self._lines) and all(line.passed for line in self._lines)
+        return bool(self._lines) and all(line.passed for line in self._lines) and not self.wrong
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong beside the rounds themselves."""
+        wrong = [reason for line in self._lines for reason in line.wrong]
+        for line in self._lines if self._whole else ():
+            met = {manner.variant for manner, _ in line.rounds}
+            wrong += [f"{line.store}: {one} never met {line.point}" for one in line.variants if one not in met]
+        return wrong
 
     def __str__(self) -> str:
         names = {"kills": "kills", "deliveries": "deliveries", "redeliveries": "redeliveries"}
         names |= {"lost": "lost", "applied_twice": "twice"}
         counts = " ".join(f"{name}={sum(line.sum(of) for line in self._lines)}" for name, of in names.items())
-        return f"rounds={sum(line.rounds for line in self._lines)} {counts}"
+        return f"rounds={sum(len(line.rounds) for line in self._lines)} {counts}"
 
 
-def table(lines: Iterable[Line]) -> str:
-    rows = [" | ".join(line.cells) for line in lines]
-    rule = " | ".join("---" if number < 2 else "--:" for number in range(len(HEAD)))
-    return "\n".join(f"| {row} |" for row in (" | ".join(HEAD), rule, *rows))
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+    rule = ["---" if number < words else "--:" for number in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
-def account(store: str, point: str, number: int, found: Verdict, folder: Path) -> str:
+def by_point(lines: Iterable[Line]) -> str:
+    return _table(HEAD, [line.cells for line in lines], 2)
+
+
+def by_handler(lines: Sequence[Line]) -> str:
+    """The same rounds, by the kind of handler and the way of what it causes."""
+    found: dict[tuple[str, str, str], list[tuple[str, Verdict]]] = {}
+    for line in lines:
+        for manner, verdict in line.rounds:
+            found.setdefault((line.store, manner.variant, manner.way), []).append((line.point, verdict))
+    stores = list(dict.fromkeys(line.store for line in lines))
+    rows = []
+    for key in sorted(found, key=lambda one: (stores.index(one[0]), one[1:])):
+        points = len({point for point, _ in found[key]})
+        of = f"{points} of {len(_points(lines, key[0]))}"
+        rows.append([*key, of, str(len(found[key])), *_counts(verdict for _, verdict in found[key])])
+    return _table(BY_HANDLER, rows, 4)
+
+
+def _points(lines: Iterable[Line], store: str) -> set[str]:
+    return {line.point for line in lines if line.store == store}
+
+
+def costs(lines: Sequence[Line]) -> str:
+    """What a store that forgets costs, beside what its page says."""
+    told = []
+    for server in SERVERS:
+        for line in lines:
+            if line.store == server.title:
+                effects = 2 * ORDERS * len(line.rounds)
+                what = f"{line.sum('repeated')} of {effects} effects were applied again, {line.sum('lost')} lost"
+                told.append(f"* {line.store} (`{line.point}`): {what}. Documented: {server.cost}.\n")
+    return "".join(told)
+
+
+def said(lines: Sequence[Line]) -> str:
+    """All that the lines come to."""
+    return "\n\n".join(part for part in (by_point(lines), by_handler(lines), costs(lines).rstrip()) if part)
+
+
+def account(store: str, point: str, number: int, manner: Manner, found: Verdict, folder: Path) -> str:
     """A failed round, so that somebody can begin to look."""
     reasons = "\n".join(f"       {reason}" for reason in found.wrong[:12])
-    return f"FAILED {store}, {point}, round {number}: {folder}\n{reasons}"
+    how = f"{manner.variant}, {manner.way}"
+    return f"FAILED {store}, {point} ({how}), round {number}: {folder}\n{reasons}"
 
 
 def write(lines: Sequence[Line], seconds: float) -> None:
@@ -95,7 +168,10 @@ def write(lines: Sequence[Line], seconds: float) -> None:
     )
     moments = "".join(f"* `{name}`: {what}\n" for name, what in MOMENTS.items())
     PAGE.write_text(
-        f"{before}{BEGIN}\n\n{head}{table(lines)}\n\n`{Total(lines)}`\n\n{moments}\n{END}{after}", encoding="utf-8"
+        f"{before}{BEGIN}\n\n{head}{by_point(lines)}\n\n`{Total(lines)}`\n\n{moments}\nThe same rounds, by the kind of"
+        f" their handlers and the way in which what they cause leaves:\n\n{by_handler(lines)}\n\nWhere Redis"
+        f" forgets:\n\n{costs(lines)}\n{END}{after}",
+        encoding="utf-8",
     )
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from tidings.delivery import Message
-from tools.proof.judge import Judge, Verdict
-from tools.proof.losses import FORGETS, Forgetful
-from tools.proof.stores import Kind
-from tools.proof.world import Worker, World, again
+from tools.proof.judge import Judge
+from tools.proof.losses import FAILOVER, FORGETS, FailingOver, Forgetful
+from tools.proof.shop import CHARGE
+from tools.proof.stores import STATEMENTS, Kind
+from tools.proof.verdict import Verdict
+from tools.proof.world import Manner, Worker, World, again
 from tools.services.program import Program
 
 ORDERS: Final = 60
 LATE: Final = 3
-"""How many of them are published by a transaction that stays open for a while."""
+"""How many of them are published by a transaction that stays open while later ones commit."""
+MOST_LATE: Final = 4.0
+"""Seconds for which it does, at most."""
 DIES_WITHIN: Final = 20.0
 SPREAD: Final = 1.2
 """Seconds over which the orders of a round come where the moment of the kill is left to chance."""
@@ -30,14 +35,16 @@ MOMENTS: Final = {
     DATABASE: "the database server, at a random moment",
     ALL: "a worker, the broker and the database at once",
     FORGETS: "nothing but what the store knows: the orders are published again afterwards",
+    FAILOVER: "the primary under load, for a replica that takes its address; then the orders are published again",
 }
 
 
 class Round:
     """One round in a world."""
 
-    def __init__(self, world: World, point: str, number: int, dice: random.Random) -> None:
+    def __init__(self, world: World, point: str, number: int, manner: Manner, dice: random.Random) -> None:
         self.world, self.point, self.dice = world, point, dice
+        world.manner = manner
         self.prefix = f"{number:04}-"
         self.notes = world.folder / f"notes-{number:04}"
         self.judge = Judge(world, self.prefix, self.notes)
@@ -64,7 +71,7 @@ class Round:
         return found
 
     def _check_that_it_showed(self, found: Verdict) -> None:
-        if self.world.kind.forgets and not found.repeated:
+        if self.point == FORGETS and not found.repeated:
             found.wrong.append("no effect was repeated, so nothing was forgotten")
         known = self.world.kind.points.get(self.point)
         if known is None:
@@ -86,8 +93,10 @@ class Round:
         late = orders[-LATE:] if self.world.kind.late else []
         early = orders[: len(orders) - len(late)]
         async with asyncio.TaskGroup() as tasks:
+            written = [asyncio.Event() for _ in late]
             for number, message in enumerate(late):
-                tasks.create_task(self._late(message, 0.15 + 0.3 * number))
+                tasks.create_task(self._late(message, written[number], 4 * number + 4))
+            await _soon(written)
             wave = 12
             for at in range(0, len(early), wave):
                 await self._publish(early[at : at + wave])
@@ -99,15 +108,22 @@ class Round:
         if count:
             self.judge.accept(messages)
 
-    async def _late(self, message: Message, seconds: float) -> None:
-        await self.world.publish_late(message, seconds)
+    async def _late(self, message: Message, written: asyncio.Event, payments: int) -> None:
+        """It commits when so many events that were written after it have left, and were handled."""
+
+        async def late() -> None:
+            ends = time.monotonic() + MOST_LATE
+            while time.monotonic() < ends and await self.judge.handled(CHARGE) < payments:  # noqa: ASYNC110  # a server is asked
+                await asyncio.sleep(0.05)
+
+        await self.world.publish_late(message, written, late)
         self.judge.accept([message])
 
     # ── a worker, at a named point ──────────────────────────────────────────────────────────────────────────────────
 
     async def _named(self) -> list[str]:
         """One worker is armed and dies; another takes its place."""
-        count = self.dice.randint(1, self.world.kind.points[self.point].most)
+        count = self.dice.randint(1, self._most)
         loading = asyncio.create_task(self.load())
         try:
             # A planted bug shows where the stock causes events, so its process alone is to die, and in no payment.
@@ -122,6 +138,13 @@ class Round:
         finally:
             await loading
         return []
+
+    @property
+    def _most(self) -> int:
+        kind = self.world.kind
+        most = kind.points[self.point].most
+        variant = kind.variants[self.world.manner.variant]
+        return min(most, variant.statements) if self.point in STATEMENTS else most
 
     def _note(self, worker: Worker) -> None:
         self.kills += 1
@@ -191,6 +214,21 @@ class Round:
             self.kills += server.kills
         await self._publish([again(one) for one in orders], count=False)
 
+    async def failover(self) -> None:
+        """The primary dies while orders are worked off, and publish them once more, to see what was forgotten."""
+        server = self.world.server
+        assert isinstance(server, FailingOver)
+        await asyncio.to_thread(server.in_step)
+
+        async def kill() -> None:
+            await self._wait()
+            await asyncio.to_thread(server.fail_over)
+            self.kills += 1
+
+        await self._under_load(kill)
+        if await self.judge.settled():
+            await self._publish([again(one) for one in self.judge.accepted.values()], count=False)
+
 
 _MOMENTS: Final[Mapping[str, Callable[[Round], Awaitable[None]]]] = {
     RANDOM: Round.random,
@@ -198,16 +236,32 @@ _MOMENTS: Final[Mapping[str, Callable[[Round], Awaitable[None]]]] = {
     DATABASE: Round.database,
     ALL: Round.everything,
     FORGETS: Round.forgets,
+    FAILOVER: Round.failover,
 }
 
 
 def points_of(kind: Kind) -> dict[str, int]:
     """What is killed on this store, and for how many rounds unless told otherwise."""
     if kind.forgets:
-        return {FORGETS: 3}
+        return dict.fromkeys((FORGETS, FAILOVER) if kind.fails_over else (FORGETS,), 3)
     named = dict.fromkeys(kind.points, 4)
     servers = {BROKER: 4, **({DATABASE: 4} if kind.server else {}), ALL: 4}
     return {**named, RANDOM: 8, **servers}
+
+
+def must_redeliver(kind: Kind, point: str) -> bool:
+    """Whether so much is killed there that some of it must have been open: at a named point always."""
+    return point in kind.points or point in (RANDOM, ALL)
+
+
+async def _soon(events: Sequence[asyncio.Event]) -> None:
+    """Wait for all of them, unless something is in the way."""
+    try:
+        async with asyncio.timeout(2.0):
+            for event in events:
+                await event.wait()
+    except TimeoutError:
+        pass
 
 
 async def _do(kill: Callable[[], Awaitable[None]]) -> None:

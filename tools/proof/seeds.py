@@ -10,11 +10,14 @@ from tidings.delivery import ACK, Decision, Done, Message
 from tidings.outbox.relay import Relay
 from tidings.pipeline import Pipeline
 from tidings.ports import Claim, Key
+from tools.proof.verdict import Verdict
 
 MARK_BEFORE_EFFECT: Final = "mark-before-effect"
 ACK_BEFORE_COMMIT: Final = "ack-before-commit"
 PUBLISH_OUTSIDE: Final = "publish-outside"
 LATE_COMMIT: Final = "relay-skips-late-commit"
+BLIND: Final = "blind-to-redeliveries"
+"""No bug of the package, but of the proof: as if no kill had ever left anything open."""
 
 
 class Seed(NamedTuple):
@@ -22,6 +25,14 @@ class Seed(NamedTuple):
 
     what: str
     points: tuple[str, ...]
+    word: str = ""
+    """What the judge must say of it; unless told, that something is lost."""
+    way: str = ""
+    """How caused events must leave for it to show; unless told, as in any round."""
+
+    def shows(self, found: Verdict) -> bool:
+        """Whether a round failed because of it, and not for a reason of its own."""
+        return any(self.word in reason for reason in found.wrong) if self.word else found.lost > 0
 
 
 SEEDS: Final = {
@@ -30,7 +41,10 @@ SEEDS: Final = {
     PUBLISH_OUTSIDE: Seed(
         "caused events are published after the commit, and no row remembers them", ("after-commit", "random")
     ),
-    LATE_COMMIT: Seed("the relay reads only ids above the highest that it has seen", ("broker",)),
+    LATE_COMMIT: Seed("the relay reads only ids above the highest that it has seen", ("broker",), way="by the relay"),
+    BLIND: Seed(
+        "each delivery is written down as the first", ("before-claim", "before-ack"), "nothing was delivered again"
+    ),
 }
 
 
@@ -76,13 +90,23 @@ class MarksBefore(Around):
 class PublishesOutside(Around):
     """Publishes what was caused when the transaction has committed, without a row in the outbox."""
 
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self._lent: Lent | None = None
+        """Of the one claim that is open: the stock has one lane."""
+
     @asynccontextmanager
     async def claim(self, keys: Sequence[Key], *, resource: type | None, sync: bool) -> AsyncIterator[Any]:
         async with self._store.claim(keys, resource=resource, sync=sync) as claim:
-            lent = Lent(claim, claim.states, keeps=True)
+            self._lent = lent = Lent(claim, claim.states, keeps=True)
             yield lent
         if lent.messages:
             await self.publish(lent.messages)
+
+    async def emit(self, tx: Any, messages: Sequence[Message]) -> None:
+        """What a handler publishes by hand, in the same way."""
+        assert self._lent is not None
+        await self._lent.emit(messages)
 
     async def relay(self, publish: Any) -> None:
         self.publish = publish

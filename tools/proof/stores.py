@@ -11,7 +11,8 @@ from typing import Any, Final
 import asyncpg
 
 from tidings import points
-from tools.proof.shop import Services, asyncpg_shop, file_shop, sqlalchemy_shop
+from tools.proof.handlers import ASYNCPG, ELSEWHERE, SQLALCHEMY
+from tools.proof.shop import Variant
 from tools.services.mariadb import MariaDB
 from tools.services.postgres import Postgres
 from tools.services.program import Program
@@ -85,7 +86,8 @@ class Kind:
     ledger: Callable[[str, Path], str]
     """The URL under which the judge reads and prepares the ledger, with a driver of its own."""
     store: Callable[[str], Any]
-    shop: Callable[[str], Services]
+    variants: Mapping[str, Variant]
+    """The kinds of handlers it has; the rounds take turns with them."""
     points: Mapping[str, Point] = field(default_factory=lambda: SQL_POINTS)
     late: Late | None = None
     armed: str = ""
@@ -94,6 +96,7 @@ class Kind:
     """Effects are written to a file beside it, and may repeat in the documented window."""
     forgets: bool = False
     """It can be made to forget what was applied; see `losses`."""
+    fails_over: bool = False
 
 
 def _sqlalchemy(url: str) -> Any:
@@ -153,7 +156,7 @@ PROMISING: Final[dict[str, Kind]] = {
         url=lambda server, folder: f"sqlite:///{folder / 'shop.db'}",
         ledger=lambda url, folder: url,
         store=_sqlalchemy,
-        shop=sqlalchemy_shop,
+        variants=SQLALCHEMY,
     ),
     "postgres": Kind(
         title="PostgreSQL",
@@ -161,7 +164,7 @@ PROMISING: Final[dict[str, Kind]] = {
         url=url_of,
         ledger=lambda url, folder: _with(url, "postgresql+psycopg"),
         store=_postgres,
-        shop=asyncpg_shop,
+        variants=ASYNCPG,
         late=_asyncpg_late,
     ),
     "postgres-sqlalchemy": Kind(
@@ -170,7 +173,7 @@ PROMISING: Final[dict[str, Kind]] = {
         url=lambda server, folder: _with(url_of(server, folder), "postgresql+asyncpg"),
         ledger=lambda url, folder: _with(url, "postgresql+psycopg"),
         store=_sqlalchemy,
-        shop=sqlalchemy_shop,
+        variants=SQLALCHEMY,
         late=_sqlalchemy_late,
     ),
     "mariadb": Kind(
@@ -179,7 +182,7 @@ PROMISING: Final[dict[str, Kind]] = {
         url=url_of,
         ledger=lambda url, folder: _with(url, "mariadb+pymysql"),
         store=_sqlalchemy,
-        shop=sqlalchemy_shop,
+        variants=SQLALCHEMY,
         late=_sqlalchemy_late,
     ),
     "redis": Kind(
@@ -188,7 +191,7 @@ PROMISING: Final[dict[str, Kind]] = {
         url=url_of,
         ledger=lambda url, folder: f"sqlite:///{folder / EFFECTS}",
         store=_redis,
-        shop=file_shop,
+        variants=ELSEWHERE,
         points=REDIS_POINTS,
         armed="stock",
         effects_elsewhere=True,

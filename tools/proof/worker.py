@@ -20,6 +20,7 @@ from tidings.brokers.nats import consumers
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.feed import NatsFeed
 from tidings.delivery import Delivery, Message
+from tidings.outbox.direct import Direct
 from tidings.ports import Claim, Key, Sink, State, Subscription
 from tools.proof import kill, seeds
 from tools.proof.every import STORES
@@ -41,6 +42,10 @@ class Job(NamedTuple):
     log: Path
     only: str = ""
     """One service alone, or both."""
+    variant: str = ""
+    """The kind of its handlers."""
+    relayed: bool = False
+    """What it causes leaves by the relay alone, and not from memory."""
     kill_at: str = ""
     seed: str = ""
 
@@ -57,13 +62,14 @@ class Notes:
 class NotingBroker(NatsBroker):
     """Notes what arrives before anybody else sees it, and what the server has stored."""
 
-    def __init__(self, url: str, notes: Notes) -> None:
+    def __init__(self, url: str, notes: Notes, *, blind: bool = False) -> None:
         super().__init__(url)
-        self._notes = notes
+        self._notes, self._blind = notes, blind
 
     async def subscribe(self, subscription: Subscription, sink: Sink) -> NatsFeed:
         def note(delivery: Delivery) -> None:
-            self._notes.write("D", subscription.position, delivery.origin_text, delivery.delivered)
+            delivered = 1 if self._blind else delivery.delivered
+            self._notes.write("D", subscription.position, delivery.origin_text, delivered)
             sink(delivery)
 
         return await super().subscribe(subscription, note)
@@ -74,6 +80,12 @@ class NotingBroker(NatsBroker):
             if error is None:
                 self._notes.write("P", message.route.value, message.id)
         return errors
+
+    async def publish_batch(self, messages: Sequence[Message], *, timeout: float) -> bool:
+        stored = await super().publish_batch(messages, timeout=timeout)
+        for message in messages if stored else ():
+            self._notes.write("P", message.route.value, message.id)
+        return stored
 
 
 class NotingStore:
@@ -110,9 +122,15 @@ def work(job: Job) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     consumers.PIN_TIMEOUT = PIN_TIMEOUT  # type: ignore[misc]
     notes = Notes(job.notes)
+    if job.relayed:
+        Direct.takes = _never  # type: ignore[method-assign, assignment]
     os.environ[kill.VARIABLE] = job.kill_at
     kill.install(last=lambda point: notes.write("K", point))
     asyncio.run(_work(job, notes))
+
+
+def _never(_: Direct) -> bool:
+    return False
 
 
 async def _work(job: Job, notes: Notes) -> None:
@@ -121,12 +139,13 @@ async def _work(job: Job, notes: Notes) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     seeds.plant(job.seed)
     async with AsyncExitStack() as stack:
-        for service in kind.shop(job.ledger or job.url):
+        for service in kind.variants[job.variant].shop(job.ledger or job.url):
             if job.only in ("", service.name):
                 store = seeds.around(job.seed, kind.store(job.url))
                 if kind.effects_elsewhere:
                     store = NotingStore(store, notes)
-                await stack.enter_async_context(service.running(broker=NotingBroker(job.broker, notes), store=store))
+                broker = NotingBroker(job.broker, notes, blind=job.seed == seeds.BLIND)
+                await stack.enter_async_context(service.running(broker=broker, store=store))
         notes.write("R")
         parent = os.getppid()
         while not stopped.is_set() and os.getppid() == parent:  # nobody else would end it

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,8 +29,18 @@ ACK_WAIT = "1500ms"
 """Until a delivery whose process is gone comes again; 15 s in production."""
 LIMIT = 30.0
 
+MEMORY, RELAY, FIRST = "from memory", "by the relay", "before the mark"
+"""How caused events leave: after the commit from memory, or by the relay alone; without an outbox before all else."""
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tools.proof.worker", "tools.proof.__main__"])
+
+
+class Manner(NamedTuple):
+    """How the handlers of a round are written, and how what they cause leaves."""
+
+    variant: str = ""
+    way: str = MEMORY
 
 
 class Worker:
@@ -97,6 +107,8 @@ class World:
         self._stack = AsyncExitStack()
         self._wrapper = Wrapper("front", [OrderPlaced], "structured")
         self._store: Any = None
+        self.manner = Manner()
+        """Of the workers that are started from now on."""
 
     async def __aenter__(self) -> World:
         try:
@@ -138,7 +150,10 @@ class World:
     async def start(self, notes: Path, *, kill_at: str = "", only: str = "") -> Worker:
         ledger = str(self.folder / EFFECTS) if self.kind.effects_elsewhere else ""
         log = self.folder / "workers.log"
-        job = Job(self.name, self.url, self.broker_url, ledger, notes, log, only, kill_at, self.seed)
+        variant, way = self.manner
+        job = Job(
+            self.name, self.url, self.broker_url, ledger, notes, log, only, variant, way == RELAY, kill_at, self.seed
+        )
         ends = time.monotonic() + 2 * LIMIT
         while True:
             worker = await asyncio.to_thread(Worker, job)
@@ -182,15 +197,16 @@ class World:
                 if left:
                     await asyncio.sleep(0.1)
 
-    async def publish_late(self, message: Message, seconds: float) -> None:
-        """Write it into a transaction of our own that stays open for a while; return once it has committed."""
+    async def publish_late(self, message: Message, written: asyncio.Event, late: Callable[[], Awaitable[None]]) -> None:
+        """Write it into a transaction of our own that stays open until it is late; return once it has committed."""
         assert self.kind.late is not None
         async with asyncio.timeout(2 * LIMIT):
             while True:
                 try:
                     async with self.kind.late(self.url) as tx:
                         await self._store.emit(tx, [message])
-                        await asyncio.sleep(seconds)
+                        written.set()
+                        await late()
                     return
                 except Exception:
                     await asyncio.sleep(0.2)  # the database was killed: nobody knows, so once more under its id
