@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -43,13 +44,19 @@ class Manner(NamedTuple):
     way: str = MEMORY
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker's status can be read once, and whoever starts another one reads that of all. Two at once, and one of them
+reads the end of a pipe, which counts as status 255."""
+
+
 class Worker:
     """A process that can be killed."""
 
     def __init__(self, job: Job) -> None:
         self.process: ForkServerProcess = FORKS.Process(target=work, args=(job,), daemon=True)
         self._job = job
-        self.process.start()
+        with _ONE_AT_A_TIME:
+            self.process.start()
 
     @property
     def pid(self) -> int:
@@ -57,8 +64,21 @@ class Worker:
         return self.process.pid
 
     @property
+    def status(self) -> int | None:
+        """How it has ended; None: it lives."""
+        with _ONE_AT_A_TIME:
+            return self.process.exitcode
+
+    @property
     def alive(self) -> bool:
-        return self.process.is_alive()
+        return self.status is None
+
+    async def _ended(self, seconds: float) -> int | None:
+        """Wait for its end, and say how it was."""
+        ends = time.monotonic() + seconds
+        while (status := self.status) is None and time.monotonic() < ends:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.02)
+        return status
 
     async def ready(self) -> bool:
         """Wait until it works; False: it has ended, or says nothing."""
@@ -75,22 +95,23 @@ class Worker:
         if not self.alive:
             return False
         os.kill(self.pid, signal.SIGKILL)
-        self.process.join(10)
-        return self.process.exitcode == -signal.SIGKILL
+        ends = time.monotonic() + 10
+        while self.alive and time.monotonic() < ends:
+            time.sleep(0.005)
+        return self.status == -signal.SIGKILL
 
     async def died(self, seconds: float) -> bool:
         """Wait for its end; whether it was killed."""
-        await asyncio.to_thread(self.process.join, seconds)
-        return self.process.exitcode == -signal.SIGKILL
+        return await self._ended(seconds) == -signal.SIGKILL
 
     async def stop(self) -> int | None:
         """SIGTERM, and the exit status it ended with."""
         if self.alive:
             os.kill(self.pid, signal.SIGTERM)
-            await asyncio.to_thread(self.process.join, 30)
+            await self._ended(30)
         if self.alive:
             self.kill()
-        return self.process.exitcode
+        return self.status
 
 
 class World:
@@ -158,7 +179,7 @@ class World:
         while True:
             worker = await asyncio.to_thread(Worker, job)
             self.workers.append(worker)
-            if await worker.ready() or worker.process.exitcode == -signal.SIGKILL:
+            if await worker.ready() or worker.status == -signal.SIGKILL:
                 return worker
             # It could not reach a server that was killed as well; whoever runs it starts it again.
             self.workers.remove(worker)
