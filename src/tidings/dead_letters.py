@@ -7,8 +7,10 @@ works alike where single messages can neither be browsed nor removed.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Final, Literal
 
 import msgspec
@@ -22,11 +24,41 @@ TIMEOUT: Final = 10.0
 
 State = Literal["dead", "redriven", "discarded"]
 
+MOST_TEXT: Final = 1000
+"""Characters that a marker keeps of who, how and why."""
+
 _ATTEMPTS: Final = re.compile(r"^failed \d+ times: ")
+_FRAME: Final = re.compile(r'File "(?:[^"]*[/\\])?([^"]*)", line \d+, in (.+?)(?:%0A|$)')
+"""A call in a traceback as it stands in a header, where the end of a line is percent-encoded."""
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """Who changes letters, how they were chosen, and why. All of it is kept in the log, with the time."""
+
+    by: str = ""
+    """``user@host``."""
+    choice: str = ""
+    reason: str = ""
+
+
+NOBODY: Final = Audit()
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Something that was done about a letter: ``redriven`` or ``discarded``, and by whom, how chosen and why."""
+
+    what: str
+    at: str
+    by: str = ""
+    choice: str = ""
+    reason: str = ""
 
 
 class Letter(msgspec.Struct, kw_only=True):
-    """One dead letter. Times are RFC 3339 with zone; `body` is there if it is `whole`."""
+    """One dead letter. Times are RFC 3339 with zone.
+
+    `body`, `headers`, `traceback` and `marks` are there if it is `whole`: a list of many would be too large with them.
+    """
 
     id: str
     position: str
@@ -47,18 +79,32 @@ class Letter(msgspec.Struct, kw_only=True):
     headers: dict[str, str] = {}
     body: bytes = b""
     whole: bool = False
-    """Whether `body` was read. A list reads none; `find` does."""
+    """Whether all of it was read. A list keeps no bodies; `find` does."""
+    where: str = ""
+    """The file and the function that raised, as far as the traceback says."""
     state: State = "dead"
     redriven: int = 0
     """How often it was given back to its handler."""
     copies: int = 1
     """More than one after a crash between storing the letter and acknowledging the message."""
+    died_again: str = ""
+    """The id of the newest letter that a redrive of this one has become."""
+    marked: str = ""
+    """When something was last done about it; empty if nothing ever was."""
+    marks: list[Mark] = []
+    """What was done about it, oldest first."""
 
     @property
     def fingerprint(self) -> str:
-        """Letters that died of the same thing share it: the handler, the code, and the kind of error."""
+        """Letters that died of the same thing share it: the handler, the code, the kind of error, and who raised it."""
         kind = _ATTEMPTS.sub("", self.reason).split(":", 1)[0][:60]
-        return f"{self.position} · {self.type or '?'} · {self.code} · {kind}"
+        place = f" in {self.where}" if self.where else ""
+        return f"{self.position} · {self.type or '?'} · {self.code} · {kind}{place}"
+
+    @property
+    def error(self) -> str:
+        """The fingerprint in eight digits, to name it on a command line."""
+        return blake2b(self.fingerprint.encode(), digest_size=4).hexdigest()
 
 
 class Fold:
@@ -76,7 +122,7 @@ class Fold:
         if letter_id is None:
             return
         if marker := headers.get(Header.MARKER):
-            self._mark(letter_id, marker)
+            self._mark(letter_id, marker, headers)
             return
         number, _, of = headers.get(Header.PART, "1/1").partition("/")
         count = _number(of)
@@ -91,17 +137,23 @@ class Fold:
             known.state = "dead"  # it died once more, after whatever was done about it
             return
         body = b"".join(part for _, part in sorted(parts.items()))
-        self.letters[letter_id] = _letter(letter_id, message, body, whole=self._bodies)
+        letter = self.letters[letter_id] = _letter(letter_id, message, body, whole=self._bodies)
+        if (before := self.letters.get(letter.redriven_from)) is not None:
+            before.died_again = letter_id
 
-    def _mark(self, letter_id: str, marker: str) -> None:
+    def _mark(self, letter_id: str, marker: str, headers: Mapping[str, str]) -> None:
         letter = self.letters.get(letter_id)
-        if letter is None:
+        if letter is None or marker not in ("redriven", "discarded"):
             return
         if marker == "redriven":
             letter.state = "redriven"
             letter.redriven += 1
-        elif marker == "discarded":
+        else:
             letter.state = "discarded"
+        letter.marked = headers.get(Header.AT, "") or letter.marked or "?"
+        if self._bodies:
+            said = [plain_text(headers.get(name, "")) for name in (Header.BY, Header.CHOICE, Header.REASON)]
+            letter.marks.append(Mark(marker, headers.get(Header.AT, ""), *said))
 
 
 async def fold(broker: Broker, *, bodies: bool = False) -> Fold:
@@ -120,26 +172,28 @@ async def list_letters(
     return [one for one in found.letters.values() if state in (None, one.state) and where(one)]
 
 
-async def find(broker: Broker, wanted: Iterable[str]) -> list[Letter]:
-    """Whole letters by their ids, or by beginnings of ids that are unique.
+async def find(broker: Broker, wanted: Iterable[str], *, bodies: bool = True) -> list[Letter]:
+    """Letters by their ids, or by beginnings of ids that are unique; whole ones, unless told otherwise.
 
     Raises:
         ConfigurationError: none, or several, begin like that.
     """
     wanted = list(wanted)
-    result = Fold(bodies=True)
+    beginnings = tuple(wanted)
+    result = Fold(bodies=bodies)
     async for message in broker.read(Route.DEAD):
-        letter_id = message.headers.get(Header.LETTER, "")
-        if any(letter_id.startswith(one) for one in wanted):
+        headers = message.headers
+        ids = (headers.get(Header.LETTER, ""), headers.get(Header.REDRIVEN_FROM, ""))
+        if any(one.startswith(beginnings) for one in ids):
             result.add(message)
     return [_only(one, result.letters) for one in wanted]
 
 
-async def redrive(broker: Broker, letter: Letter) -> None:
+async def redrive(broker: Broker, letter: Letter, audit: Audit = NOBODY) -> None:
     """Give a letter back to the handler that failed, and to no other; then mark it.
 
     It keeps its event id: with a store it is applied at most once, however often it is redriven. One that a list gave
-    is read whole before, which reads the log; for many, `find` them in one go.
+    is read whole before, which reads the log; many are redriven in one go by `bulk.Bulk`.
 
     Raises:
         ConfigurationError: it is not whole, and the log of this broker does not hold it.
@@ -147,6 +201,17 @@ async def redrive(broker: Broker, letter: Letter) -> None:
     """
     if not letter.whole:
         (letter,) = await find(broker, [letter.id])
+    await _store(broker, redriven_copy(letter))
+    await _store(broker, marker(letter, "redriven", audit))
+
+
+async def discard(broker: Broker, letter: Letter, audit: Audit = NOBODY) -> None:
+    """Say that a letter needs nothing any more. Its bytes stay in the log."""
+    await _store(broker, marker(letter, "discarded", audit))
+
+
+def redriven_copy(letter: Letter) -> Message:
+    """What goes onto the retry route of the handler that failed: the same, under the same id, for each try of it."""
     headers = {
         **letter.headers,
         Header.ID: header_text(letter.event_id),
@@ -161,7 +226,7 @@ async def redrive(broker: Broker, letter: Letter) -> None:
         headers[Header.TYPE] = header_text(letter.type)
     if letter.key is not None:
         headers[Header.KEY] = header_text(letter.key)
-    message = Message(
+    return Message(
         id=f"{letter.id}:redrive:{letter.redriven + 1}",
         route=Route.RETRY,
         position=letter.position,
@@ -171,13 +236,26 @@ async def redrive(broker: Broker, letter: Letter) -> None:
         body=letter.body,
         headers=headers,
     )
-    await _store(broker, message)
-    await _mark(broker, letter, "redriven")
 
 
-async def discard(broker: Broker, letter: Letter) -> None:
-    """Say that a letter needs nothing any more. Its bytes stay in the log."""
-    await _mark(broker, letter, "discarded")
+def marker(letter: Letter, what: Literal["redriven", "discarded"], audit: Audit = NOBODY) -> Message:
+    """What the log is to say was done about a letter, by whom, and why."""
+    said = {Header.BY: audit.by, Header.CHOICE: audit.choice, Header.REASON: audit.reason}
+    return Message(
+        id=f"{letter.id}:{what}:{letter.redriven + 1}:{letter.copies}",
+        route=Route.DEAD,
+        position=letter.position,
+        stream=letter.stream,
+        type=letter.type,
+        body=b"",
+        headers={
+            Header.LETTER: letter.id,
+            Header.MARKER: what,
+            Header.HANDLER: letter.position,
+            Header.AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **{name: header_text(" ".join(text.split())[:MOST_TEXT]) for name, text in said.items() if text.split()},
+        },
+    )
 
 
 async def follow(broker: Broker) -> AsyncIterator[Letter]:
@@ -189,26 +267,6 @@ async def follow(broker: Broker) -> AsyncIterator[Letter]:
         for letter_id in result.letters.keys() - seen:
             seen.add(letter_id)
             yield result.letters[letter_id]
-
-
-async def _mark(broker: Broker, letter: Letter, marker: str) -> None:
-    await _store(
-        broker,
-        Message(
-            id=f"{letter.id}:{marker}:{letter.redriven + 1}:{letter.copies}",
-            route=Route.DEAD,
-            position=letter.position,
-            stream=letter.stream,
-            type=letter.type,
-            body=b"",
-            headers={
-                Header.LETTER: letter.id,
-                Header.MARKER: marker,
-                Header.HANDLER: letter.position,
-                Header.LAST_FAILURE: str(int(time.time())),
-            },
-        ),
-    )
 
 
 async def _store(broker: Broker, message: Message) -> None:
@@ -232,26 +290,36 @@ def _only(wanted: str, letters: dict[str, Letter]) -> Letter:
 def _letter(letter_id: str, message: Delivery, body: bytes, *, whole: bool) -> Letter:
     headers = message.headers
     known = headers.get(Header.KEY)
+    same = sys.intern  # of a hundred thousand letters most share these texts
+    traceback = headers.get(Header.TRACEBACK, "")
     return Letter(
         id=letter_id,
-        position=headers.get(Header.HANDLER, ""),
-        stream=headers.get(Header.STREAM, ""),
-        type=plain_text(headers.get(Header.TYPE, "")),
+        position=same(headers.get(Header.HANDLER, "")),
+        stream=same(headers.get(Header.STREAM, "")),
+        type=same(plain_text(headers.get(Header.TYPE, ""))),
         key=None if known is None else plain_text(known),
         event_id=plain_text(headers.get(Header.ID, "")),
-        code=plain_text(headers.get(Header.ERROR, "")),
-        reason=plain_text(headers.get(Header.REASON, "")),
+        code=same(plain_text(headers.get(Header.ERROR, ""))),
+        reason=same(plain_text(headers.get(Header.REASON, ""))),
         failures=_number(headers.get(Header.FAILURES, "")),
         first_failure=headers.get(Header.FIRST_FAILURE, ""),
         last_failure=headers.get(Header.LAST_FAILURE, ""),
         origin=plain_text(headers.get(Header.ORIGIN, "")),
-        service_version=plain_text(headers.get(Header.SERVICE_VERSION, "")),
+        service_version=same(plain_text(headers.get(Header.SERVICE_VERSION, ""))),
         redriven_from=headers.get(Header.REDRIVEN_FROM, ""),
-        traceback=plain_text(headers.get(Header.TRACEBACK, "")),
-        headers=original_headers(headers),
+        where=same(_raised_in(traceback)),
+        traceback=plain_text(traceback) if whole else "",
+        headers=original_headers(headers) if whole else {},
         body=body,
         whole=whole,
     )
+
+
+def _raised_in(traceback: str) -> str:
+    """The innermost call: where the file lies, and in which line, differs between two deployments of one program."""
+    at = traceback.rfind('File "')
+    found = _FRAME.match(traceback, at) if at >= 0 else None
+    return plain_text(f"{found[1]}:{found[2]}") if found else ""
 
 
 def _number(text: str) -> int:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.acceptance.stage import note
-from tidings import Delivery, Event, Retry, Service
+from tidings import Dead, Delivery, Event, Retry, Service
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.delivery import Message
 
@@ -71,6 +71,8 @@ async def reserve(placed: Placed, db: AsyncConnection, delivery: Delivery) -> Re
         await asyncio.sleep(2.0)
     if placed.wanted == "fail" and not (FOLDER / "mended").exists():
         raise ValueError("no such shelf")
+    if placed.wanted == "reject" and not (FOLDER / "mended").exists():
+        raise Dead("nobody wants it")
     return Reserved(order_id=placed.order_id, number=placed.number)
 
 

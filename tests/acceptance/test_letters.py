@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 
 import msgspec
@@ -12,8 +13,10 @@ import pytest
 
 from tests.acceptance.services import Placed
 from tests.acceptance.stage import Stage
+from tidings.cli.failures import Status
 from tidings.envelope import envelope_of, to_structured
-from tools.drill_shop import send_raw
+from tools.drill_kit import Process
+from tools.drill_shop import backlog, send_raw
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="nats", store="sqlite")]
 
@@ -101,3 +104,61 @@ async def test_P14_cause_and_correlation_pass_through_a_chain_of_three_services(
         assert reserved[key]["correlationid"] == charged[key]["correlationid"] == story
         assert len({first["id"], reserved[key]["id"], charged[key]["id"]}) == 3
         assert (reserved[key]["source"], charged[key]["source"]) == ("stock", "money")
+
+
+async def test_P7_P8_many_letters_redriven_by_a_command_that_is_stopped_and_killed_are_applied_once_and_in_order(
+    stage: Stage,
+) -> None:
+    await stage.run("stock")
+    orders = [Placed(order_id=f"k{number % 20}", number=number, wanted="reject") for number in range(200)]
+    await stage.publish(orders)
+    await stage.wait(lambda: not backlog(stage.server.url))
+    letters = await stage.letters()
+    assert len(letters) == len(orders)
+    (stage.kit.folder / "mended").touch()
+    choice = ("dead", "redrive", "--handler", "stock.reserve", "--broker", stage.broker, "--json")
+    assert len(await stage.tidings("dead", "redrive", "--handler", "reserve", "--dry-run")) == len(orders)
+    assert await stage.letters() == letters, "a dry run changed something"
+    gone = 0
+    for number in (signal.SIGINT, signal.SIGKILL):
+        command = stage.kit.start(*choice, "--rate", "50", "--yes", "--reason", "mended", name=f"redrive-{number}")
+        await stage.wait(partial(has_changed, command, 20))
+        status = command.end(number)
+        assert status == (Status.INTERRUPTED if number == signal.SIGINT else -number)
+        gone += len(changed(command))
+        if number == signal.SIGINT:
+            assert len(await stage.letters()) == len(orders) - gone, "what was stored is not what was told"
+    await stage.tidings("dead", "redrive", "--handler", "stock.reserve", "--yes")
+    await stage.judge("stock.reserve", orders)
+    assert await stage.letters() == []
+    for key in {order.order_id for order in orders}:
+        applied = [row.number for row in stage.rows("stock.reserve") if row.key == key]
+        assert applied == sorted(applied), f"{key} was reordered"
+    (shown,) = await stage.tidings("dead", "show", letters[0]["id"])
+    (mark,) = shown["marks"]
+    assert (mark["what"], mark["reason"], mark["choice"]) == ("redriven", "mended", "--handler stock.reserve")
+    assert "@" in mark["by"]
+
+
+async def test_P7_a_redriven_letter_that_dies_again_points_back(stage: Stage) -> None:
+    await stage.run("stock")
+    await stage.publish([Placed(order_id="a", wanted="reject")])
+    await stage.wait(lambda: not backlog(stage.server.url))
+    (first,) = await stage.letters()
+    await stage.tidings("dead", "redrive", first["id"])
+    async with asyncio.timeout(30):
+        while not (letters := await stage.letters()):  # noqa: ASYNC110  # another process writes them
+            await asyncio.sleep(0.2)
+    (second,) = letters
+    assert (second["redriven_from"], second["event_id"]) == (first["id"], first["event_id"])
+    (shown,) = await stage.tidings("dead", "show", first["id"])
+    assert (shown["state"], shown["died_again"]) == ("redriven", second["id"])
+
+
+def has_changed(command: Process, least: int) -> bool:
+    return len(changed(command)) >= least
+
+
+def changed(command: Process) -> list[str]:
+    """The letters that a command says it has changed."""
+    return [one["id"] for one in command.records if one.get("changed")]

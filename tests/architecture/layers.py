@@ -7,7 +7,7 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "partition", "points", "supervision"),
+    ("errors", "delivery", "pace", "partition", "points", "supervision"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     (
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handling",),
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),
-    ("control",),
+    ("control", "bulk"),
     ("running",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names

@@ -5,50 +5,41 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 
 from tidings import dead_letters
 from tidings.brokers import broker_from
+from tidings.bulk import Bulk, Choice, Verb, in_order
 from tidings.cli.failures import CommandError, Status, one_line
+from tidings.cli.letters import EACH, GROUPED, body_of, grouped, record_of, row_of, story
+from tidings.cli.moments import moment_of
 from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
-from tidings.dead_letters import Letter
-from tidings.errors import TidingsError
+from tidings.cli.progress import Progress
+from tidings.cli.signals import Stop
+from tidings.cli.who import who
+from tidings.dead_letters import Audit, Letter
+from tidings.pace import Pace
 from tidings.ports import Broker, Plan
-
-AT_ONCE: Final = 100
-"""Whole letters that are held in memory at a time."""
-SHORT: Final = 10
-"""Characters of an id that a list shows; a beginning is enough to name a letter."""
 
 Handler = Annotated[str | None, Parameter(help="Only letters of this handler, service.name or name.")]
 Type = Annotated[str | None, Parameter(help="Only letters of this event type.")]
 Code = Annotated[str | None, Parameter(help="Only letters that died of this: failed, rejected, bad-data, …")]
+Error = Annotated[
+    str | None, Parameter(help="Only letters that died alike: the error of a list, or a part of what it says.")
+]
+Key = Annotated[str | None, Parameter(help="Only letters of this key.")]
+Since = Annotated[str | None, Parameter(help="Only letters that died then or later: a time, or 10m, 2h, 3d ago.")]
+Until = Annotated[str | None, Parameter(help="Only letters that died then or before.")]
 Ids = Annotated[tuple[str, ...], Parameter(help="Ids of letters, or beginnings of them.", show_default=False)]
-DryRun = Annotated[bool, Parameter(help="Only say which letters it would be.")]
+DryRun = Annotated[bool, Parameter(help="Only say which letters it would be, in the order in which they would go.")]
+Rate = Annotated[float | None, Parameter(help="So many a second at most.")]
+Reason = Annotated[str, Parameter(help="Why. It is kept in the log, beside who did it and when.")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], help="Do not ask, also for many.")]
 State = Literal["dead", "redriven", "discarded", "all"]
-
-
-class Filter(msgspec.Struct, frozen=True):
-    """Which letters are meant."""
-
-    handler: str | None
-    type: str | None
-    code: str | None
-
-    def __bool__(self) -> bool:
-        return any((self.handler, self.type, self.code))
-
-    def __call__(self, letter: Letter) -> bool:
-        return (
-            self.handler in (None, letter.position, letter.position.partition(".")[2])
-            and self.type in (None, letter.type)
-            and self.code in (None, letter.code)
-        )
 
 
 def list_(
@@ -56,24 +47,29 @@ def list_(
     handler: Handler = None,
     type: Type = None,
     code: Code = None,
+    error: Error = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
     state: Annotated[State, Parameter(help="dead, redriven, discarded, or all.")] = "dead",
     each: Annotated[bool, Parameter(help="A line for each letter instead of one for those that died alike.")] = False,
     broker: BrokerUrl = None,
     json: Json = False,
 ) -> int:
     """List dead letters, those that died of the same thing together."""
-    out, which = Out(json), Filter(handler, type, code)
+    out = Out(json)
+    which = _choice(out, handler, type, code, error, key, since, until)
 
     async def work(broker: Broker) -> int:
         found = await dead_letters.list_letters(broker, state=None if state == "all" else state, where=which)
         for letter in found:
-            out.record(**_record(letter))
+            out.record(**record_of(letter))
         if not found:
             out.text(f"no dead letters{' like that' if which or state != 'dead' else ''}")
         elif each:
-            out.table(_EACH, [_row(letter) for letter in found])
+            out.table(EACH, [row_of(letter) for letter in found])
         else:
-            out.table(_GROUPED, _grouped(found))
+            out.table(GROUPED, grouped(found))
         return Status.OK
 
     return _run(broker, work)
@@ -90,10 +86,14 @@ def show(
     out = Out(json)
 
     async def work(broker: Broker) -> int:
-        from tidings.cli.letters import story
-
         for letter in await dead_letters.find(broker, ids):
-            out.record(**_record(letter), headers=letter.headers, traceback=letter.traceback, **_body(letter))
+            out.record(
+                **record_of(letter),
+                headers=letter.headers,
+                traceback=letter.traceback,
+                marks=[msgspec.to_builtins(mark) for mark in letter.marks],
+                **body_of(letter),
+            )
             out.text(story(letter))
         return Status.OK
 
@@ -107,15 +107,23 @@ def redrive(
     handler: Handler = None,
     type: Type = None,
     code: Code = None,
+    error: Error = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
     dry_run: DryRun = False,
     again: Annotated[bool, Parameter(help="Also letters that were redriven or discarded before.")] = False,
+    rate: Rate = None,
+    reason: Reason = "",
     yes: Yes = False,
     broker: BrokerUrl = None,
     json: Json = False,
 ) -> int:
     """Give letters back to the handler that failed, and to no other. With a store each is applied at most once."""
-    change = Change("redrive", "redriven", dead_letters.redrive, dry_run=dry_run, again=again, yes=yes)
-    return _change(change, ids, Filter(handler, type, code), broker, Out(json))
+    out = Out(json)
+    which = _choice(out, handler, type, code, error, key, since, until)
+    order = Order("redrive", "redriven", ids, which, dry_run=dry_run, again=again, rate=rate, reason=reason, yes=yes)
+    return _change(order, broker, out)
 
 
 def discard(
@@ -125,89 +133,161 @@ def discard(
     handler: Handler = None,
     type: Type = None,
     code: Code = None,
+    error: Error = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
     dry_run: DryRun = False,
+    rate: Rate = None,
+    reason: Reason = "",
     yes: Yes = False,
     broker: BrokerUrl = None,
     json: Json = False,
 ) -> int:
     """Say that letters need nothing any more. They leave the list; their bytes stay in the log."""
-    change = Change("discard", "discarded", dead_letters.discard, dry_run=dry_run, again=False, yes=yes)
-    return _change(change, ids, Filter(handler, type, code), broker, Out(json))
+    out = Out(json)
+    which = _choice(out, handler, type, code, error, key, since, until)
+    order = Order("discard", "discarded", ids, which, dry_run=dry_run, rate=rate, reason=reason, yes=yes)
+    return _change(order, broker, out)
 
 
-class Change(msgspec.Struct, frozen=True):
-    """What is to be done to letters, and how carefully."""
+class Order(msgspec.Struct, frozen=True):
+    """What is to be done to which letters, and how carefully."""
 
     verb: str
-    past: str
-    apply: Callable[[Broker, Letter], Awaitable[None]]
+    past: Verb
+    ids: tuple[str, ...]
+    which: Choice
     dry_run: bool = False
     again: bool = False
+    rate: float | None = None
+    reason: str = ""
     yes: bool = False
 
+    @property
+    def audit(self) -> Audit:
+        chosen = str(self.which) if self.which else f"{len(self.ids)} by id"
+        return Audit(by=who(), choice=chosen + (" --again" if self.again else ""), reason=self.reason)
 
-def _change(change: Change, ids: Sequence[str], which: Filter, broker: str | None, out: Out) -> int:
-    if bool(ids) == bool(which):
+
+def _choice(
+    out: Out,
+    handler: str | None,
+    type: str | None,
+    code: str | None,
+    error: str | None,
+    key: str | None,
+    since: str | None,
+    until: str | None,
+) -> Choice:
+    return Choice(
+        handler=handler,
+        type=type,
+        code=code,
+        error=error,
+        key=key,
+        since=moment_of("--since", since, out),
+        until=moment_of("--until", until, out),
+    )
+
+
+def _change(order: Order, broker: str | None, out: Out) -> int:
+    if bool(order.ids) == bool(order.which):
         raise CommandError(
-            f"which letters? Write tidings dead {change.verb} with ids, or with --handler, --type or --code;"
-            " tidings dead list shows them",
+            f"which letters? Write tidings dead {order.verb} with ids, or with --handler, --type, --code, --error,"
+            " --key, --since or --until; tidings dead list shows them",
             Status.USAGE,
         )
+    if order.rate is not None and not order.rate > 0:
+        raise CommandError(f"--rate {order.rate:g}: more than 0 a second", Status.USAGE)
+    stop = Stop(json=out.json)
 
-    async def work(broker: Broker) -> int:
-        wanted = await _wanted(broker, change, ids, which, out)
-        if change.dry_run or not wanted:
-            for letter in wanted:
-                out.tell(f"would {change.verb} {letter.id}  {letter.fingerprint}", **_record(letter), dry_run=True)
-            return Status.OK
-        await asyncio.to_thread(_confirm, change, len(wanted), bool(ids))
-        return await apply_to(broker, change, [letter.id for letter in wanted], out)
+    def begin() -> Callable[[], bool]:
+        """From now on the first Ctrl-C only asks to stop."""
+        asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop.bind(lambda: loop.call_soon_threadsafe(asked.set))
+        return asked.is_set
 
-    return _run(broker, work)
+    return _run(broker, lambda broker: obey(broker, order, out, begin))
 
 
-async def _wanted(broker: Broker, change: Change, ids: Sequence[str], which: Filter, out: Out) -> list[Letter]:
+async def obey(broker: Broker, order: Order, out: Out, begin: Callable[[], Callable[[], bool]]) -> int:
+    """Find the letters that are meant, ask where there are many, and change them, or only say what would happen."""
+    wanted = in_order(await _wanted(broker, order, out))
+    if not wanted:
+        return Status.OK
+    if order.dry_run:
+        return _say_what_would_happen(order, wanted, out)
+    await asyncio.to_thread(_confirm, order, len(wanted))
+    return await carry_out(broker, order, wanted, out, begin())
+
+
+async def _wanted(broker: Broker, order: Order, out: Out) -> list[Letter]:
     """The letters that are meant; those that are done with already are named and left out."""
-    if not ids:
-        found = await dead_letters.list_letters(broker, state=None if change.again else "dead", where=which)
+    if not order.ids:
+        found = await dead_letters.list_letters(broker, state=None if order.again else "dead", where=order.which)
         if not found:
             out.tell("no dead letters like that", changed=0)
         return found
-    wanted = []
-    for letter in await dead_letters.find(broker, ids):
-        if letter.state == "dead" or change.again:
-            wanted.append(letter)
+    wanted: dict[str, Letter] = {}
+    for letter in await dead_letters.find(broker, order.ids, bodies=False):
+        if letter.state == "dead" or order.again:
+            wanted[letter.id] = letter
         else:
-            remedy = "; --again does it once more" if change.verb == "redrive" else ""
+            remedy = "; --again does it once more" if order.verb == "redrive" else ""
             out.tell(f"{letter.id} was {letter.state} before{remedy}", id=letter.id, state=letter.state, changed=False)
-    return wanted
+    return list(wanted.values())
 
 
-async def apply_to(broker: Broker, change: Change, ids: Sequence[str], out: Out) -> int:
-    """Change letters one after the other; what fails is told, and the rest goes on. Returns the exit status."""
-    changed, failures = 0, 0
-    for at in range(0, len(ids), AT_ONCE):
-        for letter in await dead_letters.find(broker, ids[at : at + AT_ONCE]):
-            try:
-                await change.apply(broker, letter)
-            except TidingsError as error:
+def _say_what_would_happen(order: Order, letters: Sequence[Letter], out: Out) -> int:
+    for letter in letters:
+        to = f" to {letter.position}, its redrive number {letter.redriven + 1}" if order.verb == "redrive" else ""
+        text = f"would {order.verb} {letter.id}{to}: event {letter.event_id}, key {letter.key or '-'}, {letter.reason}"
+        out.tell(text, **record_of(letter), dry_run=True)
+    out.text(f"would {order.verb} {len(letters)}; nothing was changed")
+    return Status.OK
+
+
+async def carry_out(
+    broker: Broker, order: Order, letters: Sequence[Letter], out: Out, stopped: Callable[[], bool] = lambda: False
+) -> int:
+    """Change letters in their order; what fails is told, and the rest goes on. Returns the exit status."""
+    changed = failures = 0
+    bulk = Bulk(broker, order.past, order.audit, pace=Pace(order.rate), stopped=stopped)
+    with Progress(out, order.past, len(letters)) as progress:
+        async for letter, error in bulk.run(letters):
+            if error is None:
+                changed += 1
+                out.record(id=letter.id, state=order.past, changed=True)
+            else:
                 failures += 1
                 text = one_line(str(error))
-                out.tell(f"{letter.id}: not {change.past}: {text}", id=letter.id, changed=False, error=text)
-            else:
-                changed += 1
-                out.record(id=letter.id, state=change.past, changed=True)
-    out.text(f"{changed} {change.past}" + (f", {failures} failed" if failures else ""))
+                line = f"{letter.id}: not {order.past}: {text}"
+                out.record(id=letter.id, changed=False, error=text)
+                progress.say(line) if progress.drawn else out.text(line)
+            progress.step()
+    out.text(f"{changed} {order.past}" + (f", {failures} failed" if failures else ""))
+    left = len(letters) - changed - failures
+    if left:
+        out.aside(_how_to_go_on(order, left))
+        return Status.INTERRUPTED
     return Status.WORLD if failures else Status.OK
 
 
-def _confirm(change: Change, count: int, named: bool) -> None:
+def _how_to_go_on(order: Order, left: int) -> str:
+    if order.again:
+        return f"{left} were not reached; with --again the same command begins with the first, whatever was done now"
+    return f"{left} were not reached; the same command goes on with them, and does nothing twice"
+
+
+def _confirm(order: Order, count: int) -> None:
     """Many at once are asked for twice: by --yes, or by answering."""
-    if change.yes or named or count == 1:
+    if order.yes or count == 1:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandError(f"this would {change.verb} {count} letters. If that is meant, add --yes", Status.USAGE)
-    sys.stderr.write(f"{change.verb} {count} letters? [y/N] ")
+        raise CommandError(f"this would {order.verb} {count} letters. If that is meant, add --yes", Status.USAGE)
+    sys.stderr.write(f"{order.verb} {count} letters? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CommandError("nothing was changed")
@@ -223,51 +303,3 @@ def _run(url: str | None, work: Callable[[Broker], Awaitable[int]]) -> int:
             await broker.close()
 
     return asyncio.run(main())
-
-
-# ── what is printed ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-_EACH: Final = ("id", "handler", "type", "key", "code", "attempts", "last failure", "reason")
-_GROUPED: Final = ("letters", "handler", "type", "code", "last failure", "ids", "reason")
-
-
-def _row(letter: Letter) -> Sequence[str]:
-    return (
-        letter.id[:SHORT],
-        letter.position,
-        letter.type or "?",
-        letter.key or "-",
-        letter.code,
-        str(letter.failures),
-        letter.last_failure,
-        letter.reason,
-    )
-
-
-def _grouped(letters: Sequence[Letter]) -> list[Sequence[str]]:
-    """The letters by handler and fingerprint, the most frequent death of a handler first."""
-    groups: dict[str, list[Letter]] = {}
-    for letter in letters:
-        groups.setdefault(letter.fingerprint, []).append(letter)
-    rows: list[Sequence[str]] = []
-    for group in sorted(groups.values(), key=lambda group: (group[0].position, -len(group))):
-        newest = group[-1]
-        ids = " ".join(one.id[:SHORT] for one in group[-3:]) + (" …" if len(group) > 3 else "")
-        rows.append(
-            (str(len(group)), newest.position, newest.type or "?", newest.code, newest.last_failure, ids, newest.reason)
-        )
-    return rows
-
-
-def _record(letter: Letter) -> dict[str, Any]:
-    fields = {name: getattr(letter, name) for name in letter.__struct_fields__}
-    for name in ("body", "whole", "headers", "traceback"):
-        del fields[name]
-    return {**fields, "fingerprint": letter.fingerprint}
-
-
-def _body(letter: Letter) -> dict[str, Any]:
-    try:
-        return {"body": msgspec.json.decode(letter.body)}
-    except (msgspec.MsgspecError, RecursionError):
-        return {"body_hex": letter.body.hex()}

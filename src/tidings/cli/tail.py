@@ -7,7 +7,7 @@ import base64
 import re
 from collections import deque
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from tidings.brokers import broker_from
 from tidings.cli.failures import CommandError, Status
+from tidings.cli.moments import moment_of
 from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.delivery import Delivery, Route
@@ -23,8 +24,6 @@ from tidings.errors import UndecodableEvent
 from tidings.event import TYPE_PATTERN
 from tidings.ports import Broker, Plan
 
-_SPAN: Final = re.compile(r"(\d+)(s|m|h|d)")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STREAM: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
@@ -47,8 +46,9 @@ def tail(
         raise CommandError("--last takes a number from 1, and does not go with --follow", Status.USAGE)
     if limit is not None and limit < 1:
         raise CommandError("--limit takes a number from 1", Status.USAGE)
-    log = Log(stream, what if rest else "", _moment(since), follow)
-    return asyncio.run(_tail(broker_url(broker), log, limit, last, Out(json)))
+    out = Out(json)
+    log = Log(stream, what if rest else "", moment_of("--since", since, out), follow)
+    return asyncio.run(_tail(broker_url(broker), log, limit, last, out))
 
 
 class Log(msgspec.Struct, frozen=True):
@@ -116,18 +116,3 @@ def _print(delivery: Delivery, out: Out) -> None:
     out.text(
         f"{time}  {envelope.type} {envelope.version}  {envelope.key or '-'}  {envelope.id}  {' '.join(data.split())}"
     )
-
-
-def _moment(text: str | None) -> datetime | None:
-    """A time as people write it: how long ago, or RFC 3339 with zone."""
-    if text is None:
-        return None
-    if span := _SPAN.fullmatch(text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise CommandError(f"--since {text}: a time with its zone (2026-01-31T12:00:00Z), or 10m, 2h, 3d", Status.USAGE)
-    return found

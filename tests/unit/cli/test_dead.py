@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from tests.unit.observe.shop import Placed, shop
-from tidings import dead_letters
-from tidings.cli.dead import AT_ONCE, Change, Filter, _confirm, _grouped, apply_to
+from tidings import BrokerUnavailable, dead_letters
+from tidings.bulk import TOGETHER, Choice
+from tidings.cli.dead import Order, _confirm, carry_out, obey
 from tidings.cli.failures import CommandError, Status
-from tidings.cli.letters import story
+from tidings.cli.letters import grouped, story
 from tidings.cli.output import Out
-from tidings.dead_letters import Letter
+from tidings.cli.progress import Progress
+from tidings.cli.who import who
+from tidings.dead_letters import Letter, Mark
 from tidings.testing import MemoryBroker
 
 
@@ -36,39 +39,43 @@ def letter(**fields: Any) -> Letter:
     return Letter(**{**known, **fields})
 
 
-@pytest.mark.parametrize(
-    ("which", "meant"),
-    [
-        (Filter("stock.reserve", None, None), True),
-        (Filter("reserve", None, None), True),
-        (Filter("ship", None, None), False),
-        (Filter(None, "order.placed", "failed"), True),
-        (Filter(None, "order.placed", "bad-data"), False),
-        (Filter("orders.reserve", None, None), False),
-    ],
-)
-def test_a_filter_means_what_it_says(which: Filter, meant: bool) -> None:
-    assert which(letter()) is meant
-
-
-def test_an_empty_filter_is_told_from_one_that_means_all() -> None:
-    assert not Filter(None, None, None)
-
-
 def test_those_that_died_alike_stand_together() -> None:
-    alike = [letter(id=f"{number:024}", reason=f"failed {number} times: ValueError: {number}") for number in range(5)]
+    alike = [
+        letter(
+            id=f"{number:024}", reason=f"failed {number} times: ValueError: {number}", last_failure=f"2026-01-0{day}"
+        )
+        for number, day in enumerate([3, 1, 5, 2, 4])
+    ]
     others = [letter(reason="failed 2 times: KeyError: no"), letter(code="bad-data", reason="no JSON")]
-    rows = _grouped([*alike, *others])
+    rows = grouped([*alike, *others])
     assert [(row[0], row[3]) for row in rows] == [("5", "failed"), ("1", "failed"), ("1", "bad-data")]
+    assert rows[0][4:8] == (alike[0].error, "2026-01-01", "2026-01-05", alike[2].id[:10])
 
 
-def test_many_are_only_changed_when_it_is_said_twice() -> None:
-    change = Change("redrive", "redriven", dead_letters.redrive)
-    with pytest.raises(CommandError, match=r"redrive 12 letters.*--yes"):
-        _confirm(change, 12, named=False)
-    _confirm(change, 1, named=False)
-    _confirm(change, 12, named=True)
-    _confirm(Change("redrive", "redriven", dead_letters.redrive, yes=True), 12, named=False)
+def order(verb: str = "redrive", past: Any = "redriven", **more: Any) -> Order:
+    return Order(verb, past, (), Choice(handler="reserve"), **more)
+
+
+def test_more_than_one_are_only_changed_when_it_is_said_twice() -> None:
+    with pytest.raises(CommandError, match=r"redrive 2 letters.*--yes"):
+        _confirm(order(), 2)
+    _confirm(order(), 1)
+    _confirm(order(yes=True), 12)
+
+
+def test_a_story_says_who_did_what_when_and_why_and_what_came_of_it() -> None:
+    marks = [
+        Mark("redriven", "2026-01-03T00:00:00+00:00", "ann@host", "--handler reserve", "the shelf is mended"),
+        Mark("discarded", ""),
+    ]
+    found = story(letter(marks=marks, died_again="b" * 24, redriven_from="c" * 24, where="shop.py:reserve"))
+    assert (
+        "redriven     2026-01-03T00:00:00+00:00 by ann@host, chosen by --handler reserve, because: the shelf" in found
+    )
+    assert "discarded    at an unknown time" in found
+    assert f"as letter {'b' * 24}" in found
+    assert f"letter {'c' * 24}, which was redriven and died again" in found
+    assert "raised in shop.py:reserve" in found
 
 
 def test_a_story_cannot_forge_lines_or_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,11 +103,11 @@ async def dead(count: int) -> MemoryBroker:
 async def test_P7_letters_are_redriven_whole_also_when_they_are_more_than_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    broker = await dead(AT_ONCE + 3)
-    ids = [one.id for one in await dead_letters.list_letters(broker)]
-    assert len(ids) == AT_ONCE + 3
-    change = Change("redrive", "redriven", dead_letters.redrive)
-    assert await apply_to(broker, change, ids, Out(json=True)) is Status.OK
+    broker = await dead(TOGETHER + 3)
+    letters = await dead_letters.list_letters(broker)
+    ids = [one.id for one in letters]
+    assert len(ids) == TOGETHER + 3
+    assert await carry_out(broker, order(), letters, Out(json=True)) is Status.OK
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["id"] for record in records] == ids
     assert await dead_letters.list_letters(broker) == []
@@ -111,13 +118,67 @@ async def test_one_letter_that_cannot_be_changed_does_not_hold_up_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     broker = await dead(3)
-    ids = [one.id for one in await dead_letters.list_letters(broker)]
-    from tidings import BrokerUnavailable
-
+    letters = await dead_letters.list_letters(broker)
     broker.fail_publish(BrokerUnavailable("gone"), times=1)
-    change = Change("discard", "discarded", dead_letters.discard)
-    assert await apply_to(broker, change, ids, Out()) is Status.WORLD
+    assert await carry_out(broker, order("discard", "discarded"), letters, Out()) is Status.WORLD
     told = capsys.readouterr().out
-    assert f"{ids[0]}: not discarded: gone" in told
+    assert f"{letters[0].id}: not discarded: gone" in told
     assert "2 discarded, 1 failed" in told
-    assert [one.id for one in await dead_letters.list_letters(broker)] == ids[:1]
+    assert await dead_letters.list_letters(broker) == letters[:1]
+
+
+async def test_what_was_not_reached_is_left_for_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = await dead(5)
+    letters = await dead_letters.list_letters(broker)
+    answers = iter([False, False, True])
+    assert await carry_out(broker, order(rate=1e4), letters[:1], Out(), lambda: next(answers)) is Status.OK
+    assert await carry_out(broker, order(rate=1e4), letters[1:], Out(), lambda: True) is Status.INTERRUPTED
+    assert "4 were not reached; the same command goes on" in capsys.readouterr().err
+    assert await dead_letters.list_letters(broker) == letters[1:]
+
+
+async def test_a_dry_run_says_what_would_happen_and_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = await dead(2)
+    letters, log = await dead_letters.list_letters(broker), len(broker.dead_letters)
+    meant = Order("redrive", "redriven", (), Choice(handler="handle"), dry_run=True, yes=True)
+    assert await obey(broker, meant, Out(), lambda: lambda: False) is Status.OK
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"would redrive {letters[0].id} to shop.handle, its redrive number 1: event ")
+    assert told[2] == "would redrive 2; nothing was changed"
+    assert len(broker.dead_letters) == log
+    assert await dead_letters.list_letters(broker) == letters
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_many_are_not_changed_before_somebody_has_said_yes(by_id: bool) -> None:
+    broker = await dead(2)
+    letters, log = await dead_letters.list_letters(broker), len(broker.dead_letters)
+    ids = tuple(one.id for one in letters) if by_id else ()
+    meant = Order("discard", "discarded", ids, Choice() if by_id else Choice(handler="handle"))
+    with pytest.raises(CommandError, match="add --yes"):
+        await obey(broker, meant, Out(), lambda: lambda: False)
+    assert len(broker.dead_letters) == log
+
+
+def test_who_gives_an_order_is_known_also_where_a_user_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    assert who().startswith("ann@")
+
+    def nobody() -> str:
+        raise KeyError("uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert who().startswith("uid ")
+
+
+def test_progress_is_told_now_and_then_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidings.cli.progress.EVERY", 0.0)
+    with Progress(Out(), "redriven", 2000) as progress:
+        progress.step(1500)
+        progress.say("one failed")
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "redriven: 1,500 of 2,000, " in found.err
+    assert "one failed" in found.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from tidings import BrokerUnavailable, ConfigurationError, EventTooLarge, __version__
 from tidings.cli import demo, main, options
 from tidings.cli.failures import MEANINGS, CommandError, Status, explain
+from tidings.cli.moments import moment_of
 from tidings.cli.output import Out
-from tidings.cli.tail import _moment
 
 COMMANDS = [
     ["run"],
@@ -121,19 +122,35 @@ def test_a_table_is_plain_where_nobody_looks(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "a\tb\n1\tx\\ny\n"
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2026-01-01", "2026-01-01T00:00:00", "10 minutes"])
-def test_a_time_without_zone_is_refused(text: str) -> None:
-    with pytest.raises(CommandError, match="with its zone"):
-        _moment(text)
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "0001-01-01T00:00", "10 minutes", "99999999999999d"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(CommandError, match="--since"):
+        moment_of("--since", text, Out())
 
 
-def test_a_time_is_read_as_people_write_it() -> None:
-    assert _moment(None) is None
-    ago, stamp = _moment("10m"), _moment("2026-01-31T12:00:00Z")
+def test_a_time_is_read_as_people_write_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert moment_of("--since", None, Out()) is None
+    ago, stamp = moment_of("--since", "10m", Out()), moment_of("--since", "2026-01-31T12:00:00Z", Out())
     assert ago is not None
     assert stamp is not None
     assert stamp.isoformat() == "2026-01-31T12:00:00+00:00"
     assert ago > stamp or ago.tzinfo is not None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_time_without_zone_is_the_time_here_and_it_is_said_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        found = moment_of("--from", "2026-11-01T00:00", Out())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found is not None
+    assert found.isoformat() == "2026-11-01T00:00:00+09:00"
+    assert "--from 2026-11-01T00:00 has no zone" in capsys.readouterr().err
 
 
 def test_without_the_repository_the_demo_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
