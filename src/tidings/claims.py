@@ -102,11 +102,17 @@ class Claimer:
         return None if self._once is None or self._resource is None else self._once.translate(error)
 
     def key(self, delivery: Delivery, event: Event) -> Key:
-        """What is applied once: the event's id, or the field of the newest version that the handler named."""
+        """What is applied once: the event's id, or the field of the newest version that the handler named.
+
+        A replay under a scope of its own has keys of its own.
+        """
         envelope = delivery.envelope
         assert isinstance(envelope, Envelope)
         once = self._handler.rules.once
         text = f"{once}:{key_text(getattr(event, once))}" if isinstance(once, str) else EVENT_MARK + envelope.id
+        if scope := delivery.scope:
+            # As a key of the event's kind it is forgotten some time after the replay, whatever the handler names.
+            text = f"{EVENT_MARK}{scope}:{text}"
         digest = blake2b(bytes(envelope.data), digest_size=16).digest()
         lives = None if self._lives is None else self._lives.seconds
         return Key(self._handler.position, text, envelope.id, digest, lives)

@@ -33,7 +33,7 @@ class Scope(msgspec.Struct, eq=False):
                 " Return a list with what each event caused, in their order"
             )
         place, self.caused = self.caused, self.caused + 1
-        return derived_id(self.delivery.event_id, self.position, place)
+        return derived_id(self.delivery.event_id, self.position, place, self.delivery.scope)
 
 
 current: ContextVar[Scope | None] = ContextVar("tidings.scope", default=None)

@@ -79,8 +79,12 @@ def _kept(delivery: Delivery, header: str) -> str:
 
 
 def _redrive(delivery: Delivery) -> str:
-    """Which dead letter a redriven copy was, and which redrive it is: what fails again after that is something new."""
-    return f"{_kept(delivery, Header.LETTER)}:{_kept(delivery, Header.REDRIVE)}"
+    """Which dead letter a redriven copy was, and which redrive it is: what fails again after that is something new.
+
+    So is what fails in a replay.
+    """
+    replay = _kept(delivery, Header.REPLAY)
+    return f"{_kept(delivery, Header.LETTER)}:{_kept(delivery, Header.REDRIVE)}" + (f":{replay}" if replay else "")
 
 
 def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
@@ -101,6 +105,37 @@ def retry_copy(delivery: Delivery, position: str, retried: Retried) -> Message:
             Header.REASON: _beginning(header_text(retried.reason), MAX_REASON),
         },
         due=now + retried.after,
+    )
+
+
+def replay_copy(delivery: Delivery, position: str, replay: str, *, again: bool) -> Message:
+    """The copy of an event that is given to a handler again, under the event's own id.
+
+    `again` puts it into the scope of this replay, so that it is applied although it was before.
+    """
+    headers = {
+        **_storable(delivery.headers),
+        Header.ID: header_text(delivery.event_id),
+        Header.ORIGIN: header_text(delivery.origin_text),
+        Header.STREAM: delivery.stream,
+        Header.TYPE: header_text(_type_of(delivery)),
+        Header.HANDLER: position,
+        Header.FAILURES: "0",
+        Header.REPLAY: replay,
+    }
+    if (key := delivery.key) is not None:
+        headers[Header.KEY] = header_text(key)
+    if again:
+        headers[Header.SCOPE] = replay
+    return Message(
+        id=f"{replay}:{delivery.origin_text}",
+        route=Route.RETRY,
+        position=position,
+        stream=delivery.stream,
+        type=_type_of(delivery),
+        key=key,
+        body=delivery.body,
+        headers=headers,
     )
 
 
@@ -192,7 +227,7 @@ def _common(delivery: Delivery, position: str, now: float) -> dict[str, str]:
         headers[Header.TYPE] = header_text(kind)
     if (key := delivery.key) is not None:
         headers[Header.KEY] = header_text(key)
-    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT):
+    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT, Header.REPLAY, Header.SCOPE):
         if kept := _kept(delivery, header):
             headers[header] = kept
     return headers

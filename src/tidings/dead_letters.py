@@ -80,6 +80,10 @@ class Letter(msgspec.Struct, kw_only=True):
     body: bytes = b""
     whole: bool = False
     """Whether all of it was read. A list keeps no bodies; `find` does."""
+    replay: str = ""
+    """The replay in which it died."""
+    scope: str = ""
+    """The scope of that replay, in which a redrive of it is applied once."""
     where: str = ""
     """The file and the function that raised, as far as the traceback says."""
     state: State = "dead"
@@ -222,6 +226,9 @@ def redriven_copy(letter: Letter) -> Message:
         Header.REDRIVE: str(letter.redriven + 1),
         Header.FAILURES: "0",
     }
+    for name, text in ((Header.REPLAY, letter.replay), (Header.SCOPE, letter.scope)):
+        if text:
+            headers[name] = text
     if letter.type:
         headers[Header.TYPE] = header_text(letter.type)
     if letter.key is not None:
@@ -307,6 +314,8 @@ def _letter(letter_id: str, message: Delivery, body: bytes, *, whole: bool) -> L
         origin=plain_text(headers.get(Header.ORIGIN, "")),
         service_version=same(plain_text(headers.get(Header.SERVICE_VERSION, ""))),
         redriven_from=headers.get(Header.REDRIVEN_FROM, ""),
+        replay=same(headers.get(Header.REPLAY, "")),
+        scope=same(headers.get(Header.SCOPE, "")),
         where=same(_raised_in(traceback)),
         traceback=plain_text(traceback) if whole else "",
         headers=original_headers(headers) if whole else {},

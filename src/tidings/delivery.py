@@ -67,6 +67,10 @@ class Header:
     """How the letters were chosen of which this is one."""
     NOTE: ClassVar = "tidings-note"
     """The name of a note, `Message.key` of it."""
+    REPLAY: ClassVar = "tidings-replay"
+    """The id of the replay that a copy belongs to."""
+    SCOPE: ClassVar = "tidings-scope"
+    """Within this scope a copy is applied once, whatever was applied outside of it."""
     PART: ClassVar = "tidings-part"
     """``2/3``: the second of three parts of a letter too large for one message."""
 
@@ -152,6 +156,8 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
 
     failures: int = 0
     """How often the handler has failed on it before, as Tidings counts: in the headers of the retry copy."""
+    stored: float = 0.0
+    """When the broker stored it, Unix seconds, where it was read from a log; 0 for what is handled."""
     first_failed: float = 0.0
     """When it first failed while its key was held here, in Unix seconds."""
     envelope: Envelope | None = None
@@ -161,6 +167,11 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     def attempt(self) -> int:
         """1 for the first time that the handler sees the event, then one more for each failure."""
         return self.failures + 1
+
+    @property
+    def scope(self) -> str:
+        """The replay within which it is applied once more; empty for all that is applied once and for all."""
+        return self.headers.get(Header.SCOPE, "") if self.route is Route.RETRY else ""
 
     @property
     def event_id(self) -> str:

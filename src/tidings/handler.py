@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -66,6 +66,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters after the event, with their types."""
     batches: bool = False
     """It takes a list of events, and is called once for all that are new."""
+    since: datetime | None = None
+    """A position that does not exist yet begins here instead of where `rules.start` says."""
 
     @property
     def position(self) -> str:
@@ -89,6 +91,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
             types=self.reader.types,
             ordered=self.rules.ordered,
             start=self.rules.start,
+            since=self.since,
             max_in_flight=4 * self.batch * self.rules.concurrency,
         )
 

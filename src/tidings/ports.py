@@ -69,6 +69,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """Only one process at a time may take from this position; the others stand by."""
     start: Literal["all", "new"] = "all"
     """Where a position that does not exist yet begins."""
+    since: datetime | None = None
+    """Or else it begins with what was stored at this moment or later."""
     max_in_flight: int = 1024
     """How many messages may be with this process, delivered and not settled."""
     max_in_flight_bytes: int = 32 * 1024 * 1024
@@ -208,6 +210,25 @@ class Batches(Protocol):
 
         True once they are stored. False when they were refused, or are too many or unfit to be one, or when nobody
         knows: then they are published one by one, under the same ids. Raises nothing but cancellation.
+        """
+
+
+@runtime_checkable
+class Positions(Protocol):
+    """What a broker has beside the rest if it can be asked about positions that somebody else takes from."""
+
+    async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
+        """The positions of a service that exist, each with the types it takes.
+
+        Raises:
+            BrokerUnavailable: it cannot be asked.
+        """
+
+    async def copies(self, position: str) -> int:
+        """How many copies are on the retry route of a position and not settled, those included that wait.
+
+        Raises:
+            BrokerUnavailable: it cannot be asked.
         """
 
 

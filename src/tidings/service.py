@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import msgspec
@@ -243,6 +243,44 @@ class Service:
                 yield self
         finally:
             self._begun = self._running = None  # only now: what still runs while it stops may publish
+
+    @asynccontextmanager
+    async def beside(
+        self,
+        handler: str,
+        name: str,
+        since: datetime,
+        *,
+        broker: str | Broker | None = None,
+        store: object | None = None,
+    ) -> AsyncIterator[Running]:
+        """Run one handler under another name, on a position of its own; the others do not run here.
+
+        The position begins with what was stored at `since`, or goes on where it is. Its keys of `once=`, and the ids of
+        what it causes, are its own: it applies the events that the handler has applied.
+
+        Raises:
+            MisuseError: there is no such handler, or one has that name already, or the service runs in this process.
+            ConfigurationError, BrokerUnavailable, StoreUnavailable: as `running`.
+        """
+        if self._begun is not None:
+            raise MisuseError(f"{self.name} runs already")
+        if handler not in self._handlers:
+            raise MisuseError(f"{self.name} has no handler {handler!r}; it has: {', '.join(self._handlers) or 'none'}")
+        if name in self._handlers or not NAME.fullmatch(name):
+            why = "has a handler of that name" if name in self._handlers else "cannot have a handler of that name"
+            raise MisuseError(f"{name!r}: {self.name} {why}. Choose another: lower case letters, digits and hyphens")
+        from tidings.beside import Beside
+        from tidings.running import Running
+
+        declared = Beside(self, self._handlers[handler], name, since)
+        running = Running.of(declared, broker or self._broker_spec, store or self._store_spec)
+        self._begun = running  # its handler may publish in a transaction
+        try:
+            async with running.life():
+                yield running
+        finally:
+            self._begun = None
 
     @asynccontextmanager
     async def relaying(self, *, broker: str | Broker | None = None, store: object | None = None) -> AsyncIterator[Self]:

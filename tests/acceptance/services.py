@@ -116,6 +116,22 @@ async def deliver(placed: Placed, delivery: Delivery) -> None:
         raise ConnectionError("nobody opened")
 
 
+# ── a handler that has missed its history, beside one that has not ──────────────────────────────────────────────────
+
+history = Service("history", publishes=[Placed])
+
+
+@history.on(Placed, order="key", concurrency=4, start="new")
+async def record(placed: Placed, db: AsyncConnection, delivery: Delivery) -> Reserved:
+    await write(db, "history.record", placed.number, delivery)
+    return Reserved(order_id=placed.order_id, number=placed.number)
+
+
+@history.on(Placed, idempotent=True, start="new")
+async def witness(placed: Placed) -> None:
+    note("history.witness", placed.order_id, placed.number, 1)
+
+
 # ── handlers that wait, block, or are slow ──────────────────────────────────────────────────────────────────────────
 
 stuck = Service("stuck", publishes=[Placed])

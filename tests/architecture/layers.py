@@ -23,8 +23,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handling",),
     ("pipeline",),
     ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),
-    ("control", "bulk"),
+    ("control", "bulk", "replay"),
     ("running",),
+    ("beside",),
     ("service",),
     ("",),  # tidings/__init__.py: the public names
     ("testing",),
@@ -53,7 +54,7 @@ ADAPTER_USERS: tuple[str, ...] = ("running", "service", "", "testing", "cli")
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "msgspec": ("*",),
-    "uuid_utils": ("control", "event", "envelope", "notes", "publisher", "service"),
+    "uuid_utils": ("control", "event", "envelope", "notes", "publisher", "replay", "service"),
     "nats": ("brokers.nats",),
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),

@@ -83,6 +83,8 @@ def _lines(letter: Letter) -> Iterator[str]:
     yield f"  error        {letter.error}{f'  raised in {letter.where}' if letter.where else ''}"
     yield f"  attempts     {letter.failures}, from {letter.first_failure} to {letter.last_failure}"
     yield f"  stood at     {letter.origin}"
+    if letter.replay:
+        yield f"  replay       {letter.replay}{', applied again' if letter.scope else ''}"
     if letter.redriven_from:
         yield f"  came from    letter {letter.redriven_from}, which was redriven and died again"
     yield from map(_deed, letter.marks)

@@ -59,6 +59,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Those that start later begin paused. It finishes what runs and gives the rest back; its backlog waits.",
     ),
     "control:resume": ("Let a paused handler go on.", ""),
+    "replay:replay": (
+        "Give a handler its history again.",
+        "In order, and to no other. With once= it repairs what is missing and repeats nothing.",
+    ),
     "demo:demo": (
         "Three services, a real broker and a bad day.",
         "Messages are doubled, workers and the server are killed; the end counts what was applied.",

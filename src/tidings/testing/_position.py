@@ -50,7 +50,7 @@ class Log:
         self.entries.append(entry)
         return entry
 
-    def delivery(self, entry: Stored, *, token: object = None, delivered: int = 1) -> Delivery:
+    def delivery(self, entry: Stored, *, token: object = None, delivered: int = 1, stored: float = 0.0) -> Delivery:
         message = entry.message
         return Delivery(
             body=message.body,
@@ -61,6 +61,7 @@ class Log:
             slot=None if message.key is None else slot_of(message.key),
             delivered=delivered,
             route=message.route,
+            stored=stored,
         )
 
 
@@ -178,6 +179,13 @@ class Position:
         if self._later:
             moments.append(self._later[0][0])
         return max(0.0, min(moments) - now) if moments else None
+
+    @property
+    def copies(self) -> int:
+        """What is on the retry route and not settled."""
+        items = [item for waiting in (self._again, self._later) for *_, item in waiting]
+        items += [flight.item for flight in self._flights] + list(self._fresh)
+        return sum(item.entry.message.route is Route.RETRY for item in items)
 
     def backlog(self) -> Backlog:
         waiting = sum(item.entry.message.route is Route.RETRY for _, _, item in self._later)

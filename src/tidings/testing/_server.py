@@ -6,6 +6,7 @@ Everything happens in the event loop that calls it; nothing here has a task of i
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -149,10 +150,11 @@ class Server:
             return
         position = Position(subscription, self.wake)
         self.positions[position.name] = position
-        logs = [self.streams[subscription.stream]] if subscription.start == "all" else []
-        for one in logs:
-            for entry in one.entries:
-                position.offer(one, entry)
+        log, since = self.streams[subscription.stream], subscription.since
+        begins = since.timestamp() if since is not None else 0.0 if subscription.start == "all" else math.inf
+        for entry in log.entries:
+            if entry.at >= begins:
+                position.offer(log, entry)
         for entry in self.retries.entries:
             if entry.message.position == position.name:
                 position.offer(self.retries, entry)

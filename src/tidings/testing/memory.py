@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -119,6 +119,18 @@ class MemoryBroker:
         """Read a log from its beginning: all events of a stream, or all dead letters."""
         source = self._server.log(route, stream)
         return self._read(route, stream, len(source.entries), since.timestamp() if since else 0.0, follow)
+
+    async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
+        """The positions of a service that exist, each with the types it takes."""
+        self._check_alive()
+        prefix = service + "."
+        return {name: sorted(one.types) for name, one in self._server.positions.items() if name.startswith(prefix)}
+
+    async def copies(self, position: str) -> int:
+        """How many copies are on the retry route of a position and not settled."""
+        self._check_alive()
+        found = self._server.positions.get(position)
+        return 0 if found is None else found.copies
 
     async def close(self) -> None:
         """Close the feeds, once every service that opened this object has closed it. Safe to call again."""
@@ -244,7 +256,7 @@ class MemoryBroker:
             for entry in source.entries[at : None if follow else end]:
                 at += 1
                 if entry.at >= since and (route is not Route.NOTE or entry.message.position == stream):
-                    yield source.delivery(entry)
+                    yield source.delivery(entry, stored=entry.at)
             if follow and at == len(source.entries):
                 await self._server.changed(1.0)
 

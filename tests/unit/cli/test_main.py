@@ -20,6 +20,7 @@ COMMANDS = [
     ["publish"],
     ["tail"],
     ["demo"],
+    ["replay"],
     ["dead", "list"],
     ["dead", "show"],
     ["dead", "redrive"],

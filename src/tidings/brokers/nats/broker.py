@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -20,7 +20,7 @@ from tidings.brokers.nats.publishing import Publisher
 from tidings.brokers.nats.reading import read_log
 from tidings.brokers.nats.settling import Settler
 from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, note_stream, retry_stream
-from tidings.brokers.nats.watch import Watch
+from tidings.brokers.nats.watch import Watch, copies
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
 from tidings.errors import ConfigurationError, MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
@@ -211,6 +211,18 @@ class NatsBroker:
         if self._main is None:
             raise _not_open("read")
         return read_log(self._main, self._api, route, stream, since, follow)
+
+    async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
+        """The positions of a service that exist, each with the types it takes; see `ports.Positions`."""
+        if self._main is None:
+            raise _not_open("positions")
+        return await existing_positions(self._api, service, [RETRY_STREAM])
+
+    async def copies(self, position: str) -> int:
+        """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""
+        if self._main is None:
+            raise _not_open("copies")
+        return await copies(self._api, position)
 
 
 def _how_to_remove(position: str, types: Sequence[str]) -> str:

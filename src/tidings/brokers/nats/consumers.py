@@ -6,6 +6,7 @@ Always durable, without an inactivity threshold (trap 32), with explicit acks sa
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any, Final
 
 from tidings.brokers.nats.api import CONSUMER_EXISTS, NO_CONSUMER, NO_STREAM, PATIENCE, Api, ApiError
@@ -35,6 +36,9 @@ def event_consumer(subscription: Subscription, ack_wait: float) -> dict[str, Any
         "deliver_policy": subscription.start,
         "filter_subjects": filters_of(subscription.types),
     }
+    if subscription.since is not None:
+        moment = subscription.since.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        wanted |= {"deliver_policy": "by_start_time", "opt_start_time": moment}
     if subscription.ordered:
         wanted |= {
             "max_ack_pending": ORDERED_ACK_PENDING,

@@ -152,4 +152,13 @@ def _delivery(name: str, route: Route, raw: bytes, data: bytes) -> Found:
         headers=headers,
         slot=slot_in(subject) if route is Route.EVENT else None,
         route=route,
+        stored=_moment(own(raw, b"Nats-Time-Stamp")),
     )
+
+
+def _moment(stamp: str | None) -> float:
+    """When the server stored a message, Unix seconds; it says so in nanoseconds."""
+    try:
+        return datetime.fromisoformat(stamp or "").timestamp()
+    except ValueError:
+        return 0.0

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tidings.brokers.nats.api import NO_STREAM, Api, ApiError
 from tidings.brokers.nats.consumers import find_consumer
-from tidings.brokers.nats.names import RETRY_STREAM, waiting_subjects
+from tidings.brokers.nats.names import RETRY_STREAM, durable_of, waiting_subjects
 from tidings.brokers.nats.pull import Pull
 from tidings.brokers.nats.streams import find_stream
 from tidings.errors import BrokerUnavailable
@@ -73,7 +73,8 @@ class Watch:
             pending += info.get("num_pending", 0)
             in_flight += info.get("num_ack_pending", 0)
             await self._judge(pull, info)
-        return Backlog(pending=pending, in_flight=in_flight, scheduled=await self._scheduled())
+        waiting = await scheduled(self._api, self._subscription.position)
+        return Backlog(pending=pending, in_flight=in_flight, scheduled=waiting)
 
     async def keeps(self) -> timedelta | None:
         """How long the stream keeps its events now, whatever the code says; None is without end."""
@@ -107,13 +108,21 @@ class Watch:
         state = (await self._api.call(f"STREAM.INFO.{pull.stream}"))["state"]
         return bool(at > state.get("last_seq", 0))
 
-    async def _scheduled(self) -> int:
-        """Copies that wait for their time: each has a subject of its own."""
-        subjects = waiting_subjects(self._subscription.position)
-        try:
-            state = (await self._api.call(f"STREAM.INFO.{RETRY_STREAM}", {"subjects_filter": subjects}))["state"]
-        except ApiError as error:
-            if error.err_code == NO_STREAM:
-                return 0
-            raise
-        return sum((state.get("subjects") or {}).values())
+
+async def scheduled(api: Api, position: str) -> int:
+    """Copies of a position that wait for their time: each has a subject of its own."""
+    try:
+        asked = {"subjects_filter": waiting_subjects(position)}
+        state = (await api.call(f"STREAM.INFO.{RETRY_STREAM}", asked))["state"]
+    except ApiError as error:
+        if error.err_code == NO_STREAM:
+            return 0
+        raise
+    return sum((state.get("subjects") or {}).values())
+
+
+async def copies(api: Api, position: str) -> int:
+    """Copies on the retry route of a position that are not settled."""
+    info = await find_consumer(api, RETRY_STREAM, durable_of(position)) or {}
+    due = int(info.get("num_pending", 0)) + int(info.get("num_ack_pending", 0))
+    return due + await scheduled(api, position)
