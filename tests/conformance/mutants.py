@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidings import copies, pipeline, settling
+from tidings import copies, dead_letters, pipeline, settling
+from tidings.dead_letters import Letter
 from tidings.delivery import ACK, Delivery, Done, Message, Release, Retried, Route
 from tidings.errors import Dead, UndecodableEvent
 from tidings.order import Holds
@@ -321,6 +322,36 @@ def begins_again_with_each_feed(patch: pytest.MonkeyPatch) -> None:
         return await subscribe(self, subscription, sink)
 
     patch.setattr(MemoryBroker, "subscribe", again)
+
+
+def begins_with_everything_instead_of_at_a_moment(patch: pytest.MonkeyPatch) -> None:
+    declare = Server._declare_position
+    patch.setattr(
+        Server,
+        "_declare_position",
+        lambda self, subscription: declare(self, msgspec.structs.replace(subscription, since=None)),
+    )
+
+
+def does_not_say_when_a_message_was_stored(patch: pytest.MonkeyPatch) -> None:
+    delivery = Log.delivery
+    patch.setattr(Log, "delivery", lambda self, entry, **more: delivery(self, entry, **{**more, "stored": 0.0}))
+
+
+def does_not_count_copies_that_wait(patch: pytest.MonkeyPatch) -> None:
+    def due(self: Position) -> int:
+        return sum(item.entry.message.route is Route.RETRY for *_, item in self._again)
+
+    patch.setattr(Position, "copies", property(due))
+
+
+def redrives_a_letter_of_a_list_without_its_body(patch: pytest.MonkeyPatch) -> None:
+    find = dead_letters.find
+
+    async def short(broker: Any, wanted: Any, *, bodies: bool = True) -> list[Letter]:
+        return await find(broker, wanted, bodies=False)
+
+    patch.setattr(dead_letters, "find", short)
 
 
 def gives_every_type(patch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,14 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
         "test_P1_what_publish_returned_for_is_stored",
         "test_P1_whoever_looks_after_publish_returned_sees_it",
     ),
+    mutants.begins_with_everything_instead_of_at_a_moment: (
+        "test_a_new_position_may_begin_at_a_moment_and_then_goes_on_where_it_is",
+    ),
+    mutants.does_not_say_when_a_message_was_stored: ("test_a_log_that_is_read_says_when_its_messages_were_stored",),
+    mutants.does_not_count_copies_that_wait: ("test_positions_can_be_asked_for_and_their_copies_counted_from_outside",),
+    mutants.redrives_a_letter_of_a_list_without_its_body: (
+        "test_P7_a_letter_of_a_list_is_redriven_with_its_whole_body",
+    ),
     mutants.stores_an_id_again: ("test_P1_an_id_is_stored_once",),
     mutants.takes_what_nothing_stores: ("test_P1_a_stream_that_nobody_declared_takes_nothing",),
     mutants.takes_what_is_too_large: ("test_P1_one_byte_too_many_is_refused_and_the_limit_travels",),

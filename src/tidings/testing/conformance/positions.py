@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
 from tidings.delivery import ACK, Route
 from tidings.errors import ConfigurationError
-from tidings.ports import Backlog
+from tidings.ports import Backlog, Plan
+from tidings.ports import Positions as OutsideLook
 from tidings.testing.conformance.bench import Bench
 
 
@@ -41,6 +44,59 @@ class Positions:
         await bench.consumer(subscription, client=again)
         await bench.until_settled(subscription.position)
         bench.ledger.check(subscription.position)
+
+    async def test_a_new_position_may_begin_at_a_moment_and_then_goes_on_where_it_is(self, bench: Bench) -> None:
+        bench.needs("history")
+        publisher = await bench.client()
+        await bench.publish(publisher, [bench.message("a"), bench.message("b")])
+        await asyncio.sleep(0.05)
+        since = datetime.now(UTC)
+        await asyncio.sleep(0.05)
+        await bench.publish(publisher, [bench.message("c")])
+        later = bench.subscription("later", since=since)
+        await bench.consumer(later)
+        await bench.publish(publisher, [bench.message("d")])
+        await bench.until_settled(later.position, list("cd"))
+        again = bench.subscription("later", since=since - timedelta(days=1))
+        await bench.consumer(again)
+        await bench.nothing_more()
+        bench.ledger.check(later.position, "cd")
+
+    async def test_a_log_that_is_read_says_when_its_messages_were_stored(self, bench: Bench) -> None:
+        bench.needs("history")
+        client = await bench.client()
+        before = time.time()
+        await bench.publish(client, [bench.message(str(number)) for number in range(5)])
+        after = time.time()
+        stored = [one.stored async for one in client.read(Route.EVENT, bench.stream)]
+        assert len(stored) == 5
+        assert stored == sorted(stored)
+        assert before - 5 <= stored[0] <= stored[-1] <= after + 5, "it is to be the time of day"
+
+    async def test_positions_can_be_asked_for_and_their_copies_counted_from_outside(self, bench: Bench) -> None:
+        subscription, other = bench.subscription("one"), bench.subscription("other")
+        client = await bench.client(subscription, other)
+        outside = await bench.client(plan=Plan(service="outside"))
+        if not isinstance(outside, OutsideLook):
+            pytest.skip(f"not supported: positions ({bench.features.name})")
+        assert await outside.positions("nobody") == {}
+        found = await outside.positions(bench.name)
+        assert {name: sorted(types) for name, types in found.items()} == {
+            subscription.position: [bench.type],
+            other.position: [bench.type],
+        }
+        waits = time.time() + 3600
+        copies = [
+            bench.copy(
+                bench.message(str(number)), Route.RETRY, subscription.position, due=waits if number == 0 else None
+            )
+            for number in range(4)
+        ]
+        await bench.publish(client, copies)
+        await bench.until_equal(lambda: outside.copies(subscription.position), 4)
+        assert await outside.copies(other.position) == 0
+        await bench.consumer(subscription, client=client)
+        await bench.until_equal(lambda: outside.copies(subscription.position), 1)
 
     async def test_two_positions_of_one_stream_each_get_everything(self, bench: Bench) -> None:
         count = bench.size("messages", 50, 50)
