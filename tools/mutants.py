@@ -17,6 +17,7 @@ from tools.mutants_flow import FLOW
 from tools.mutants_isolation import ISOLATION
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
+from tools.mutants_letters import LETTERS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
@@ -25,7 +26,7 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    known = (*FLOW, *LANES, *ENDS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
+    known = (*FLOW, *LANES, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
     wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:

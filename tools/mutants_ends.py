@@ -169,7 +169,7 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a redriven letter forgets which one it was when it is retried",
         COPIES,
-        "    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT):\n",
+        "    for header in (Header.LETTER, Header.REDRIVE, Header.LEFT_OUT, Header.REPLAY, Header.SCOPE):\n",
         "    for header in ():\n",
     ),
     Mutant(
@@ -259,24 +259,24 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a redrive is not marked",
         LETTERS,
-        '    await _mark(broker, letter, "redriven")\n',
+        '    await _store(broker, marker(letter, "redriven", audit))\n',
         "",
     ),
     Mutant(
         "a redrive is marked before its copy is stored",
         LETTERS,
-        """    await _store(broker, message)
-    await _mark(broker, letter, "redriven")
+        """    await _store(broker, redriven_copy(letter))
+    await _store(broker, marker(letter, "redriven", audit))
 """,
-        """    await _mark(broker, letter, "redriven")
-    await _store(broker, message)
+        """    await _store(broker, marker(letter, "redriven", audit))
+    await _store(broker, redriven_copy(letter))
 """,
     ),
     Mutant(
         "a redriven copy has its failures already",
         LETTERS,
-        '        Header.FAILURES: "0",\n    }\n    if letter.type',
-        "        Header.FAILURES: str(letter.failures),\n    }\n    if letter.type",
+        '        Header.FAILURES: "0",\n    }\n    for name, text in',
+        "        Header.FAILURES: str(letter.failures),\n    }\n    for name, text in",
     ),
     Mutant(
         "a redriven copy goes to every handler",
@@ -287,8 +287,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "every handler causes the same ids",
         "context.py",
-        "return derived_id(self.delivery.event_id, self.position, place)",
-        'return derived_id(self.delivery.event_id, "", place)',
+        "return derived_id(self.delivery.event_id, self.position, place, ",
+        'return derived_id(self.delivery.event_id, "", place, ',
     ),
     Mutant(
         "two events of one handler share an id",
@@ -299,8 +299,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a repeat causes another id",
         "context.py",
-        "return derived_id(self.delivery.event_id, self.position, place)",
-        "return derived_id(str(uuid.uuid4()), self.position, place)",
+        "return derived_id(self.delivery.event_id, self.position, place, ",
+        "return derived_id(str(uuid.uuid4()), self.position, place, ",
     ),
     Mutant(
         "a bare publish in a handler leaves before the effect is durable",

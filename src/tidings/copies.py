@@ -113,8 +113,7 @@ def replay_copy(delivery: Delivery, position: str, replay: str, *, again: bool) 
 
     `again` puts it into the scope of this replay, so that it is applied although it was before.
     """
-    headers = {
-        **_storable(delivery.headers),
+    headers = _storable(delivery.headers) | {
         Header.ID: header_text(delivery.event_id),
         Header.ORIGIN: header_text(delivery.origin_text),
         Header.STREAM: delivery.stream,
