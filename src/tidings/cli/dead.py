@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal
 
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 from tidings import dead_letters
 from tidings.brokers import broker_from
 from tidings.bulk import Bulk, Choice, Verb, in_order
+from tidings.cli.asking import ask
 from tidings.cli.failures import CommandError, Status, one_line
 from tidings.cli.letters import EACH, GROUPED, body_of, grouped, record_of, row_of, story
 from tidings.cli.moments import moment_of
@@ -219,7 +219,7 @@ async def obey(broker: Broker, order: Order, out: Out, begin: Callable[[], Calla
         return Status.OK
     if order.dry_run:
         return _say_what_would_happen(order, wanted, out)
-    await asyncio.to_thread(_confirm, order, len(wanted))
+    await _confirm(order, len(wanted))
     return await carry_out(broker, order, wanted, out, begin())
 
 
@@ -281,16 +281,12 @@ def _how_to_go_on(order: Order, left: int) -> str:
     return f"{left} were not reached; the same command goes on with them, and does nothing twice"
 
 
-def _confirm(order: Order, count: int) -> None:
+async def _confirm(order: Order, count: int) -> None:
     """Many at once are asked for twice: by --yes, or by answering."""
     if order.yes or count == 1:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandError(f"this would {order.verb} {count} letters. If that is meant, add --yes", Status.USAGE)
-    sys.stderr.write(f"{order.verb} {count} letters? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CommandError("nothing was changed")
+    otherwise = f"this would {order.verb} {count} letters. If that is meant, add --yes"
+    await ask(f"{order.verb} {count} letters?", otherwise, refused="nothing was changed")
 
 
 def _run(url: str | None, work: Callable[[Broker], Awaitable[int]]) -> int:

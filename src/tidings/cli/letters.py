@@ -44,8 +44,14 @@ def grouped(letters: Sequence[Letter]) -> list[Sequence[str]]:
         newest = max(group, key=lambda one: one.last_failure)
         oldest = min(one.last_failure for one in group)
         what = (newest.position, newest.type or "?", newest.code, newest.error)
-        rows.append((str(len(group)), *what, oldest, newest.last_failure, newest.id[:SHORT], newest.reason))
+        times = (_to_the_second(oldest), _to_the_second(newest.last_failure))
+        rows.append((str(len(group)), *what, *times, newest.id[:SHORT], newest.reason))
     return rows
+
+
+def _to_the_second(stamp: str) -> str:
+    """A time as we write it, in a table where room is short."""
+    return f"{stamp[:19]}Z" if len(stamp) > 19 and stamp.endswith("+00:00") else stamp
 
 
 def record_of(letter: Letter) -> dict[str, Any]:

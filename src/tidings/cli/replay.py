@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -14,6 +13,7 @@ import msgspec
 from cyclopts import Parameter
 
 from tidings.brokers import broker_from
+from tidings.cli.asking import ask
 from tidings.cli.failures import CommandError, Status
 from tidings.cli.moments import moment_of
 from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, StoreUrl, broker_url
@@ -166,7 +166,7 @@ async def obey(broker: Broker, order: Order, out: Out, started: Callable[[], Cal
         replay = under_way[-1]
         out.tell(f"takes up {_named(replay)}: {replay.copied:,} copies so far", **_record(replay), taken_up=True)
     else:
-        await asyncio.to_thread(_confirm, order, earlier)
+        await _confirm(order, earlier)
         replay = await begin(
             broker,
             order.position,
@@ -224,19 +224,14 @@ async def _count(broker: Broker, order: Order, types: frozenset[str], out: Out) 
     return Status.OK
 
 
-def _confirm(order: Order, earlier: list[Replay]) -> None:
+async def _confirm(order: Order, earlier: list[Replay]) -> None:
     """Where effects are repeated it is asked for twice: by --yes, or by answering."""
     repeats = order.again or order.once is False
     if order.yes or not repeats:
         return
     before = f" It was replayed like that before, {earlier[-1].began}." if earlier else ""
     text = f"this applies every event of that time to {order.position} once more.{before}"
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandError(f"{text} If that is meant, add --yes", Status.USAGE)
-    sys.stderr.write(f"{text} Go on? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CommandError("nothing was replayed")
+    await ask(f"{text} Go on?", f"{text} If that is meant, add --yes", refused="nothing was replayed")
 
 
 def _meaning(order: Order) -> str:

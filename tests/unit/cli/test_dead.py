@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -56,11 +59,29 @@ def order(verb: str = "redrive", past: Any = "redriven", **more: Any) -> Order:
     return Order(verb, past, (), Choice(handler="reserve"), **more)
 
 
-def test_more_than_one_are_only_changed_when_it_is_said_twice() -> None:
+async def test_more_than_one_are_only_changed_when_it_is_said_twice() -> None:
     with pytest.raises(CommandError, match=r"redrive 2 letters.*--yes"):
-        _confirm(order(), 2)
-    _confirm(order(), 1)
-    _confirm(order(yes=True), 12)
+        await _confirm(order(), 2)
+    await _confirm(order(), 1)
+    await _confirm(order(yes=True), 12)
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y", True), ("YES", True), ("", False), ("yes please", False)])
+async def test_a_question_goes_on_after_a_yes_alone(
+    answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keyboard, terminal = pty.openpty()
+    with closing(os.fdopen(terminal, "r")) as there, closing(os.fdopen(keyboard, "wb", buffering=0)) as typed:
+        monkeypatch.setattr("sys.stdin", there)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        monkeypatch.setattr("tidings.cli.asking.opened", lambda name: os.fdopen(os.dup(terminal), "rb"))
+        typed.write(answer.encode() + b"\n")
+        if goes_on:
+            await _confirm(order(), 2)
+        else:
+            with pytest.raises(CommandError, match="nothing was changed"):
+                await _confirm(order(), 2)
+    assert "redrive 2 letters? [y/N]" in capsys.readouterr().err
 
 
 def test_a_story_says_who_did_what_when_and_why_and_what_came_of_it() -> None:
