@@ -66,6 +66,11 @@ def restore(delivery: Delivery) -> None:
     """Read what Tidings wrote on a copy when it went onto the retry route."""
     count = delivery.headers.get(Header.FAILURES, "0")
     delivery.failures = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else 0
+    if delivery.failures:
+        try:
+            delivery.first_failed = datetime.fromisoformat(delivery.headers.get(Header.FIRST_FAILURE, "")).timestamp()
+        except ValueError:
+            delivery.first_failed = 0.0  # it cannot be read: then the time begins now
 
 
 def origin_of(delivery: Delivery) -> str:

@@ -12,6 +12,7 @@
     │   ├── BrokerUnavailable     no connection, no answer in time, no leader
     │   ├── NotStored             the broker refused to store an event, or nothing stores it
     │   ├── StoreUnavailable      the database or Redis does not answer
+    │   ├── RetryAfter            raised by a handler: not now, try this event again after so many seconds
     │   └── Contention            a lock, a deadlock, a serialization failure: no failure of the event
     └── ProgramError              the program is wrong: somebody has to change code or settings
         ├── DeclarationError      an event class or a handler is written wrongly
@@ -23,6 +24,8 @@ A message says what happened, to what, and what to do. It never holds a secret.
 """
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 
 class TidingsError(Exception):
@@ -78,6 +81,25 @@ class StoreUnavailable(WorldError):
 
 class Contention(WorldError):
     """A lock, a deadlock or a serialization failure in the store: no failure of the event, and not counted as one."""
+
+
+class RetryAfter(WorldError):
+    """Raise it in a handler to say when an event is worth another attempt: ``raise RetryAfter(30, "rate limited")``.
+
+    It is a failure like others: it counts as an attempt, and after the last one the event is a dead letter. It comes
+    again after `seconds` (or a timedelta), never sooner, with up to a fifth added at random; `first` and `most` of
+    `Retry` do not matter then.
+    """
+
+    def __init__(self, seconds: float | timedelta, reason: str = "") -> None:
+        self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        self.reason = reason
+        if not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"RetryAfter({seconds!r}): a number of seconds, at least 0")
+        super().__init__(f"{reason or 'asked for another attempt'} (again after {self.seconds:g} s)")
+
+    def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
+        return type(self), (self.seconds, self.reason)
 
 
 class ProgramError(TidingsError):

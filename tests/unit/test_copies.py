@@ -286,3 +286,15 @@ def test_the_same_place_of_a_stream_that_was_made_anew_is_another_death_and_anot
     assert before.origin == after.origin
     assert letter_id(before, POSITION) != letter_id(after, POSITION)
     assert retry_copy(before, POSITION, AGAIN).id != retry_copy(after, POSITION, AGAIN).id
+
+
+def test_P6_a_copy_says_when_its_event_first_failed_also_after_several_attempts() -> None:
+    first = delivery(read=True)
+    first.failures, first.first_failed = 2, 1_000_000_000.25
+    message = retry_copy(first, POSITION, AGAIN)
+    again = delivery(headers=message.headers, route=Route.RETRY)
+    restore(again)
+    assert (again.failures, again.first_failed) == (3, 1_000_000_000.25)
+    strange = delivery(headers={**message.headers, Header.FIRST_FAILURE: "yesterday"}, route=Route.RETRY)
+    restore(strange)
+    assert (strange.failures, strange.first_failed) == (3, 0.0)

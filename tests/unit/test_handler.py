@@ -299,7 +299,7 @@ def test_numbers_that_cannot_be_are_refused() -> None:
         refused(handler_of_all, **rules)
     for wrong in ({"attempts": 0}, {"first": -1}, {"first": 5, "most": 1}):
         with pytest.raises(ValueError, match="attempts is at least 1"):
-            Retry(**wrong)
+            Retry(**wrong)  # type: ignore[arg-type]  # a table
 
 
 class SizeSet(Event, type="order.size-set", version=1):
