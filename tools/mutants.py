@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tools.mutants_counts import COUNTS
 from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
 from tools.mutants_isolation import ISOLATION
@@ -26,7 +27,7 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    known = (*FLOW, *LANES, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
+    known = (*FLOW, *LANES, *COUNTS, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
     wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:

@@ -63,8 +63,8 @@ ENDS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the failures of a held event are not counted",
-        SETTLING,
-        "            delivery.failures += 1\n",
+        "counting.py",
+        "            one.failures += 1\n",
         "            pass\n",
     ),
     Mutant(

@@ -15,8 +15,9 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "taskiq: what cannot be decoded is passed over and never settled",
         PIPELINE,
-        "works = [self._read(delivery) for delivery in batch]",
-        "works = [work for work in map(self._read, batch) if not isinstance(work.decision, DeadLettered)]",
+        "works = [read(delivery, self._handler, self._grouping) for delivery in batch]",
+        "works = [read(one, self._handler, self._grouping) for one in batch]\n"
+        "        works = [work for work in works if not isinstance(work.decision, DeadLettered)]",
     ),
     Mutant(
         "watermill: a key is marked as applied although its handler failed",
@@ -240,9 +241,9 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what has failed before takes the others back again",
-        PIPELINE,
-        "                self._grouping.suspect(work)\n",
-        "                pass\n",
+        "reading.py",
+        "            grouping.set_apart(work)\n",
+        "            pass\n",
     ),
     Mutant(
         "what has failed before is handled alone for ever, while all goes well",
@@ -340,15 +341,15 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the count of a held copy is read from its header again",
-        PIPELINE,
+        "reading.py",
         "if delivery.route is Route.RETRY and not delivery.failures:",
         "if delivery.route is Route.RETRY:",
     ),
     Mutant(
         "the failures of a retry copy are forgotten",
-        PIPELINE,
-        "                restore(delivery)\n",
-        "                pass\n",
+        "reading.py",
+        "            restore(delivery)\n",
+        "            pass\n",
     ),
     Mutant(
         "a delivery stays current after its handler",

@@ -159,7 +159,9 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     stored: float = 0.0
     """When the broker stored it, Unix seconds, where it was read from a log; 0 for what is handled."""
     first_failed: float = 0.0
-    """When it first failed while its key was held here, in Unix seconds."""
+    """When it first failed, in Unix seconds."""
+    counted: bool = False
+    """What the notes of its handler say of its failures was looked up."""
     envelope: Envelope | None = None
     """Set once the bytes were read."""
 

@@ -44,7 +44,7 @@ class Grouping:
         most = min(self._now, works[0].most) if works else 0
         return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
 
-    def suspect(self, work: Work) -> None:
+    def set_apart(self, work: Work) -> None:
         """It has failed before. While others fail too it is handled alone: it is likely to take them back again."""
         if self._now < self._most:
             work.first, work.most = True, 1

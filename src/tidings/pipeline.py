@@ -18,9 +18,7 @@ from typing import Final
 
 from tidings import points
 from tidings.claims import Claimer
-from tidings.copies import restore
-from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried, Route
-from tidings.envelope import read_envelope
+from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried
 from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
 from tidings.grouping import UNLIMITED, Grouping, Work
 from tidings.handler import Handler
@@ -29,6 +27,7 @@ from tidings.limit import Limit
 from tidings.order import Holds
 from tidings.policy import BUSY_PAUSE, decide, describe
 from tidings.ports import Broker, Claim, Claimed, State
+from tidings.reading import read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
 
 log = logging.getLogger("tidings.pipeline")
@@ -66,6 +65,7 @@ class Pipeline:
         together: int,
     ) -> None:
         self._handler = handler
+        self.rules = handler.rules
         self._broker = broker
         self._claimer = claimer
         self._handling = handling
@@ -85,9 +85,10 @@ class Pipeline:
         cancellation or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
-        works = [self._read(delivery) for delivery in batch]
+        works = [read(delivery, self._handler, self._grouping) for delivery in batch]
         trouble = ""
         try:
+            await self.settler.counts.ready(batch, in_place=holds is not None)
             while True:
                 if any(work.decision for work in works):
                     await self._settle(works, holds, began, more)
@@ -105,23 +106,6 @@ class Pipeline:
             await self._settle(works, None, began)
             raise
         return [work.delivery for work in works], trouble
-
-    # ── read: decode, upcast, match ─────────────────────────────────────────────────────────────────────────────────
-
-    def _read(self, delivery: Delivery) -> Work:
-        work = Work(delivery)
-        try:
-            if delivery.route is Route.RETRY and not delivery.failures:
-                restore(delivery)
-            delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
-            work.event = self._handler.reader.read(envelope)
-            if work.event is None:
-                work.decision = Done(skipped=True)
-            elif delivery.failures:
-                self._grouping.suspect(work)
-        except Exception as error:
-            work.decision = decide(error, delivery, self._handler.rules.retry)
-        return work
 
     # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
 

@@ -95,13 +95,13 @@ def _check_kinds(retry_on: tuple[type[Exception], ...], dead_on: tuple[type[Exce
 def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: bool = False) -> Decision:
     """What becomes of a delivery after this error of its own.
 
-=================================  =====================================================
+    =================================  =====================================================
     the bytes cannot be read           dead, with the code that says why
     the event is bad (`Dead`, …)       dead at the first attempt
     a kind that `Retry` gives up       dead at the first attempt
     `RetryAfter`                       a failure: retried after so many seconds, or dead
     anything else                      a failure: retried, or dead after the last one
-    the same two, but `lenient`        tried again later, and no failure
+    the same three, but `lenient`      tried again later, and no failure
     =================================  =====================================================
 
     It is lenient while the kill switch of the handler is off: what fails then says more of the world than of the event.
@@ -115,10 +115,12 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: b
         raise error
     if isinstance(error, UndecodableEvent):
         return DeadLettered(reason=str(error), code=error.code, error=error)
-    if isinstance(error, EventError) or retry.is_dead(error):
+    if isinstance(error, EventError):
         return DeadLettered(reason=describe(error), code="rejected", error=error)
     if lenient:
         return Retried(after=LENIENT_PAUSE, reason=describe(error), counted=False, error=error)
+    if retry.is_dead(error):
+        return DeadLettered(reason=describe(error), code="failed", error=error)
     failures = delivery.failures + 1
     if failures >= retry.attempts:
         return DeadLettered(reason=f"failed {failures} times: {describe(error)}", code="failed", error=error)
@@ -134,6 +136,20 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: b
             return DeadLettered(reason=reason, code="failed", error=error)
         pause = min(pause, left)
     return Retried(after=pause, reason=describe(error), error=error)
+
+
+def killed(delivery: Delivery, deaths: int, retry: Retry) -> DeadLettered | None:
+    """What becomes of a message that `deaths` processes died of, while they handled it alone; None for another try.
+
+    They are part of its failures: it dies when these are as many as it has attempts, or when its time is over.
+    """
+    over = retry.limit is not None and time.time() - delivery.first_failed >= retry.limit
+    if not deaths or (delivery.failures < retry.attempts and not over):
+        return None
+    reason = f"killed its process {deaths} times while it was handled alone"
+    if others := delivery.failures - deaths:
+        reason += f", and failed {others} times"
+    return DeadLettered(reason=reason, code="killed")
 
 
 def describe(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 
 from tidings import points
 from tidings.copies import dead_letter, retry_copy
+from tidings.counting import Counts
 from tidings.delivery import (
     ACK,
     DeadLettered,
@@ -56,6 +57,7 @@ class Settler:
         self._broker = broker
         self._service_version = service_version
         self._observers = observers
+        self.counts = Counts(broker, position)
         self._waves: set[asyncio.Future[None]] = set()
         self.judge: Callable[[int, int], None] = lambda ended, failed: None
         """Told of each batch how many deliveries came to their end, and how many of them because something failed."""
@@ -100,13 +102,19 @@ class Settler:
             told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
             errors = await _answers(told, len(verdicts))
             points.at(points.AFTER_ACK)
-            for (place, _), failure in zip(verdicts, errors, strict=True):
+            for (place, verdict), failure in zip(verdicts, errors, strict=True):
                 if failure is not None:
                     outcomes[place] = Unsettled(ended[place][1], describe(failure))
+                elif verdict is not ACK:
+                    self.counts.survived(ended[place][0])
+            await self.counts.ended(
+                ended[place][0]
+                for (place, verdict), failure in zip(verdicts, errors, strict=True)
+                if verdict is ACK and failure is None
+            )
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
-        for delivery in failed:
-            delivery.first_failed = delivery.first_failed or time.time()
-            delivery.failures += 1
+        if failed:
+            await self.counts.failed(failed)
 
     async def _store(
         self, ended: Ended, places: list[int], outcomes: list[Outcome], holds: Holds | None

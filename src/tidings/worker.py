@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
+from tidings.alone import Gate, handle_alone
 from tidings.delivery import Delivery, Release
 from tidings.errors import BrokerUnavailable
 from tidings.order import Holds
@@ -108,6 +109,7 @@ class Worker:
         self.paused = ""
         """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
         pipeline.settler.judge = self._judge
+        self._gate = Gate(lambda: self.busy)
 
     @property
     def position(self) -> str:
@@ -250,12 +252,23 @@ class Worker:
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
         while not self._stopping.is_set():
+            if self._gate.closed:
+                await self._gate.opened()
+                continue
             batch = lane.take(self._allowed())
             if not batch:
                 lane.trouble = ""
                 await lane.sleep(self._until_next(lane))
                 continue
-            rest, lane.trouble = await self._process(lane, batch)
+            suspect = self._pipeline.settler.counts.suspect(batch)
+            if suspect is None:
+                rest, lane.trouble = await self._process(lane, batch)
+            elif suspect:
+                lane.put_back(batch[suspect:])
+                rest, lane.trouble = await self._process(lane, batch[:suspect])
+            else:
+                lane.put_back(batch[1:])
+                rest, lane.trouble = await self._process_alone(lane, batch[0])
             lane.put_back(rest)
             if self._pipeline.broken:
                 self._halt()
@@ -311,6 +324,32 @@ class Worker:
             return [], ""
         finally:
             lane.busy = self._switch.probing = False
+            self._gate.left()
+
+    async def _process_alone(self, lane: Lane, suspect: Delivery) -> tuple[list[Delivery], str]:
+        """Handle what may have killed its process before, while no other lane of this handler runs."""
+        if lane.holds is not None:
+            lane.put_back([suspect])  # in order it keeps its place until its turn has come
+        async with self._gate.alone() as alone:
+            batch = [suspect] if lane.holds is None else lane.take(1)
+            if not alone and lane.holds is None:
+                lane.queue.append(suspect)  # behind the healthy, which must not wait for it as well
+                batch = []
+            if not alone or self._stopping.is_set() or self._pipeline.settler.counts.suspect(batch) is None:
+                return batch, "" if alone else "one of its lanes does not come to an end beside a suspect"
+            if self.paused:
+                await self._give_back(batch)
+                return [], ""
+            lane.busy = True
+            self._switch.probing = self._switch.off
+            self._notify(1)
+            try:
+                return await handle_alone(self._pipeline, batch[0], lane.holds, lane.queue)
+            except Exception:
+                log.exception("%s: the pipeline failed over a suspect; it was given back", self.position)
+                return [], ""
+            finally:
+                lane.busy = self._switch.probing = False
 
     def _notify(self, count: int) -> None:
         for observer in self._observers:

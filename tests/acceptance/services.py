@@ -172,3 +172,28 @@ blobs = Service("blobs", publishes=[Blob])
 async def look(blob: Blob) -> None:
     note("blobs.look", "", len(blob.filler), 1)
     await asyncio.sleep(0.05)
+
+
+# ── events that kill their process, and failures that are counted in their place ────────────────────────────────────
+
+deadly = Service("deadly", publishes=[Placed])
+
+
+@deadly.on(Placed, order=None, batch=32, concurrency=2, retry=Retry(attempts=2, first=0.1))
+async def open_parcel(placed: Placed, db: AsyncConnection, delivery: Delivery) -> None:
+    await write(db, "deadly.open-parcel", placed.number, delivery)
+    if placed.wanted == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+deadly_in_order = Service("deadly", publishes=[Placed])
+deadly_in_order.on(Placed, order="key", batch=32, retry=Retry(attempts=2, first=0.1))(open_parcel)
+
+stubborn = Service("stubborn", publishes=[Placed])
+
+
+@stubborn.on(Placed, order="key", idempotent=True, retry=Retry(attempts=4, first=0.8, most=0.8))
+async def refuse(placed: Placed, delivery: Delivery) -> None:
+    note("stubborn.refuse", placed.order_id, placed.number, delivery.attempt)
+    if placed.wanted == "fail":
+        raise ConnectionError("nobody opened")

@@ -10,19 +10,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "delivery", "pace", "partition", "points", "supervision"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
-    (
-        "handler",
-        "claims",
-        "context",
-        "copies",
-        "grouping",
-        "limit",
-        "order",
-        "settling",
-    ),  # what the pipeline is made of
-    ("handling",),
+    # what the pipeline is made of
+    ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order", "settling"),
+    ("reading", "handling"),
     ("pipeline",),
-    ("worker", "calling", "publisher", "dead_letters", "notes", "sweeping"),
+    ("alone", "worker", "calling", "publisher", "dead_letters", "sweeping"),
     ("control", "bulk", "replay"),
     ("running",),
     ("beside",),

@@ -166,6 +166,8 @@ class Session:
                 self.world.dead.append(message)
             elif message.route is Route.EVENT:
                 self.world.caused.append(message)
+            elif message.route is Route.NOTE:
+                self.world.notes.append(message)
             else:
                 self._store_retry(message)
         return BrokerUnavailable("the answer was lost") if faults.take("publish-late") else None
@@ -192,12 +194,14 @@ class Session:
     async def read(
         self, route: Route, stream: str = "", *, since: datetime | None = None, follow: bool = False
     ) -> AsyncIterator[Delivery]:
-        for number, message in enumerate(self.world.dead, 1):
+        await self._travel()
+        found = {Route.DEAD: self.world.dead, Route.NOTE: self.world.notes}[route]
+        for number, message in enumerate(found, 1):
             yield Delivery(
                 body=message.body,
                 stream=message.stream,
-                origin=("tidings-dead", number),
+                origin=(f"tidings-{route.value}", number),
                 token=None,
                 headers=message.headers,
-                route=Route.DEAD,
+                route=route,
             )

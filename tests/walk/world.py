@@ -83,6 +83,7 @@ class World:
     fresh: list[Stored] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     dead: list[Message] = field(default_factory=list)
+    notes: list[Message] = field(default_factory=list)
     caused: list[Message] = field(default_factory=list)
     """Caused events that the broker has stored."""
 

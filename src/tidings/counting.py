@@ -1,0 +1,212 @@
+"""How often an event has failed that waits in its place, and how often its process died while it was handled alone.
+
+A copy on the retry route carries its count. An event that waits in place has no copy, and one that killed its process
+could not say anything any more: their counts stand in notes, ``failed/<origin>`` and ``alone/<origin>``. They are read
+when the broker says that a message was delivered before, and taken back when the event has come to its end.
+
+A note is written before what it speaks of can happen again. So a crash never multiplies a count, and takes back no more
+than the failure that it fell upon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from tidings.delivery import Delivery
+from tidings.errors import NotStored, TidingsError, WorldError
+from tidings.notes import Notes
+from tidings.policy import describe
+from tidings.ports import Broker
+
+log = logging.getLogger("tidings.counting")
+
+SUSPICIOUS: Final = 3
+"""After so many deliveries of one message that had no end, it may be what kills its process."""
+
+REMEMBERED: Final = 4096
+"""Of how many messages it is remembered that they were given back from here alive."""
+
+
+class Count(msgspec.Struct, frozen=True):
+    """What a note says: how often, since when (Unix seconds), and of which bytes."""
+
+    times: int = 0
+    first: float = 0.0
+
+
+class Counts:
+    """The counts of one handler in this process."""
+
+    def __init__(self, broker: Broker, position: str) -> None:
+        self._position = position
+        self._notes = Notes(broker, position)
+        self._writing = asyncio.Lock()
+        self._unwritten: dict[str, str] = {}
+        self._standing: set[str] = set()
+        """The names of the notes about what is in hand here."""
+        self._deaths: dict[str, Count] = {}
+        """By origin: how often a process died over it alone. Part of its failures, but not of their note."""
+        self._survived: dict[str, int] = {}
+        """By origin: the delivery of it that was given back from here alive."""
+
+    # ── before: what others left ────────────────────────────────────────────────────────────────────────────────────
+
+    async def ready(self, batch: Sequence[Delivery], *, in_place: bool) -> None:
+        """Write what could not be written yet, and look up what was delivered before and has no count here.
+
+        Raises:
+            WorldError: that cannot be done just now, so none of them may be begun.
+        """
+        if self._unwritten:
+            await self._write()
+        least = 1 if in_place else SUSPICIOUS
+        unknown = [one for one in batch if one.delivered > least and not one.counted]
+        if unknown:
+            await self._look_up(unknown)
+
+    def suspect(self, batch: Sequence[Delivery]) -> int | None:
+        """The place of the first that may be what kills its process."""
+        for place, one in enumerate(batch):
+            if one.delivered > SUSPICIOUS and one.delivered - self._survived.get(one.origin_text, 0) > SUSPICIOUS:
+                return place
+        return None
+
+    async def _look_up(self, deliveries: Iterable[Delivery]) -> None:
+        try:
+            found = await self._notes.read()
+        except WorldError:
+            raise
+        except TidingsError as error:
+            raise NotStored(f"the notes of {self._position} cannot be read: {describe(error)}") from error
+        for one in deliveries:
+            failed, deaths = _noted(found, "failed", one), _noted(found, "alone", one)
+            self._standing.update(name for name in (_name("failed", one), _name("alone", one)) if name in found)
+            if deaths.times:
+                self._deaths[one.origin_text] = deaths
+            if failed.times > one.failures or deaths.times:
+                one.failures = max(one.failures, failed.times) + deaths.times
+                one.first_failed = min(
+                    (first for first in (one.first_failed, failed.first, deaths.first) if first), default=0.0
+                )
+            one.counted = True
+
+    # ── afterwards ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def failed(self, deliveries: Sequence[Delivery]) -> None:
+        """Count a failure of each, which waits in its place. What cannot be noted is tried again by `ready`."""
+        for one in deliveries:
+            one.first_failed = one.first_failed or time.time()
+            one.failures += 1
+            one.counted = True
+            own = one.failures - self._deaths.get(one.origin_text, Count()).times
+            self._set("failed", one, Count(own, one.first_failed))
+        await self._try_to_write("how often an event failed")
+
+    async def ended(self, deliveries: Iterable[Delivery]) -> None:
+        """Take back what is noted of those that have come to their end."""
+        if not self._standing:
+            return
+        for one in deliveries:
+            for kind in ("failed", "alone"):
+                self._clear(kind, one)
+            self._deaths.pop(one.origin_text, None)
+        await self._try_to_write("that an event has ended")
+
+    def survived(self, delivery: Delivery) -> None:
+        """It was given back by a process that lives: not what kills it."""
+        if delivery.delivered > 1:
+            self._survived[delivery.origin_text] = delivery.delivered
+            if len(self._survived) > REMEMBERED:
+                del self._survived[next(iter(self._survived))]
+
+    # ── handled alone ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def deaths(self, delivery: Delivery) -> int:
+        """How often a process died while it handled this message alone."""
+        return self._deaths.get(delivery.origin_text, Count()).times
+
+    async def begin_alone(self, delivery: Delivery) -> None:
+        """Note a death beforehand: if the process dies now, nobody could note it afterwards.
+
+        Raises:
+            WorldError: it cannot be noted, so it must not be begun.
+        """
+        deaths = self._deaths.get(delivery.origin_text, Count(0, time.time()))
+        self._set("alone", delivery, Count(deaths.times + 1, deaths.first))
+        try:
+            await self._write()
+        except WorldError:
+            self._take_back_death(delivery)
+            raise
+
+    async def end_alone(self, delivery: Delivery) -> None:
+        """It did not die: take the death back that was noted beforehand, unless the event has ended and all with it."""
+        if _name("alone", delivery) in self._standing:
+            self._take_back_death(delivery)
+            await self._try_to_write("that an event did not kill its process")
+
+    def _take_back_death(self, delivery: Delivery) -> None:
+        if deaths := self._deaths.get(delivery.origin_text):
+            self._set("alone", delivery, deaths)
+        else:
+            self._clear("alone", delivery)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _set(self, kind: str, delivery: Delivery, count: Count) -> None:
+        name = _name(kind, delivery)
+        self._standing.add(name)
+        self._unwritten[name] = f"{count.times} {count.first:.3f} {_bytes_of(delivery)}"
+
+    def _clear(self, kind: str, delivery: Delivery) -> None:
+        name = _name(kind, delivery)
+        if name in self._standing:
+            self._standing.discard(name)
+            self._unwritten[name] = ""
+
+    async def _try_to_write(self, what: str) -> None:
+        try:
+            if self._unwritten:
+                await self._write()
+        except WorldError as error:
+            log.warning("%s: %s is not noted yet, and tried again: %s", self._position, what, describe(error))
+
+    async def _write(self) -> None:
+        async with self._writing:  # or an older text could be stored after a newer one
+            texts = dict(self._unwritten)
+            try:
+                await self._notes.write(texts)
+            except WorldError:
+                raise
+            except Exception as error:
+                raise NotStored(f"the notes of {self._position} cannot be written: {describe(error)}") from error
+            for name, text in texts.items():
+                if self._unwritten.get(name) == text:
+                    del self._unwritten[name]
+
+
+def _name(kind: str, delivery: Delivery) -> str:
+    return f"{kind}/{delivery.origin_text}"
+
+
+def _bytes_of(delivery: Delivery) -> str:
+    """A stream that was made anew gives out its places once more: a note is about these bytes."""
+    return blake2b(delivery.body, digest_size=8).hexdigest()
+
+
+def _noted(notes: Mapping[str, str], kind: str, delivery: Delivery) -> Count:
+    times, _, rest = notes.get(_name(kind, delivery), "").partition(" ")
+    first, _, of = rest.partition(" ")
+    if of != _bytes_of(delivery):
+        return Count()
+    try:
+        return Count(int(times), float(first))
+    except ValueError:
+        return Count()  # a note of nobody's

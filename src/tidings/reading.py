@@ -1,0 +1,27 @@
+"""The first step of a delivery: its bytes are decoded, brought to the newest version, and matched with its handler."""
+
+from __future__ import annotations
+
+from tidings.copies import restore
+from tidings.delivery import Delivery, Done, Route
+from tidings.envelope import read_envelope
+from tidings.grouping import Grouping, Work
+from tidings.handler import Handler
+from tidings.policy import decide
+
+
+def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
+    """What cannot be read is decided here already, and so is what is none of this handler's business."""
+    work = Work(delivery)
+    try:
+        if delivery.route is Route.RETRY and not delivery.failures:
+            restore(delivery)
+        delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
+        work.event = handler.reader.read(envelope)
+        if work.event is None:
+            work.decision = Done(skipped=True)
+        elif delivery.failures:
+            grouping.set_apart(work)
+    except Exception as error:
+        work.decision = decide(error, delivery, handler.rules.retry)
+    return work
