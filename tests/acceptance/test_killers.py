@@ -27,13 +27,17 @@ def start(stage: Stage, service: str) -> Process:
     return stage.kit.start("run", target, *arguments, "--port", "0", "--json", name=service, cwd=ROOT, env=env)
 
 
+def _has_ended(process: Process) -> bool:
+    return until(lambda: process.popen.poll() is not None, 1.0)
+
+
 async def live_until_buried(stage: Stage, service: str) -> int:
     """Start the service again whenever it has died, until the letter is there; how often it died."""
     deaths = 0
     for _ in range(MOST_LIVES):
         process = start(stage, service)
         for _ in range(int(LIMIT)):
-            if await asyncio.to_thread(until, lambda process=process: process.popen.poll() is not None, 1.0):  # type: ignore[misc]
+            if await asyncio.to_thread(_has_ended, process):
                 break
             if await stage.letters():
                 return deaths

@@ -53,6 +53,16 @@ async def test_a_suspect_runs_alone_in_its_handler_and_the_healthy_run_together(
     assert any(len(others) > 1 for others in beside.beside.values())
 
 
+async def test_what_arrives_while_a_suspect_runs_waits_until_it_has_ended() -> None:
+    beside = Beside()
+    async with Run(beside, lanes=3, size=1) as run:
+        run.give(*suspects("c3"))
+        await until(lambda: beside.running)
+        run.give(*batch("a1", "b2"))
+        await run.settled(3)
+    assert beside.beside["c3"] == {"c3"}
+
+
 async def test_of_two_handlers_only_one_has_a_suspect_that_runs() -> None:
     beside = Beside()
     async with Run(beside) as one, Run(beside) as two:
