@@ -16,6 +16,7 @@ from tidings.delivery import DeadLettered, Retried
 from tidings.errors import (
     BrokerUnavailable,
     Dead,
+    EventError,
     EventTooLarge,
     InvalidEvent,
     MisuseError,
