@@ -224,8 +224,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "contention does not shrink the batch",
         PIPELINE,
-        "                self._grouping.fewer(group)\n            raise",
-        "                pass\n            raise",
+        "                self._grouping.locked(group)\n",
+        "                pass\n",
     ),
     Mutant(
         "a failure does not shrink the batch",
@@ -254,8 +254,22 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch that shrank never grows again",
         GROUPING,
-        "self._now = min(self._most, self._now * 2)",
+        "self._now = min(self._ceiling, self._now * 2)",
         "pass",
+    ),
+    Mutant(
+        "groups that met a lock grow with the next success, and meet it again",
+        GROUPING,
+        " and (now := self._clock()) >= self._raise_at:",
+        " and (now := self._clock()):",
+        ("tests/unit/test_grouping.py",),
+    ),
+    Mutant(
+        "groups that grew too early grow as early again",
+        GROUPING,
+        "min(2 * self._peace, LONGEST_PEACE), False",
+        "self._peace, False",
+        ("tests/unit/test_grouping.py",),
     ),
     Mutant(
         "a store that is down makes each event of the batch fail",

@@ -2,10 +2,15 @@
 
 What shares a transaction with an event that fails is done twice. With one failing event in a hundred, groups of 256
 would be rolled back two or three times each; at the size where every second group fails, most of the work is kept.
+
+A lock that others hold costs more: both sides may stand and wait for each other until one gives up, and in that time
+hundreds of events could have been handled. So after a lock groups become small at once and grow slowly.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +19,10 @@ from tidings.delivery import Decision, Delivery
 from tidings.order import Holds
 
 UNLIMITED: Final = 1 << 30
+
+PEACE: Final = 1.0
+"""Seconds without a lock until groups may be twice as large again. Twice as long each time that this was too early."""
+LONGEST_PEACE: Final = 60.0
 
 
 class Work(msgspec.Struct, eq=False):
@@ -32,8 +41,12 @@ class Work(msgspec.Struct, eq=False):
 class Grouping:
     """Of one handler."""
 
-    def __init__(self, most: int) -> None:
-        self._most = self._now = most
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = self._now = self._ceiling = most
+        self._clock = clock
+        self._peace = PEACE
+        self._raise_at = 0.0
+        self._raised = False
 
     def next(self, works: list[Work], holds: Holds | None) -> list[Work]:
         """What is handled next, together; an event behind a held key goes there instead."""
@@ -59,6 +72,19 @@ class Grouping:
         if len(group) > 1:
             self._now = max(1, self._now // 2)
 
+    def locked(self, group: list[Work]) -> None:
+        """A group was taken back for a lock that others hold."""
+        if self._raised:
+            self._peace, self._raised = min(2 * self._peace, LONGEST_PEACE), False
+        self._now = self._ceiling = max(1, min(self._now, len(group)) // 4)
+        self._raise_at = self._clock() + self._peace
+
     def more(self) -> None:
         """A group was applied."""
-        self._now = min(self._most, self._now * 2)
+        if self._ceiling < self._most and (now := self._clock()) >= self._raise_at:
+            self._ceiling = min(self._most, self._ceiling * 2)
+            self._raise_at = now + self._peace
+            self._raised = self._ceiling < self._most
+            if not self._raised:
+                self._peace = PEACE
+        self._now = min(self._ceiling, self._now * 2)

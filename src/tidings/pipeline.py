@@ -128,7 +128,7 @@ class Pipeline:
             work.first = True
         except WorldError as error:
             if isinstance(error, Contention):
-                self._grouping.fewer(group)
+                self._grouping.locked(group)
             raise
         except asyncio.CancelledError as error:
             if we_are_cancelled():

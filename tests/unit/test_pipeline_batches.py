@@ -88,7 +88,8 @@ async def test_an_error_of_the_lent_connection_is_the_worlds_and_no_failure(erro
     assert [one.failures for one in rest] == [0, 0]
 
 
-async def test_contention_halves_the_batch_and_peace_doubles_it_again() -> None:
+async def test_contention_makes_the_batch_small_and_peace_doubles_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidings.grouping.PEACE", 0.0)
     store = ToldStore(transactional=True)
     store.enter.extend([Contention("a lock"), Contention("a lock")])
     bench = Bench(Doing(), store=store, together=4)
@@ -98,7 +99,7 @@ async def test_contention_halves_the_batch_and_peace_doubles_it_again() -> None:
         assert len(rest) == 8
         assert "a lock" in trouble
     await bench.pipeline.process(rest)
-    assert [len(asked) for asked in store.asked] == [4, 2, 1, 2, 4, 1]
+    assert [len(asked) for asked in store.asked] == [4, 1, 1, 2, 4, 1]
 
 
 async def test_a_failure_halves_the_group_and_success_doubles_it_again() -> None:

@@ -25,7 +25,7 @@ class PostgresClaim:
         self._keys = keys
         self._stored = [(key.position, stored_key(key.key, utf8=True)) for key in keys]
         self._given_back: set[int] = set()
-        self._transaction = Transaction(desk, reserved=True, before_commit=self._give_back)
+        self._transaction = Transaction(desk, reserved=True, together=len(keys) > 1, before_commit=self._give_back)
         self.resource = self._transaction.resource
         self.states: Sequence[Claimed] = ()
 

@@ -43,6 +43,10 @@ ROLLBACK_LIMIT: Final = 5.0
 LOOK_UP_PAUSES: Final = (0.1, 0.3, 0.6, 0.0)
 """Seconds after each attempt to learn what became of a commit."""
 
+SHARE_TOGETHER: Final = 0.2
+"""How much of `lock_timeout` the events of a batch have together. Two batches that need the same rows mostly wait for
+each other, and nobody works meanwhile; smaller ones seldom do, and a single event has all of it."""
+
 STATUS_TRIES: Final = 20
 STATUS_PAUSE: Final = 0.1
 
@@ -55,9 +59,15 @@ class Transaction:
     """
 
     def __init__(
-        self, desk: Desk, *, reserved: bool, before_commit: Callable[[Lent], Awaitable[None]] | None = None
+        self,
+        desk: Desk,
+        *,
+        reserved: bool,
+        together: bool = False,
+        before_commit: Callable[[Lent], Awaitable[None]] | None = None,
     ) -> None:
         self._desk = desk
+        self._lock_timeout = desk.lock_timeout * (SHARE_TOGETHER if together else 1)
         self._reserved = reserved
         self._before_commit = before_commit
         self._number = random.getrandbits(62)
@@ -82,7 +92,7 @@ class Transaction:
     @property
     def settings(self) -> tuple[int, str, str]:
         """The first parameters of the statements that open it."""
-        return self._number, f"{max(1, int(self._desk.lock_timeout * 1000))}ms", self._desk.synchronous_commit
+        return self._number, f"{max(1, round(self._lock_timeout * 1000))}ms", self._desk.synchronous_commit
 
     async def open(self, first: Callable[[Lent], Awaitable[T]]) -> T:
         """Begin, and do the first step: two round trips.

@@ -333,6 +333,14 @@ async def test_a_deadlock_between_handlers_is_contention(opens: Opens, url: str)
     assert len(applied(url)) == 1
 
 
+async def test_a_batch_waits_a_fifth_as_long_for_a_lock_as_a_single_event(opens: Opens) -> None:
+    store = await opens(lock_timeout=2)
+    for keys, told in (([key("a")], "2s"), ([key("b"), key("c")], "400ms"), ([], "2s")):
+        async with store.claim(keys, resource=PG, sync=False) as claim:
+            db: Any = claim.resource(PG)
+            assert await db.fetchval("SHOW lock_timeout") == told
+
+
 async def test_a_transaction_that_cannot_be_serialized_is_contention(store: PostgresStore, url: str) -> None:
     """Trap 130: such as a trigger, or a foreign table, brings about also in READ COMMITTED."""
     with pytest.raises(MisuseError, match="passed over"):
