@@ -74,7 +74,7 @@ proof: venv ## Kill workers, databases and brokers at every point; ROUNDS= STORE
 	$(BIN)/python -m tools.servers
 	$(BIN)/python -m tools.proof --rounds "$(or $(ROUNDS),0)" --stores "$(STORES)" --points "$(POINTS)" --seed "$(SEED)" \
 	  $(if $(ROUNDS)$(STORES)$(POINTS)$(SEED),,--write)
-bench: venv ## Measure, beside the same by hand and a peer; exits 1 where a target is missed (20 minutes)
+bench: venv ## Measure, beside the same by hand and a peer; exits 1 where a target is missed (half an hour)
 	$(BIN)/python -m bench
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python -m pytest tests/conformance --conformance=full -q

@@ -1,7 +1,7 @@
 """What is compared: the same stored events, consumed with the same limits, acknowledgements and confirmations.
 
 Each contestant gets its own durable consumer of the same stream. All of them acknowledge every event and let every
-64th acknowledgement be confirmed by the server, which is how Tidings settles a wave of that size.
+256th acknowledgement be confirmed by the server, which is how Tidings settles a wave of that size.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ async def tidings(url: str, count: int) -> float:
 
 
 async def faststream(url: str, count: int, *, pull: bool, msgspec_body: bool) -> float:
-    """FastStream with a typed handler: manual acks, each 64th confirmed, like the others."""
+    """FastStream with a typed handler: manual acks, each 256th confirmed, like the others."""
     serializer = MsgSpecSerializer if msgspec_body else PydanticSerializer
     broker = NatsBroker(url, serializer=serializer(), logger=None)
     seen = Count(count)
