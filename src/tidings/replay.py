@@ -144,8 +144,14 @@ async def begin(
 
 async def known(broker: Broker, position: str) -> list[Replay]:
     """The replays of a handler, whether done or not, in the order in which they last came further."""
-    texts = await Notes(broker, position).read()
-    return [msgspec.json.decode(text, type=Replay) for name, text in texts.items() if name.startswith(NAMED)]
+    found = []
+    for name, text in (await Notes(broker, position).read()).items():
+        if name.startswith(NAMED):
+            try:
+                found.append(msgspec.json.decode(text, type=Replay))
+            except msgspec.MsgspecError:
+                pass  # another version wrote it, or a stranger: it is no replay that could be taken up here
+    return found
 
 
 async def write(broker: Broker, replay: Replay) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.parts import Placed, ToldStore, Tx, delivery, handler_of
 from tidings.claims import Claimer, NoClaim
+from tidings.delivery import Route
 from tidings.errors import Contention, MisuseError, StoreUnavailable
 from tidings.event import Event
 from tidings.ports import State
@@ -50,6 +51,18 @@ def test_P4_what_is_applied_once_is_the_event_id_or_the_field_that_the_handler_n
 ) -> None:
     found = _claimer(ToldStore(), once=once).key(delivery(read=True), Placed(order_id="a", number=1))
     assert (found.position, found.key, found.event_id) == ("stock.step", key, "a1")
+
+
+@pytest.mark.parametrize(("once", "key"), [(True, "@r-1:@a1"), ("order_id", "@r-1:order_id:a")])
+def test_P4_within_a_replay_of_its_own_scope_a_key_is_another_one_and_goes_with_the_ids_of_events(
+    once: bool | str, key: str
+) -> None:
+    headers = {"tidings-scope": "r-1"}
+    claimer = _claimer(ToldStore(), once=once)
+    copy = delivery(read=True, headers=headers, route=Route.RETRY)
+    assert claimer.key(copy, Placed(order_id="a", number=1)).key == key
+    event = delivery(read=True, headers=headers)
+    assert claimer.key(event, Placed(order_id="a", number=1)).key in ("@a1", "order_id:a"), "a stranger's word counted"
 
 
 def test_the_digest_tells_other_data_under_the_same_key() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.parts import delivery
 from tidings.context import Scope, current, derived_id
+from tidings.delivery import Route
 
 NAMES = st.text(min_size=1, max_size=20)
 POSITIONS = st.from_regex(r"[a-z][a-z0-9-]{0,9}\.[a-z][a-z0-9-]{0,9}", fullmatch=True)
@@ -35,6 +36,11 @@ def test_a_replay_has_ids_of_its_own() -> None:
 def test_a_scope_counts_what_its_delivery_causes() -> None:
     scope = Scope(delivery(read=True), "stock.step")
     assert [scope.next_id(), scope.next_id()] == [derived_id("a1", "stock.step", 0), derived_id("a1", "stock.step", 1)]
+
+
+def test_P4_what_a_delivery_of_a_replay_causes_has_ids_of_its_scope() -> None:
+    copy = delivery(read=True, headers={"tidings-scope": "r-1"}, route=Route.RETRY)
+    assert Scope(copy, "stock.step").next_id() == derived_id("a1", "stock.step", 0, "r-1")
 
 
 def test_no_delivery_runs_outside_of_handlers() -> None:

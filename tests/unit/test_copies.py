@@ -17,6 +17,7 @@ from tidings.copies import (
     header_text,
     letter_id,
     plain_text,
+    replay_copy,
     restore,
     retry_copy,
 )
@@ -298,3 +299,36 @@ def test_P6_a_copy_says_when_its_event_first_failed_also_after_several_attempts(
     strange = delivery(headers={**message.headers, Header.FIRST_FAILURE: "yesterday"}, route=Route.RETRY)
     restore(strange)
     assert (strange.failures, strange.first_failed) == (3, 0.0)
+
+
+# ── replays ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("again", "scope"), [(False, ""), (True, "r-1")])
+def test_P7_the_copy_of_a_replay_is_the_event_with_its_own_id_for_this_handler_alone(again: bool, scope: str) -> None:
+    one = delivery(" ü ", 7, read=True, headers={"traceparent": "00-1", "tidings-letter": "a stranger's"})
+    message = replay_copy(one, POSITION, "r-1", again=again)
+    assert (message.route, message.position, message.stream, message.key) == (Route.RETRY, POSITION, "order", " ü ")
+    assert message.body == one.body
+    assert message.due is None
+    copy = _came_back(message)
+    assert (copy.event_id, copy.key, copy.failures, copy.scope) == (" ü 7", " ü ", 0, scope)
+    assert copy.headers["traceparent"] == "00-1"
+    assert Header.LETTER not in copy.headers
+    assert copy.headers[Header.ORIGIN] == "order@7"
+    assert (
+        message.id
+        == replay_copy(one, POSITION, "r-1", again=again).id
+        != replay_copy(one, POSITION, "r-2", again=again).id
+    )
+
+
+def test_P7_what_fails_in_a_replay_stays_in_it_and_is_apart_from_what_failed_live() -> None:
+    one = delivery(read=True)
+    copy = _came_back(replay_copy(one, POSITION, "r-1", again=True))
+    retried = _came_back(retry_copy(copy, POSITION, AGAIN))
+    assert retried.scope == "r-1"
+    (letter,) = _letters(retried)
+    assert (letter.headers[Header.SCOPE], letter.headers[Header.REPLAY]) == ("r-1", "r-1")
+    assert len({letter_id(each, POSITION) for each in (one, copy, retried)}) == 2
+    assert retry_copy(one, POSITION, AGAIN).id != retry_copy(copy, POSITION, AGAIN).id

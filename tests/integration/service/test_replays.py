@@ -15,6 +15,7 @@ from tests.unit.parts import RecordingBroker
 from tidings import Delivery, Event, Retry, Service, dead_letters, replay
 from tidings.delivery import Message, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, Dead, MisuseError
+from tidings.notes import Notes
 from tidings.pace import Pace
 from tidings.replay import Replay, Replayer
 from tidings.stores.memory import MemoryStore
@@ -301,6 +302,13 @@ async def test_P1_a_replay_that_cannot_store_its_copies_ends_and_goes_on_later(
         (kept,) = await replay.known(world.broker, "stock.reserve")
         await world.run(kept)
     assert sorted(world.numbers) == list(range(4))
+
+
+async def test_P13_a_note_that_is_no_replay_is_passed_over(world: World) -> None:
+    async with world.running():
+        await Notes(world.broker, "stock.reserve").write({"replay/x": "{", "replay/y": "[1]", "control/paused": "no"})
+        found = await world.begin()
+        assert [one.id for one in await replay.known(world.broker, "stock.reserve")] == [found.id]
 
 
 # ── failures within a replay ────────────────────────────────────────────────────────────────────────────────────────
