@@ -7,11 +7,15 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from tests.acceptance.services import Placed
 from tests.acceptance.stage import Stage
+from tidings.brokers import broker_from
 from tidings.cli.failures import Status
+from tidings.ports import Plan
+from tidings.replay import known, write
 from tools.drill_kit import ROOT, Process
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="nats", store="sqlite")]
@@ -38,6 +42,16 @@ async def judge(stage: Stage, events: Sequence[Placed], times: int) -> None:
     await stage.drained()
     effects = Counter((row.key, row.number) for row in stage.rows(HANDLER))
     assert effects == wanted
+
+
+async def lose_the_progress(stage: Stage, id: str) -> None:
+    broker = broker_from(stage.broker)
+    await broker.open(Plan(service="test"))
+    try:
+        (found,) = [one for one in await known(broker, HANDLER) if one.id == id]
+        await write(broker, msgspec.structs.replace(found, copied=0, place=(), stored=0.0, state="running"))
+    finally:
+        await broker.close()
 
 
 def in_order(stage: Stage, since: int) -> None:
@@ -89,6 +103,13 @@ async def test_P4_again_applies_everything_once_more_and_within_the_replay_nothi
     assert (taken_up["taken_up"], done["copied"]) == (True, len(placed))
     await judge(stage, placed, times=2)
     in_order(stage, len(placed))
+    # A kill before the progress was written down, and a server that has forgotten the ids: everything comes once more.
+    await asyncio.to_thread(stage.server.stop)
+    await asyncio.to_thread(stage.server.start)
+    await lose_the_progress(stage, done["replay"])
+    _, done = await stage.tidings("replay", *again)
+    assert done["copied"] == len(placed)
+    await judge(stage, placed, times=2)
     ids = [one["id"] for one in await stage.tidings("tail", "stock.reserved")]
     assert len(ids) == len(set(ids)) == 2 * len(placed), "what was caused again has no ids of its own, or was repeated"
     assert len(stage.noted("history.witness")) == len(placed), "it reached another handler"
