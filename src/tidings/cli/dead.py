@@ -245,7 +245,7 @@ def _say_what_would_happen(order: Order, letters: Sequence[Letter], out: Out) ->
         to = f" to {letter.position}, its redrive number {letter.redriven + 1}" if order.verb == "redrive" else ""
         text = f"would {order.verb} {letter.id}{to}: event {letter.event_id}, key {letter.key or '-'}, {letter.reason}"
         out.tell(text, **record_of(letter), dry_run=True)
-    out.text(f"would {order.verb} {len(letters)}; nothing was changed")
+    out.text(f"{len(letters)} in all; nothing was changed")
     return Status.OK
 
 

@@ -165,7 +165,7 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(capsys: pyte
     assert await obey(broker, meant, Out(), lambda: lambda: False) is Status.OK
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(f"would redrive {letters[0].id} to shop.handle, its redrive number 1: event ")
-    assert told[2] == "would redrive 2; nothing was changed"
+    assert told[2] == "2 in all; nothing was changed"
     assert len(broker.dead_letters) == log
     assert await dead_letters.list_letters(broker) == letters
 
