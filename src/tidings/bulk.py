@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from tidings.dead_letters import NOBODY, TIMEOUT, Audit, Fold, Letter, marker, redriven_copy
+from tidings.dead_letters import NOBODY, TIMEOUT, Audit, Fold, Letter, let_go, marker, redriven_copy
 from tidings.delivery import Header, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError
 from tidings.pace import Pace
@@ -138,9 +138,12 @@ class Bulk:
     async def _store(self, letters: Sequence[Letter]) -> list[Changed]:
         """First the copies, then the marks of those that are stored."""
         errors: dict[str, Exception] = {}
-        if self._verb == "redriven" and letters:
-            answers = await self._broker.publish([redriven_copy(one) for one in letters], timeout=TIMEOUT)
-            errors = {one.id: answer for one, answer in zip(letters, answers, strict=True) if answer is not None}
+        redriven = self._verb == "redriven"
+        told = [one for one in letters if redriven or one.place]  # a discarded place is told to those that wait for it
+        if told:
+            copies = [redriven_copy(one) if redriven else let_go(one) for one in told]
+            answers = await self._broker.publish(copies, timeout=TIMEOUT)
+            errors = {one.id: answer for one, answer in zip(told, answers, strict=True) if answer is not None}
         stored = [one for one in letters if one.id not in errors]
         if stored:
             marks = [marker(one, self._verb, self._audit) for one in stored]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
-from tidings.delivery import DeadLettered, Delivery, Header, Message, Retried, Route
+from tidings.delivery import NO_HEADERS, DeadLettered, Delivery, Header, Message, Retried, Route
 
 MAX_TRACEBACK = 6000
 """Bytes of a traceback that a dead letter keeps: its end, where the cause stands."""
@@ -76,6 +76,17 @@ def restore(delivery: Delivery) -> None:
 def origin_of(delivery: Delivery) -> str:
     """Where the first copy of a message stood, also when this one came by the retry route."""
     return plain_text(_kept(delivery, Header.ORIGIN)) or delivery.origin_text
+
+
+def place_of(delivery: Delivery) -> int:
+    """The place that a redriven copy has among the letters of its key; 0 is none."""
+    place = _kept(delivery, Header.PLACE)
+    return int(place) if place.isascii() and place.isdigit() and len(place) < 16 else 0
+
+
+def is_discarded(delivery: Delivery) -> bool:
+    """It brings no event: it says that the letter at its place needs nothing any more."""
+    return _kept(delivery, Header.MARKER) == "discarded"
 
 
 def _kept(delivery: Delivery, header: str) -> str:
@@ -149,9 +160,14 @@ def letter_id(delivery: Delivery, position: str) -> str:
 
 
 def dead_letter(
-    delivery: Delivery, position: str, dead: DeadLettered, service_version: str, room: int
+    delivery: Delivery,
+    position: str,
+    dead: DeadLettered,
+    service_version: str,
+    room: int,
+    place: Mapping[str, str] = NO_HEADERS,
 ) -> list[Message]:
-    """The dead letter, in as many messages as its bytes need at `room` bytes each."""
+    """The dead letter, in as many messages as its bytes need at `room` bytes each; `place` is that in its key."""
     now = time.time()
     letter = letter_id(delivery, position)
     headers = {
@@ -161,6 +177,7 @@ def dead_letter(
         Header.REASON: _beginning(header_text(dead.reason), MAX_REASON),
         Header.ERROR: header_text(dead.code),
         Header.SERVICE_VERSION: header_text(service_version),
+        **place,
     }
     if redriven := _kept(delivery, Header.LETTER):
         headers[Header.REDRIVEN_FROM] = redriven

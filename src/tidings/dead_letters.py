@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from tidings import points
 from tidings.copies import header_text, original_headers, plain_text
 from tidings.delivery import Delivery, Header, Message, Route
 from tidings.errors import ConfigurationError, TidingsError
@@ -75,6 +76,10 @@ class Letter(msgspec.Struct, kw_only=True):
     origin: str
     service_version: str = ""
     redriven_from: str = ""
+    place: int = 0
+    """Its place among the letters of its key, where its handler keeps their order (`on_dead`); 0 is none."""
+    behind: str = ""
+    """The id of the letter that it waits behind; empty for the first."""
     traceback: str = ""
     headers: dict[str, str] = {}
     body: bytes = b""
@@ -206,11 +211,17 @@ async def redrive(broker: Broker, letter: Letter, audit: Audit = NOBODY) -> None
     if not letter.whole:
         (letter,) = await find(broker, [letter.id])
     await _store(broker, redriven_copy(letter))
+    points.at(points.REDRIVEN)
     await _store(broker, marker(letter, "redriven", audit))
 
 
 async def discard(broker: Broker, letter: Letter, audit: Audit = NOBODY) -> None:
-    """Say that a letter needs nothing any more. Its bytes stay in the log."""
+    """Say that a letter needs nothing any more. Its bytes stay in the log.
+
+    One that others of its key wait behind is no longer in their way: its handler hears of it on its retry route.
+    """
+    if letter.place:
+        await _store(broker, let_go(letter))
     await _store(broker, marker(letter, "discarded", audit))
 
 
@@ -225,6 +236,7 @@ def redriven_copy(letter: Letter) -> Message:
         Header.LETTER: letter.id,
         Header.REDRIVE: str(letter.redriven + 1),
         Header.FAILURES: "0",
+        **({Header.PLACE: str(letter.place)} if letter.place else {}),
     }
     for name, text in ((Header.REPLAY, letter.replay), (Header.SCOPE, letter.scope)):
         if text:
@@ -241,6 +253,31 @@ def redriven_copy(letter: Letter) -> Message:
         type=letter.type,
         key=letter.key,
         body=letter.body,
+        headers=headers,
+    )
+
+
+def let_go(letter: Letter) -> Message:
+    """What tells the handler that the place of a letter needs nothing any more. It goes out before the marker."""
+    headers = {
+        Header.LETTER: letter.id,
+        Header.PLACE: str(letter.place),
+        Header.MARKER: "discarded",
+        Header.STREAM: letter.stream,
+        Header.HANDLER: letter.position,
+        Header.ID: header_text(letter.event_id),
+        Header.ORIGIN: header_text(letter.origin),
+    }
+    if letter.key is not None:
+        headers[Header.KEY] = header_text(letter.key)
+    return Message(
+        id=f"{letter.id}:let-go:{letter.redriven + 1}:{letter.copies}",
+        route=Route.RETRY,
+        position=letter.position,
+        stream=letter.stream,
+        type=letter.type,
+        key=letter.key,
+        body=b"",
         headers=headers,
     )
 
@@ -314,6 +351,8 @@ def _letter(letter_id: str, message: Delivery, body: bytes, *, whole: bool) -> L
         origin=plain_text(headers.get(Header.ORIGIN, "")),
         service_version=same(plain_text(headers.get(Header.SERVICE_VERSION, ""))),
         redriven_from=headers.get(Header.REDRIVEN_FROM, ""),
+        place=_number(headers.get(Header.PLACE, "")),
+        behind=headers.get(Header.BEHIND, ""),
         replay=same(headers.get(Header.REPLAY, "")),
         scope=same(headers.get(Header.SCOPE, "")),
         where=same(_raised_in(traceback)),

@@ -48,6 +48,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     forget_after: timedelta | None = None
     """How long a business key is known; None is without end."""
     kill_switch: KillSwitch | None = None
+    on_dead: Literal["skip", "park", "block"] = "skip"
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):

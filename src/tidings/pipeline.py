@@ -70,6 +70,7 @@ class Pipeline:
         self._claimer = claimer
         self._handling = handling
         self.settler = settler
+        self._holding = settler.holding
         self._grouping = Grouping(together)
         self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
         self.lenient = False  # the kill switch is off: what fails counts for nothing
@@ -92,6 +93,8 @@ class Pipeline:
             while True:
                 if any(work.decision for work in works):
                     await self._settle(works, holds, began, more)
+                if self._holding is not None and self._holding.keep_back(works, holds):
+                    continue
                 if self.stopping or not (group := self._grouping.next(works, holds)):
                     break
                 await self._attempt(group)
@@ -261,7 +264,8 @@ class Pipeline:
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
         works[:] = [work for work in works if work.decision is None]
         settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
-        if more and all(isinstance(decision, (Done, Duplicate)) for _, decision in ended):
+        held = self._holding is not None and self._holding.keys  # then the next events have to know what was noted
+        if more and not held and all(isinstance(decision, (Done, Duplicate)) for _, decision in ended):
             return await self.settler.let_go(settling)
         try:
             await asyncio.shield(settling)

@@ -25,6 +25,14 @@ OUTBOX_PUBLISH: Final = "outbox-publish"
 OUTBOX_MARK: Final = "outbox-mark"
 """They are published; that they are is not written down yet."""
 
+HELD_NOTED: Final = "held-noted"
+"""A note says which place an event has behind a dead letter, or that it has passed; no more is done about it yet."""
+REDRIVEN: Final = "redriven"
+"""The copy of a letter is on the retry route; that it is, is not written down yet."""
+
+OF_LETTERS: Final = (HELD_NOTED, REDRIVEN)
+"""Those that only dead letters come past."""
+
 ALL: Final = (
     BEFORE_CLAIM,
     AFTER_CLAIM,
@@ -37,7 +45,7 @@ ALL: Final = (
     OUTBOX_PUBLISH,
     OUTBOX_MARK,
 )
-"""All of them, in the order in which an event comes past."""
+"""All that an event comes past which nothing happens to, in their order."""
 
 reached: Callable[[str], None] | None = None
 """Called with the name of each point, in the thread that reaches it, which is not always the loop's."""

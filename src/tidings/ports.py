@@ -133,6 +133,14 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
 class Feed(Protocol):
     """A running subscription of one position: events and, beside them, the position's retry route."""
 
+    @property
+    def tenure(self) -> int:
+        """Of an ordered position: how many times this process has begun to take from it, or from another part of it.
+
+        It is raised before the first delivery of that time is handed over. Whoever begins asks anew what those before
+        it left in notes. Always 0 where there is no order.
+        """
+
     async def stop(self) -> None:
         """Take no new messages. What was handed over stays ours to settle, and is kept alive until it is."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidings.copies import restore
+from tidings.copies import is_discarded, restore
 from tidings.delivery import Delivery, Done, Route
 from tidings.envelope import read_envelope
 from tidings.grouping import Grouping, Work
@@ -13,6 +13,9 @@ from tidings.policy import decide
 def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
     """What cannot be read is decided here already, and so is what is none of this handler's business."""
     work = Work(delivery)
+    if is_discarded(delivery):
+        work.decision = Done(skipped=True)
+        return work
     try:
         if delivery.route is Route.RETRY and not delivery.failures:
             restore(delivery)

@@ -22,6 +22,7 @@ from tidings.errors import ConfigurationError, MisuseError, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Handling
+from tidings.holding import holding_of
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
@@ -167,7 +168,13 @@ class Running:
             broker=self.broker,
             claimer=claimer,
             handling=Handling(handler, make_call(handler, self.store, shared), self.wrapper.caused),
-            settler=Settler(handler.position, self.broker, service_version=self.service.version, observers=observers),
+            settler=Settler(
+                handler.position,
+                self.broker,
+                service_version=self.service.version,
+                observers=observers,
+                holding=holding_of(handler, self.broker),
+            ),
             together=1 if claimer.shared and resource is None else handler.batch,
         )
         worker = Worker(

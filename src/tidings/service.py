@@ -92,6 +92,7 @@ class Service:
         start: Literal["all", "new"] = "all",
         forget_after: timedelta | None = None,
         kill_switch: KillSwitch | None = KillSwitch(),  # noqa: B008  # frozen
+        on_dead: Literal["skip", "park", "block"] = "skip",
     ) -> Callable[[F], F]:
         """Register a handler for event types of one stream; the function itself is returned unchanged.
 
@@ -109,6 +110,9 @@ class Service:
         * `forget_after`: how long a key of `once="field"` is known; after it the same key is applied again. For ever,
           unless told. Event ids are forgotten by themselves, some time after their events.
         * `kill_switch`: when the handler pauses by itself because too much of what it does fails; None is never.
+        * `on_dead`: in order, what later events of a key do when one is a dead letter. ``"skip"``: they go on.
+          ``"park"``: they follow it into the dead letters, to be redriven in order. ``"block"``: the same, and they
+          go on by themselves, in order, once it was redriven with success, or discarded.
 
         Raises:
             DeclarationError: the function or a rule cannot work; the message says what to write.
@@ -125,6 +129,7 @@ class Service:
             start=start,
             forget_after=forget_after,
             kill_switch=kill_switch,
+            on_dead=on_dead,
         )
         return self._register("on", events, name, rules, order)
 
@@ -143,6 +148,7 @@ class Service:
         start: Literal["all", "new"] = "all",
         forget_after: timedelta | None = None,
         kill_switch: KillSwitch | None = KillSwitch(),  # noqa: B008  # frozen
+        on_dead: Literal["skip", "park", "block"] = "skip",
     ) -> Callable[[F], F]:
         """Register a handler that takes a list of events, one transaction for all of them; see `on` for the rest.
 
@@ -172,6 +178,7 @@ class Service:
             start=start,
             forget_after=forget_after,
             kill_switch=kill_switch,
+            on_dead=on_dead,
         )
         return self._register("on_batch", events, name, rules, order)
 
@@ -192,6 +199,11 @@ class Service:
             raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')
         if order == "auto" and keyed:
             rules = msgspec.structs.replace(rules, ordered=True)
+        if rules.on_dead != "skip" and not rules.ordered:
+            raise DeclarationError(
+                f'@{self.name}.{how}(…, on_dead="{rules.on_dead}") is about the order of a key, which this handler does'
+                ' not keep. Write: order="key", with events that have a key'
+            )
 
         def register(function: F) -> F:
             handler = make_handler(self.name, function, events, name, rules, batches=how == "on_batch")

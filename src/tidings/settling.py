@@ -16,6 +16,7 @@ from tidings.copies import dead_letter, retry_copy
 from tidings.counting import Counts
 from tidings.delivery import (
     ACK,
+    NO_HEADERS,
     DeadLettered,
     Decision,
     Delivery,
@@ -28,7 +29,8 @@ from tidings.delivery import (
     Unsettled,
     Verdict,
 )
-from tidings.errors import EventTooLarge
+from tidings.errors import EventTooLarge, WorldError
+from tidings.holding import Holding
 from tidings.order import Holds
 from tidings.policy import describe
 from tidings.ports import Broker, Observer, Settled
@@ -41,7 +43,7 @@ COPY_TIMEOUT: Final = 10.0
 COPY_PAUSE: Final = 5.0
 """How long a delivery stays away whose copy could not be stored, in seconds."""
 
-_CHOSEN: Final = frozenset({"rejected", "conflict"})
+_CHOSEN: Final = frozenset({"rejected", "conflict", "behind"})
 """What the handler, or its rules, said of an event on purpose: nothing failed."""
 
 Ended = list[tuple[Delivery, Decision]]
@@ -51,8 +53,15 @@ class Settler:
     """Stores the copies of a handler's failures, tells the broker, and then the observers."""
 
     def __init__(
-        self, position: str, broker: Broker, *, service_version: str = "", observers: Sequence[Observer] = ()
+        self,
+        position: str,
+        broker: Broker,
+        *,
+        service_version: str = "",
+        observers: Sequence[Observer] = (),
+        holding: Holding | None = None,
     ) -> None:
+        self.holding = holding
         self._position = position
         self._broker = broker
         self._service_version = service_version
@@ -95,6 +104,11 @@ class Settler:
             else:
                 verdicts.append((place, Release(decision.after)))
         self.judge(len(ended), sum(type(decision) is not Done and _went_wrong(decision) for _, decision in ended))
+        if self.holding is not None:
+            kept = await self._note_places(self.holding, ended, outcomes, holds)
+            verdicts = [one for one in verdicts if one[0] not in kept]
+            verdicts += [(place, Release(COPY_PAUSE)) for place in kept if holds is None]
+            copies = [place for place in copies if place not in kept]
         if copies:
             verdicts += await self._store(ended, copies, outcomes, holds)
         if verdicts:
@@ -107,14 +121,36 @@ class Settler:
                     outcomes[place] = Unsettled(ended[place][1], describe(failure))
                 elif verdict is not ACK:
                     self.counts.survived(ended[place][0])
-            await self.counts.ended(
+            gone = [
                 ended[place][0]
                 for (place, verdict), failure in zip(verdicts, errors, strict=True)
                 if verdict is ACK and failure is None
-            )
+            ]
+            await self.counts.ended(gone)
+            if self.holding is not None and self.holding.keys:
+                self.holding.acknowledged(gone)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
         if failed:
             await self.counts.failed(failed)
+
+    async def _note_places(
+        self, holding: Holding, ended: Ended, outcomes: list[Outcome], holds: Holds | None
+    ) -> set[int]:
+        """Note what changes about held keys before anything else is done; return the places of what cannot be noted."""
+        concerned = [place for place, one in enumerate(ended) if holding.concerns(*one)]
+        if not concerned:
+            return set()
+        try:
+            await holding.note([ended[place] for place in concerned])
+        except WorldError as error:
+            for place in concerned:
+                delivery, decision = ended[place]
+                outcomes[place] = Unsettled(decision, f"its place in its key was not noted: {describe(error)}")
+                if holds is not None and delivery.key is not None:
+                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
+            return set(concerned)
+        points.at(points.HELD_NOTED)
+        return set()
 
     async def _store(
         self, ended: Ended, places: list[int], outcomes: list[Outcome], holds: Holds | None
@@ -147,7 +183,9 @@ class Settler:
         if isinstance(decision, Retried):
             return [retry_copy(delivery, self._position, decision)]
         assert isinstance(decision, DeadLettered)
-        return dead_letter(delivery, self._position, decision, self._service_version, self._broker.features.max_bytes)
+        place = NO_HEADERS if self.holding is None else self.holding.headers(delivery)
+        room = self._broker.features.max_bytes
+        return dead_letter(delivery, self._position, decision, self._service_version, room, place)
 
     def _notify(self, batch: list[Settled], began: float) -> None:
         for observer in self._observers:

@@ -14,10 +14,13 @@ from datetime import timedelta
 
 from tidings.alone import Gate, handle_alone
 from tidings.delivery import Delivery, Release
-from tidings.errors import BrokerUnavailable
-from tidings.order import Holds
+from tidings.errors import BrokerUnavailable, WorldError
+from tidings.holding import Holding
+from tidings.lane import Lane
 from tidings.pipeline import Pipeline
+from tidings.policy import describe
 from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
+from tidings.releasing import Releaser
 from tidings.supervision import Supervisor
 from tidings.switch import Switch
 
@@ -29,50 +32,6 @@ HALT_GRACE = 20.0
 """Seconds that the other lanes of a handler have to finish when it is stopped for a mistake of its own."""
 LOOK = 0.05
 """Seconds between two looks whether the lanes of a handler that is paused have come to rest."""
-
-
-class Lane:
-    """A queue and the keys that are held in it."""
-
-    def __init__(self, queue: deque[Delivery], ordered: bool) -> None:
-        self.queue = queue
-        self.holds = Holds() if ordered else None
-        self.busy = False
-        self.trouble = ""
-        self._wake: asyncio.Future[None] | None = None
-
-    def take(self, most: int) -> list[Delivery]:
-        """Whatever waits, up to a limit; what was held and is due comes first."""
-        queue = self.queue
-        if self.holds:
-            queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))
-        return [queue.popleft() for _ in range(min(most, len(queue)))]
-
-    def put_back(self, deliveries: Sequence[Delivery]) -> None:
-        self.queue.extendleft(reversed(deliveries))
-
-    def wake(self) -> bool:
-        """Wake the lane if it sleeps."""
-        if self._wake is None or self._wake.done():
-            return False
-        self._wake.set_result(None)
-        return True
-
-    async def sleep(self, seconds: float | None) -> None:
-        """Until woken, or for so long."""
-        self._wake = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake
-        except TimeoutError:
-            pass
-        finally:
-            self._wake = None
-
-    def until_due(self) -> float | None:
-        """Seconds until a held key may go on, or None."""
-        due = self.holds.next_due() if self.holds else None
-        return None if due is None else max(0.0, due - asyncio.get_running_loop().time())
 
 
 class Worker:
@@ -110,6 +69,9 @@ class Worker:
         """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
         pipeline.settler.judge = self._judge
         self._gate = Gate(lambda: self.busy)
+        self._holding = pipeline.settler.holding
+        self._began: tuple[Feed | None, int] = (None, -1)
+        """Since when what others left is known."""
 
     @property
     def position(self) -> str:
@@ -150,6 +112,8 @@ class Worker:
             await self._listen()
         for number, lane in enumerate(self._lanes):
             self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
+        if self._holding is not None and self._holding.blocks:
+            self._tasks.spawn(f"{self.position} followers", Releaser(self.position, self._broker, self._holding).run)
 
     async def _listen(self) -> None:
         sink = self._take_ordered if self._subscription.ordered else self._take
@@ -255,6 +219,10 @@ class Worker:
             if self._gate.closed:
                 await self._gate.opened()
                 continue
+            if self._holding is not None and (trouble := await self._take_over(self._holding)):
+                lane.trouble = trouble
+                await self._pause(LONGEST_PAUSE)
+                continue
             batch = lane.take(self._allowed())
             if not batch:
                 lane.trouble = ""
@@ -279,6 +247,18 @@ class Worker:
                 await self._pause(pause)
             else:
                 pause = 0.0
+
+    async def _take_over(self, holding: Holding) -> str:
+        """Ask what others left of held keys whenever this process has begun to take; say why that cannot be known."""
+        began = (self._feed, self._feed.tenure if self._feed is not None else 0)
+        if began == self._began:
+            return ""
+        try:
+            await holding.refresh()
+        except WorldError as error:
+            return describe(error)
+        self._began = began
+        return await self._take_over(holding)  # what began meanwhile asks again
 
     def _halt(self) -> None:
         """Stop this handler and no other: what it has goes back, and nothing more is taken."""

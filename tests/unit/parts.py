@@ -95,6 +95,7 @@ class RecordingBroker:
         """What a settle waits for."""
         self.sinks: dict[str, Sink] = {}
         self.calls: list[str] = []
+        self.tenure = 0
 
     async def open(self, plan: Plan) -> Sequence[Drift]:
         self.calls.append("open")

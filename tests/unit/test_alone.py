@@ -169,7 +169,7 @@ async def test_P5_a_suspect_that_waits_for_the_store_has_killed_nobody() -> None
     async with Run(Doing(), store=store) as run:
         run.give(*suspects("a1"))
         await run.settled(1)
-        assert await Notes(run.broker, "stock.step").read() == {}
+    assert await Notes(run.broker, "stock.step").read() == {}
     assert run.bench.outcomes == {"a1": "done"}
 
 

@@ -18,5 +18,5 @@ def test_a_point_says_its_name_to_whoever_listens_and_to_nobody_otherwise(monkey
 
 def test_all_names_each_point_once() -> None:
     named = [value for name, value in vars(points).items() if name.isupper() and isinstance(value, str)]
-    assert sorted(named) == sorted(points.ALL)
+    assert sorted(named) == sorted(points.ALL + points.OF_LETTERS)
     assert len(set(points.ALL)) == len(points.ALL) == 10

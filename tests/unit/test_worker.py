@@ -12,10 +12,11 @@ import pytest
 from tests.unit.parts import Bench, Doing, Placed, RecordingBroker, ToldStore, Watcher, batch, delivery, ids, until
 from tidings.delivery import ACK, Delivery, Release
 from tidings.errors import Contention, StoreUnavailable
+from tidings.lane import Lane
 from tidings.partition import slot_of
 from tidings.policy import Retry
 from tidings.ports import Subscription
-from tidings.worker import Lane, Worker
+from tidings.worker import Worker
 
 FOREVER = 60.0
 AT_ONCE = Retry(attempts=3, first=0.0, most=0.0)

@@ -24,6 +24,7 @@ class Session:
     """One process's connection to the broker of a world (`ports.Broker`)."""
 
     features = Features(name="walk", max_bytes=1 << 20)
+    tenure = 1
     trouble = ""
 
     def __init__(self, world: World) -> None:

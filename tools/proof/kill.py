@@ -26,8 +26,10 @@ def parse(text: str) -> tuple[str, int]:
         ValueError: no such point, or no count.
     """
     point, _, count = text.partition(":")
-    if point not in points.ALL:
-        raise ValueError(f"{VARIABLE}={text}: there is no point {point!r}. There are: {', '.join(points.ALL)}")
+    if point not in points.ALL + points.OF_LETTERS:
+        raise ValueError(
+            f"{VARIABLE}={text}: there is no point {point!r}. There are: {', '.join(points.ALL + points.OF_LETTERS)}"
+        )
     if not (count or "1").isdigit() or int(count or "1") < 1:
         raise ValueError(f"{VARIABLE}={text}: write point:count, with a count of 1 or more")
     return point, int(count or "1")

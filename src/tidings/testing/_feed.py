@@ -26,6 +26,7 @@ class MemoryFeed:
         self._sink = sink
         self._in_flight = self._in_flight_bytes = 0
         self._stopped = self.closed = False
+        self.tenure = 0
 
     async def stop(self) -> None:
         """Take no new messages; what was handed over may still be settled."""

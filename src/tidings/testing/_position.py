@@ -96,6 +96,8 @@ class Taker(Protocol):
     def present(self) -> bool:
         """It takes new messages or has some in flight: while it does, an ordered position goes to no other."""
 
+    tenure: int
+
     def has_room(self, size: int) -> bool: ...
 
     def take(self, delivery: Delivery, flight: Flight) -> None: ...
@@ -131,6 +133,7 @@ class Position:
         self._dying: dict[Flight, float] = {}
         """Those of feeds that died, with the moment at which their ack wait ends. Living feeds keep theirs alive."""
         self._turn = 0
+        self._last: Taker | None = None
         self._numbers = count()
 
     def offer(self, log: Log, entry: Stored) -> None:
@@ -240,6 +243,9 @@ class Position:
         else:
             self._fresh.popleft()
         item.delivered += 1
+        if self.ordered and taker is not self._last:
+            taker.tenure += 1
+            self._last = taker
         flight = Flight(self, taker, item)
         self._flights[flight] = None
         taker.take(item.log.delivery(item.entry, token=flight, delivered=item.delivered), flight)

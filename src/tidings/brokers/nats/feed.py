@@ -74,6 +74,8 @@ class NatsFeed:
         self._queue: deque[tuple[Token, Delivery]] = deque()
         """Delivered, and not handed over yet: the limits are reached."""
         self._stopping = self._closed = False
+        self.tenure = 0
+        """See `ports.Feed`."""
         self._task: asyncio.Task[None] | None = None
         self.takes_copies = True
         """Whether copies on the retry route are asked for: the standby of an ordered position takes none."""

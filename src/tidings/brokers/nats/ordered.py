@@ -212,6 +212,7 @@ class OrderedFeed(NatsFeed):
         pull = self.events
         pull.extra, pull.only_one, pull.blocked = 0, False, False
         self.takes_copies = not self._stopping
+        self.tenure += 1
         gathered, self._gathered = sorted(self._gathered, key=lambda pair: pair[0].seq), []
         for token, delivery in gathered:
             super()._take_event(token, delivery, b"", None)
@@ -242,6 +243,7 @@ class OrderedFeed(NatsFeed):
                 return
             if link is not None and link is self._connection.link:
                 self._stands_in = True
+                self.tenure += 1
                 self.retries.attach(link)
         except (BrokerUnavailable, ApiError) as error:
             log.debug("%s: nobody says whether copies wait: %s", self.subscription.position, error)
