@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tools.mutants_counts import COUNTS
 from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
+from tools.mutants_held import HELD
 from tools.mutants_isolation import ISOLATION
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
@@ -27,7 +28,7 @@ AT_ONCE = 2
 
 
 def main(words: Sequence[str]) -> int:
-    known = (*FLOW, *LANES, *COUNTS, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
+    known = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
     wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:

@@ -85,8 +85,12 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "review: what follows a letter that could not be stored overtakes it",
         SETTLING,
-        "                if holds is not None and delivery.key is not None:\n",
-        "                if holds is not None and delivery.key == '':\n",
+        """                if holds is not None and delivery.key is not None:
+                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
+                else""",
+        """                if holds is not None and delivery.key == '':
+                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
+                else""",
     ),
     Mutant(
         "a copy that is too large is tried for ever",

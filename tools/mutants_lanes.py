@@ -59,19 +59,19 @@ LANES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what was held goes behind what waits",
-        WORKER,
+        "lane.py",
         "queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))",
         "queue.extend(self.holds.release(asyncio.get_running_loop().time()))",
     ),
     Mutant(
         "what was held goes first, but backwards",
-        WORKER,
+        "lane.py",
         "queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))",
         "queue.extendleft(self.holds.release(asyncio.get_running_loop().time()))",
     ),
     Mutant(
         "what could not be begun goes behind what waits",
-        WORKER,
+        "lane.py",
         "        self.queue.extendleft(reversed(deliveries))\n",
         "        self.queue.extend(deliveries)\n",
     ),

@@ -19,6 +19,7 @@ from tests.acceptance.stage import note
 from tidings import Dead, Delivery, Event, Retry, Service
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.delivery import Message
+from tools.proof import kill
 
 
 class Placed(Event, type="order.placed", version=1, key="order_id"):
@@ -197,3 +198,30 @@ async def refuse(placed: Placed, delivery: Delivery) -> None:
     note("stubborn.refuse", placed.order_id, placed.number, delivery.attempt)
     if placed.wanted == "fail":
         raise ConnectionError("nobody opened")
+
+
+# ── keys that are held behind a dead letter ─────────────────────────────────────────────────────────────────────────
+
+if kill.VARIABLE in os.environ:
+    kill.install()  # a process that a test wants to end at a point
+
+holder = Service("holder", publishes=[Placed])
+
+
+@holder.on(Placed, order="key", batch=2, on_dead="block", retry=Retry(attempts=1), kill_switch=None)
+async def keep(placed: Placed, db: AsyncConnection, delivery: Delivery) -> None:
+    await write(db, "holder.keep", placed.number, delivery)
+    if placed.wanted == "fail" and not (FOLDER / "mended").exists():
+        raise ValueError("no such shelf")
+
+
+# ── failures that wait for long ─────────────────────────────────────────────────────────────────────────────────────
+
+later = Service("later", publishes=[Placed])
+
+
+@later.on(Placed, idempotent=True, order=None, batch=8, retry=Retry(attempts=3, first=600, most=600), kill_switch=None)
+async def try_later(placed: Placed, delivery: Delivery) -> None:
+    note("later.try-later", placed.order_id, placed.number, delivery.attempt)
+    if placed.wanted == "fail":
+        raise ConnectionError("not for the next ten minutes")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidings import copies, dead_letters, pipeline, settling
+from tidings import copies, counting, dead_letters, pipeline, reading, settling
 from tidings.dead_letters import Letter
 from tidings.delivery import ACK, Delivery, Done, Message, Release, Retried, Route
 from tidings.errors import Dead, UndecodableEvent
@@ -450,7 +450,15 @@ def gives_up_handlers_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def counts_no_failures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline, "restore", lambda delivery: None)
+    patch.setattr(reading, "restore", lambda delivery: None)
+
+
+def forgets_the_failures_of_what_waits_in_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(counting, "_noted", lambda notes, kind, delivery: counting.Count())
+
+
+def hides_that_it_takes_over(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryFeed, "tenure", property(lambda self: 1, lambda self, value: None), raising=False)
 
 
 def tries_again_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -458,11 +466,11 @@ def tries_again_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def _decides(patch: pytest.MonkeyPatch, wrong: Callable[[Exception], Any]) -> None:
-    patch.setattr(
-        pipeline,
-        "decide",
-        lambda error, delivery, retry: wrong(error) or decide(error, delivery, retry),
-    )
+    def other(error: Exception, delivery: Delivery, retry: Retry, **more: Any) -> Any:
+        return wrong(error) or decide(error, delivery, retry, **more)
+
+    patch.setattr(pipeline, "decide", other)
+    patch.setattr(reading, "decide", other)
 
 
 def tries_again_what_never_can(patch: pytest.MonkeyPatch) -> None:

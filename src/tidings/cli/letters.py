@@ -93,6 +93,9 @@ def _lines(letter: Letter) -> Iterator[str]:
         yield f"  replay       {letter.replay}{', applied again' if letter.scope else ''}"
     if letter.redriven_from:
         yield f"  came from    letter {letter.redriven_from}, which was redriven and died again"
+    if letter.place:
+        behind = f", behind letter {letter.behind}" if letter.behind else ", and the others of its key wait behind it"
+        yield f"  place        {letter.place} in its key{behind}"
     yield from map(_deed, letter.marks)
     if letter.died_again:
         yield f"  died again   as letter {letter.died_again}"

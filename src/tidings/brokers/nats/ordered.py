@@ -237,7 +237,9 @@ class OrderedFeed(NatsFeed):
                     self.retries.detach()
                 return
             retries = await find_consumer(self._api, self.retries.stream, self.retries.durable)
-            if retries is None or not retries["num_pending"] or retries["num_waiting"]:
+            if retries is None or retries["num_waiting"]:
+                return
+            if not retries["num_pending"] and not retries["num_ack_pending"]:  # a process may have died with a copy
                 return
             if await self._is_anybody_active() or not self._is_idle:
                 return

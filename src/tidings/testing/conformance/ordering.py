@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from tidings.delivery import ACK, Delivery, Verdict
 from tidings.testing.conformance.bench import Bench
-from tidings.testing.conformance.consumer import Consumer
+from tidings.testing.conformance.consumer import Consumer, Judge
 
 
 class Ordering:
@@ -45,6 +46,35 @@ class Ordering:
         took = [consumer for consumer in consumers if consumer.taken]
         assert len(took) == 1, f"{len(took)} processes took from an ordered position at the same time"
         return took[0]
+
+    async def test_P8_whoever_begins_to_take_says_so_before_its_first_delivery(self, bench: Bench) -> None:
+        """What its predecessor left in notes is asked for anew whenever that number has changed."""
+        bench.needs("ordered")
+        subscription = bench.subscription(ordered=True)
+        began: list[tuple[str, int]] = []
+
+        def watch(name: str) -> Judge:
+            def judge(delivery: Delivery) -> Verdict:
+                began.append((name, consumers[name].feed.tenure))
+                return ACK
+
+            return judge
+
+        consumers: dict[str, Consumer] = {}
+        for name in ("first", "second"):
+            consumers[name] = await bench.consumer(subscription, watch(name))
+        client = consumers["first"].client
+        await bench.publish(client, [bench.message("1", key="k")])
+        await bench.until_settled(subscription.position)
+        ((active, tenure),) = began
+        (standby,) = set(consumers) - {active}
+        assert tenure >= 1, "it took without having begun"
+        before = consumers[standby].feed.tenure
+        await consumers[active].close()
+        await bench.publish(consumers[standby].client, [bench.message("2", key="k")])
+        await bench.until_settled(subscription.position)
+        assert began[1][0] == standby
+        assert began[1][1] > before, "a process took over and did not say so"
 
     async def test_P8_a_standby_takes_over_in_order_what_the_active_one_had(self, bench: Bench) -> None:
         bench.needs("ordered")

@@ -61,7 +61,8 @@ class Policy:
         stage.judge(position, ["bad", "good", "other"])
 
     @ONLY_WITHOUT
-    async def test_P6_failures_are_counted_across_processes_and_restarts(self, stage: Stage) -> None:
+    @pytest.mark.parametrize("order", ["key", None])
+    async def test_P6_failures_are_counted_across_processes_and_restarts(self, stage: Stage, order: str | None) -> None:
         async def act(event: Any, delivery: Delivery) -> None:
             raise RuntimeError("never")
 
@@ -70,7 +71,7 @@ class Policy:
         for process in range(3):
             service = stage.service()
             position = stage.handle(
-                service, act, order=None, worker=f"process {process}", retry=Retry(attempts=4, first=0.3, most=0.3)
+                service, act, order=order, worker=f"process {process}", retry=Retry(attempts=4, first=0.3, most=0.3)
             )
             async with stage.running(service):
                 if process == 0:
@@ -79,7 +80,7 @@ class Policy:
             if process == 1 and stage.bench.features.restart and stage.bench.features.durable:
                 await stage.bench.rig.restart()
         service = stage.service()
-        stage.handle(service, act, order=None, worker="the last", retry=Retry(attempts=4, first=0.3, most=0.3))
+        stage.handle(service, act, order=order, worker="the last", retry=Retry(attempts=4, first=0.3, most=0.3))
         async with stage.running(service):
             (letter,) = await stage.letters(position, 1, reader)
             await stage.quiet(service)
