@@ -87,13 +87,6 @@ HELD: tuple[Mutant, ...] = (
         HERE,
     ),
     Mutant(
-        "parked followers go on by themselves",
-        HOLDING,
-        "            held.going = self.blocks\n",
-        "            held.going = True\n",
-        HERE,
-    ),
-    Mutant(
         "followers go on although one of them died in its turn",
         HOLDING,
         "            held.first, held.going = letter, False\n",

@@ -56,10 +56,11 @@ class Process:
         return [self.holding.headers(one)[Header.PLACE] for one in deliveries]
 
     async def done(self, *deliveries: Delivery) -> None:
-        await self.holding.note([(one, Done()) for one in deliveries if self.holding.concerns(one, Done())])
+        concerned = [(one, Done()) for one in deliveries if self.holding.concerns(one, Done())]
+        if concerned:
+            await self.holding.note(concerned)
 
-    @property
-    def going(self) -> bool:
+    def goes_on(self) -> bool:
         return self.held is not None and self.held.going
 
     @property
@@ -135,13 +136,13 @@ async def test_P8_one_that_dies_in_its_turn_becomes_the_first(broker: RecordingB
     one = await Process(broker, blocks=True)()
     await one.bury(event(1), event(2), event(3))
     await one.done(copy(1, 1))
-    assert one.going
+    assert one.goes_on()
     assert await one.bury(copy(2, 2)) == ["2"]
-    assert not one.going
+    assert not one.goes_on()
     third = copy(3, 3)
     assert await one.bury(third) == ["3"]
     assert one.holding.headers(third)[Header.BEHIND] == (one.held.first if one.held else "")
-    assert not one.going
+    assert not one.goes_on()
 
 
 async def test_P8_what_has_passed_and_could_not_be_noted_is_noted_when_it_comes_again(broker: RecordingBroker) -> None:
