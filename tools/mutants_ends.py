@@ -270,23 +270,25 @@ ENDS: tuple[Mutant, ...] = (
         "a redrive is marked before its copy is stored",
         LETTERS,
         """    await _store(broker, redriven_copy(letter))
+    points.at(points.REDRIVEN)
     await _store(broker, marker(letter, "redriven", audit))
 """,
         """    await _store(broker, marker(letter, "redriven", audit))
+    points.at(points.REDRIVEN)
     await _store(broker, redriven_copy(letter))
 """,
     ),
     Mutant(
         "a redriven copy has its failures already",
         LETTERS,
-        '        Header.FAILURES: "0",\n    }\n    for name, text in',
-        "        Header.FAILURES: str(letter.failures),\n    }\n    for name, text in",
+        '        Header.FAILURES: "0",\n',
+        "        Header.FAILURES: str(letter.failures),\n",
     ),
     Mutant(
         "a redriven copy goes to every handler",
         LETTERS,
-        "        route=Route.RETRY,\n        position=letter.position,\n",
-        "        route=Route.EVENT,\n",
+        'redrive:{letter.redriven + 1}",\n        route=Route.RETRY,\n        position=letter.position,\n',
+        'redrive:{letter.redriven + 1}",\n        route=Route.EVENT,\n',
     ),
     Mutant(
         "every handler causes the same ids",

@@ -24,14 +24,14 @@ LETTERS: tuple[Mutant, ...] = (
     _letters(
         "redrive reaches another handler",
         DEAD,
-        "        route=Route.RETRY,\n        position=letter.position,\n",
-        '        route=Route.RETRY,\n        position=letter.position + "-two",\n',
+        'redrive:{letter.redriven + 1}",\n        route=Route.RETRY,\n        position=letter.position,\n',
+        'redrive:{letter.redriven + 1}",\n        route=Route.RETRY,\n        position=letter.position + "-two",\n',
     ),
     _letters(
         "a redriven letter has an id of its own, and is applied once more",
         DEAD,
-        "        Header.ID: header_text(letter.event_id),\n",
-        "        Header.ID: header_text(letter.id),\n",
+        "        **letter.headers,\n        Header.ID: header_text(letter.event_id),\n",
+        "        **letter.headers,\n        Header.ID: header_text(letter.id),\n",
     ),
     _letters(
         "a list keeps the tracebacks of all letters",
