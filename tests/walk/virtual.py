@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
 from unittest import mock
 
-from tidings import copies, dead_letters, pipeline, settling
+from tidings import alone, copies, counting, grouping, pipeline, policy, settling
 
 EPOCH = 1_800_000_000.0
 
@@ -94,14 +93,11 @@ class Clock:
 def virtual_time() -> Iterator[Clock]:
     """The core's clocks are the loop's."""
     clock = Clock()
-    modules: list[ModuleType] = [copies, dead_letters, pipeline, settling]
-    patches: list[Any] = [mock.patch.object(module, "time", clock) for module in modules]
-    # Formatting tracebacks would take a quarter of the walk, and nothing in it reads them.
-    patches.append(mock.patch("tidings.copies.traceback.format_exception", lambda error: [repr(type(error))]))
-    for patch in patches:
-        patch.start()
-    try:
+    modules: list[ModuleType] = [alone, copies, counting, grouping, pipeline, policy, settling]
+    with ExitStack() as patches:
+        for module in modules:
+            patches.enter_context(mock.patch.object(module, "time", clock))
+        # Formatting tracebacks would take a quarter of the walk, and nothing in it reads them.
+        shown = mock.patch("tidings.copies.traceback.format_exception", lambda error: [repr(type(error))])
+        patches.enter_context(shown)
         yield clock
-    finally:
-        for patch in patches:
-            patch.stop()
