@@ -110,9 +110,8 @@ class Service:
         * `forget_after`: how long a key of `once="field"` is known; after it the same key is applied again. For ever,
           unless told. Event ids are forgotten by themselves, some time after their events.
         * `kill_switch`: when the handler pauses by itself because too much of what it does fails; None is never.
-        * `on_dead`: in order, what later events of a key do when one is a dead letter. ``"skip"``: go on. ``"park"``:
-          follow it, to be redriven in order. ``"block"``: follow it, and go on in order once it was put right or
-          discarded.
+        * `on_dead`: in order, what later events of a key do when one is a dead letter: ``"skip"`` it, ``"park"`` behind
+          it as letters, or ``"block"``: the same, until it was put right or discarded, and then go on in order.
 
         Raises:
             DeclarationError: the function or a rule cannot work; the message says what to write.
