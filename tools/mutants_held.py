@@ -110,7 +110,7 @@ HELD: tuple[Mutant, ...] = (
     Mutant(
         "a redriven letter forgets its place",
         "dead_letters.py",
-        "        **({Header.PLACE: str(letter.place)} if letter.place else {}),\n",
+        '        (Header.PLACE, str(letter.place or "")),\n',
         "",
         HERE,
     ),

@@ -236,9 +236,12 @@ def redriven_copy(letter: Letter) -> Message:
         Header.LETTER: letter.id,
         Header.REDRIVE: str(letter.redriven + 1),
         Header.FAILURES: "0",
-        **({Header.PLACE: str(letter.place)} if letter.place else {}),
     }
-    for name, text in ((Header.REPLAY, letter.replay), (Header.SCOPE, letter.scope)):
+    for name, text in (
+        (Header.REPLAY, letter.replay),
+        (Header.SCOPE, letter.scope),
+        (Header.PLACE, str(letter.place or "")),
+    ):
         if text:
             headers[name] = text
     if letter.type:
@@ -259,27 +262,10 @@ def redriven_copy(letter: Letter) -> Message:
 
 def let_go(letter: Letter) -> Message:
     """What tells the handler that the place of a letter needs nothing any more. It goes out before the marker."""
-    headers = {
-        Header.LETTER: letter.id,
-        Header.PLACE: str(letter.place),
-        Header.MARKER: "discarded",
-        Header.STREAM: letter.stream,
-        Header.HANDLER: letter.position,
-        Header.ID: header_text(letter.event_id),
-        Header.ORIGIN: header_text(letter.origin),
-    }
-    if letter.key is not None:
-        headers[Header.KEY] = header_text(letter.key)
-    return Message(
-        id=f"{letter.id}:let-go:{letter.redriven + 1}:{letter.copies}",
-        route=Route.RETRY,
-        position=letter.position,
-        stream=letter.stream,
-        type=letter.type,
-        key=letter.key,
-        body=b"",
-        headers=headers,
-    )
+    copy = redriven_copy(letter)
+    headers = {**copy.headers, Header.MARKER: "discarded"}
+    message_id = f"{letter.id}:let-go:{letter.redriven + 1}:{letter.copies}"
+    return msgspec.structs.replace(copy, id=message_id, body=b"", headers=headers)
 
 
 def marker(letter: Letter, what: Literal["redriven", "discarded"], audit: Audit = NOBODY) -> Message:
