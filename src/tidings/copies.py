@@ -44,17 +44,17 @@ def header_text(value: str) -> str:
 
 
 def _beginning(text: str, most: int) -> str:
-    """The first bytes of a header's text, without half of an encoded one."""
-    return text if len(text) <= most else _HALF.sub("", text[:most])
+    """The first bytes of a header's text, without half of an encoded one, or spaces where it was cut."""
+    return text if len(text) <= most else _HALF.sub("", text[:most]).rstrip(" ")
 
 
 def _end(text: str, most: int) -> str:
-    """The last bytes of a header's text, without half of an encoded one."""
+    """The last bytes of a header's text, without half of an encoded one, or spaces where it was cut."""
     if len(text) <= most:
         return text
     start = len(text) - most
     half = text.find("%", start - 2, start)
-    return text[start if half < 0 else half + 3 :]
+    return text[start if half < 0 else half + 3 :].lstrip(" ")
 
 
 def plain_text(value: str) -> str:

@@ -332,3 +332,13 @@ def test_P7_what_fails_in_a_replay_stays_in_it_and_is_apart_from_what_failed_liv
     assert (letter.headers[Header.SCOPE], letter.headers[Header.REPLAY]) == ("r-1", "r-1")
     assert len({letter_id(each, POSITION) for each in (one, copy, retried)}) == 2
     assert retry_copy(one, POSITION, AGAIN).id != retry_copy(copy, POSITION, AGAIN).id
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_P7_a_letter_can_be_stored_wherever_its_reason_and_its_traceback_are_cut(shift: int) -> None:
+    text = "a" * shift + " b%" * 4000
+    dead = DeadLettered(reason=text, code="failed", error=ValueError(text))
+    message = _letters(delivery(read=True), dead)[0]
+    copied = retry_copy(delivery(read=True), POSITION, Retried(after=1.0, reason=text))
+    for value in (*message.headers.values(), *copied.headers.values()):
+        assert value == value.strip()
