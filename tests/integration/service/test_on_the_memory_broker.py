@@ -71,14 +71,14 @@ INSERT = sa.text("INSERT INTO ledger VALUES (:handler, :key, :number)")
 def _service(database: Path, bad: BadDay) -> Service:
     stock = Service("stock", store=f"sqlite:///{database}", publishes=[Placed])
 
-    @stock.on(Placed, retry=SOON)
+    @stock.on(Placed, retry=SOON, kill_switch=None)
     async def reserve(event: Placed, db: AsyncConnection) -> Reserved:
         row = {"handler": "reserve", "key": event.order_id, "number": event.number}
         await db.execute(INSERT, row)  # first the effect, so that a failure has something to take back
         bad.strike(event)
         return Reserved(order_id=event.order_id, number=event.number)
 
-    @stock.on(Reserved, retry=SOON)
+    @stock.on(Reserved, retry=SOON, kill_switch=None)
     def count(event: Reserved, db: sa.Connection) -> None:
         db.execute(INSERT, {"handler": "count", "key": event.order_id, "number": event.number})
 
