@@ -20,7 +20,7 @@ from tidings.order import Holds
 
 UNLIMITED: Final = 1 << 30
 
-PEACE: Final = 1.0
+PEACE: Final = 0.25
 """Seconds without a lock until groups may be twice as large again. Twice as long each time that this was too early."""
 LONGEST_PEACE: Final = 60.0
 

@@ -43,7 +43,7 @@ ROLLBACK_LIMIT: Final = 5.0
 LOOK_UP_PAUSES: Final = (0.1, 0.3, 0.6, 0.0)
 """Seconds after each attempt to learn what became of a commit."""
 
-SHARE_TOGETHER: Final = 0.2
+SHARE_TOGETHER: Final = 0.1
 """How much of `lock_timeout` the events of a batch have together. Two batches that need the same rows mostly wait for
 each other, and nobody works meanwhile; smaller ones seldom do, and a single event has all of it."""
 
