@@ -68,8 +68,8 @@ class Settler:
         self._observers = observers
         self.counts = Counts(broker, position)
         self._waves: set[asyncio.Future[None]] = set()
-        self.judge: Callable[[int, int], None] = lambda ended, failed: None
-        """Told of each batch how many deliveries came to their end, and how many of them because something failed."""
+        self.judge: Callable[[Ended], None] = lambda ended: None
+        """Shown what was decided of each batch."""
 
     async def let_go(self, wave: asyncio.Future[None]) -> None:
         """What is done needs only its acknowledgement: the next events need not wait for it, but for the one before."""
@@ -103,7 +103,7 @@ class Settler:
                 copies.append(place)
             else:
                 verdicts.append((place, Release(decision.after)))
-        self.judge(len(ended), sum(type(decision) is not Done and _went_wrong(decision) for _, decision in ended))
+        self.judge(ended)
         if self.holding is not None:
             kept = await self._note_places(self.holding, ended, outcomes, holds)
             verdicts = [one for one in verdicts if one[0] not in kept]
@@ -195,7 +195,8 @@ class Settler:
                 log.exception("observer %r failed; it changes nothing", observer)
 
 
-def _went_wrong(decision: Decision) -> bool:
+def went_wrong(decision: Decision) -> bool:
+    """Whether something failed: neither the handler nor its rules chose this end."""
     if isinstance(decision, DeadLettered):
         return decision.code not in _CHOSEN
     return isinstance(decision, Retried) and decision.error is not None

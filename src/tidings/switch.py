@@ -21,7 +21,7 @@ SUCCESSES: Final = 3
 
 
 class KillSwitch(msgspec.Struct, frozen=True):
-    """When a handler pauses by itself: more than `share` of at least `least` deliveries failed `within` seconds.
+    """When a handler pauses by itself: more than `share` of at least `least` events failed `within` seconds.
 
     It then tries one event after `first` seconds, and after each that fails waits twice as long, up to `most` seconds.
     Each process decides for itself.
@@ -73,14 +73,14 @@ class Switch:
 
     def count(self, ended: int, failed: int) -> bool:
         """Take in a batch; True when that turned the switch, off or on again."""
-        if self._rule is None:
+        if self._rule is None or not ended:
             return False
         if self.reason:
             return self._judge(self._rule, failed)
         self._enter(self._rule, ended, failed)
         if self._ended < self._rule.least or self._failed <= self._rule.share * self._ended:
             return False
-        self.reason = f"{self._failed:.0f} of the last {self._ended:.0f} deliveries failed"
+        self.reason = f"{self._failed:.0f} of the last {self._ended:.0f} events failed"
         self._pause = self._rule.first
         self._next = self._clock() + self._pause
         self._successes = 0

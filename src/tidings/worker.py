@@ -21,6 +21,7 @@ from tidings.pipeline import Pipeline
 from tidings.policy import describe
 from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
 from tidings.releasing import Releaser
+from tidings.settling import Ended, went_wrong
 from tidings.supervision import Supervisor
 from tidings.switch import Switch
 
@@ -278,9 +279,15 @@ class Worker:
             return due
         return max(LOOK, self._switch.wait(), due or 0.0 if not lane.queue else 0.0)
 
-    def _judge(self, ended: int, failed: int) -> None:
-        """Take in what became of a batch; the switch may go off, or on again."""
-        if not self._switch.count(ended, failed):
+    def _judge(self, ended: Ended) -> None:
+        """Take in what became of a batch; the switch may go off, or on again.
+
+        While it is on, each event counts once, however often it is tried: a few that are bad say nothing of the rest.
+        In order every attempt counts, because those that follow do not get as far.
+        """
+        every = self._switch.off or self._subscription.ordered
+        seen = ended if every else [one for one in ended if not one[0].failures]
+        if not self._switch.count(len(seen), sum(went_wrong(decision) for _, decision in seen)):
             return
         if self._switch.off:
             log.error("%s %s", self.position, self.trouble)
