@@ -92,7 +92,7 @@ class RetryAfter(WorldError):
     """
 
     def __init__(self, seconds: float | timedelta, reason: str = "") -> None:
-        self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        self.seconds: float = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
         self.reason = reason
         if not 0 <= self.seconds < float("inf"):
             raise ValueError(f"RetryAfter({seconds!r}): a number of seconds, at least 0")
