@@ -46,7 +46,7 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a settle that failed is not reported",
         SETTLING,
-        "outcomes[place] = Unsettled(ended[place][1], describe(failure))",
+        "outcomes[place] = Unsettled(decision, describe(failure))",
         "pass",
     ),
     Mutant(

@@ -39,6 +39,12 @@ ISOLATION: tuple[Mutant, ...] = (
     ),
     bug("a probe that fails counts as a failure of its event", "policy.py", "    if lenient:\n", "    if False:\n"),
     bug(
+        "the kill switch counts an event as often as it is tried",
+        "worker.py",
+        "every = self._switch.off or self._subscription.ordered",
+        "every = True",
+    ),
+    bug(
         "what failed is not told to the kill switch",
         "settling.py",
         "        self.judge(ended)\n",

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -51,7 +52,7 @@ class Paused(Protocol):
     async def resume(self) -> None: ...
 
 
-async def pause(broker: Broker, position: str, reason: str = "") -> Order:
+async def pause(broker: Broker, position: str, *, by: str = "somebody", reason: str = "") -> Order:
     """Order all processes to pause a handler: those that run, and those that start later.
 
     It finishes the events that run and gives the rest back; nothing is lost, and nothing counts as a failure.
@@ -60,7 +61,7 @@ async def pause(broker: Broker, position: str, reason: str = "") -> Order:
         WorldError: the order was not stored.
     """
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    order = Order(uuid_utils.uuid4().hex, f"{os.environ.get('USER') or 'somebody'}@{socket.gethostname()}", at, reason)
+    order = Order(uuid_utils.uuid4().hex, by, at, reason)
     await Notes(broker, position).write({PAUSED: msgspec.json.encode(order).decode()})
     return order
 
@@ -138,6 +139,7 @@ class Obedience:
             self._said = saying
 
     async def forget(self) -> None:
-        """This process ends, and obeys nothing any more."""
+        """This process ends, and obeys nothing any more. Where the broker is away its note stays, and harms nobody."""
         if self._said:
-            await self._notes.write({self._mine: ""}, timeout=2.0)
+            with suppress(WorldError):
+                await self._notes.write({self._mine: ""}, timeout=2.0)

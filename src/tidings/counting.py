@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from tidings.delivery import Delivery
-from tidings.errors import NotStored, TidingsError, WorldError
+from tidings.errors import WorldError
 from tidings.notes import Notes
 from tidings.policy import describe
 from tidings.ports import Broker
@@ -79,12 +79,7 @@ class Counts:
         return None
 
     async def _look_up(self, deliveries: Iterable[Delivery]) -> None:
-        try:
-            found = await self._notes.read()
-        except WorldError:
-            raise
-        except TidingsError as error:
-            raise NotStored(f"the notes of {self._position} cannot be read: {describe(error)}") from error
+        found = await self._notes.read()
         for one in deliveries:
             failed, deaths = _noted(found, "failed", one), _noted(found, "alone", one)
             self._standing.update(name for name in (_name("failed", one), _name("alone", one)) if name in found)
@@ -181,12 +176,7 @@ class Counts:
     async def _write(self) -> None:
         async with self._writing:  # or an older text could be stored after a newer one
             texts = dict(self._unwritten)
-            try:
-                await self._notes.write(texts)
-            except WorldError:
-                raise
-            except Exception as error:
-                raise NotStored(f"the notes of {self._position} cannot be written: {describe(error)}") from error
+            await self._notes.write(texts)
             for name, text in texts.items():
                 if self._unwritten.get(name) == text:
                     del self._unwritten[name]

@@ -145,8 +145,8 @@ def _check_default(cls: Any, field: inspect.Field) -> None:
     where = f"{cls.__name__}.{field.name}: its default {field.default!r}"
     hint = typing.get_type_hints(cls, include_extras=True)[field.name]
     try:
-        one = msgspec.defstruct("Default", [("value", hint)])
-        read = msgspec.json.decode(b'{"value":%b}' % encode(field.default), type=one).value  # type: ignore[attr-defined]
+        one: Any = msgspec.defstruct("Default", [("value", hint)])
+        read = msgspec.json.decode(b'{"value":%b}' % encode(field.default), type=one).value
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise DeclarationError(f"{where} does not fit its type: {error}") from None
     if (changed := first_difference(field.default, read)) is not None:

@@ -18,12 +18,10 @@ import msgspec
 
 from tidings.copies import is_discarded, letter_id, place_of
 from tidings.delivery import NO_HEADERS, DeadLettered, Decision, Delivery, Done, Duplicate, Header, Retried
-from tidings.errors import NotStored, TidingsError, WorldError
 from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.notes import Notes
 from tidings.order import Holds
-from tidings.policy import describe
 from tidings.ports import Broker
 
 log = logging.getLogger("tidings.holding")
@@ -108,12 +106,7 @@ class Holding:
 
     async def notes(self) -> dict[str, str]:
         """All notes of the handler as they stand at the broker; raises as `refresh`."""
-        try:
-            return await self._notes.read()
-        except WorldError:
-            raise
-        except TidingsError as error:
-            raise NotStored(f"the notes of {self._position} cannot be read: {describe(error)}") from error
+        return await self._notes.read()
 
     # ── before an event is handled ──────────────────────────────────────────────────────────────────────────────────
 
@@ -196,12 +189,7 @@ class Holding:
     async def _write(self) -> None:
         names = list(self._unwritten)
         texts = {PREFIX + key: _encode(self.keys[key]).decode() if key in self.keys else "" for key in names}
-        try:
-            await self._notes.write(texts)
-        except WorldError:
-            raise
-        except Exception as error:
-            raise NotStored(f"the notes of {self._position} cannot be written: {describe(error)}") from error
+        await self._notes.write(texts)
         self._unwritten.difference_update(names)
 
     # ── when it is settled ──────────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,8 @@ import uuid_utils
 
 from tidings.copies import header_text, plain_text
 from tidings.delivery import Delivery, Header, Message, Route
+from tidings.errors import NotStored, TidingsError, WorldError
+from tidings.policy import describe
 from tidings.ports import Broker
 
 TIMEOUT: Final = 10.0
@@ -32,9 +34,14 @@ class Notes:
             WorldError: not all of them are stored.
         """
         messages = [self._message(name, text) for name, text in texts.items()]
-        for error in await self._broker.publish(messages, timeout=timeout):
-            if error is not None:
-                raise error
+        what = f"the notes of {self._position} cannot be written"
+        try:
+            answers = await self._broker.publish(messages, timeout=timeout)
+        except Exception as error:  # a broker that breaks its word and raises
+            raise _of_the_world(error, what) from error
+        for answer in answers:
+            if answer is not None:
+                raise _of_the_world(answer, what) from answer
 
     async def read(self) -> dict[str, str]:
         """All that stands written now.
@@ -43,11 +50,14 @@ class Notes:
             WorldError: the broker does not answer.
         """
         found: dict[str, str] = {}
-        async for note in self._broker.read(Route.NOTE, self._position):
-            name, text = _of(note)
-            found.pop(name, None)
-            if text:
-                found[name] = text
+        try:
+            async for note in self._broker.read(Route.NOTE, self._position):
+                name, text = _of(note)
+                found.pop(name, None)
+                if text:
+                    found[name] = text
+        except TidingsError as error:
+            raise _of_the_world(error, f"the notes of {self._position} cannot be read") from error
         return found
 
     async def follow(self) -> AsyncIterator[tuple[str, str]]:
@@ -72,6 +82,11 @@ class Notes:
             body=text.encode(),
             headers={Header.NOTE: header_text(name), Header.HANDLER: self._position},
         )
+
+
+def _of_the_world(error: Exception, what: str) -> WorldError:
+    """Whatever is wrong with the notes is not the fault of the events that they are about."""
+    return error if isinstance(error, WorldError) else NotStored(f"{what}: {describe(error)}")
 
 
 def _of(note: Delivery) -> tuple[str, str]:

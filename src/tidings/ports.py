@@ -46,6 +46,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """Keeps the order of a key to one position, also across processes."""
     delayed: bool = True
     """The retry route waits without occupying the in-flight limit."""
+    positions: bool = True
+    """It can be asked which positions there are (`Positions`)."""
     deduplicates: bool = True
     """Stores a message id once within a window of at least two minutes."""
     max_bytes: int = 1024 * 1024

@@ -91,7 +91,7 @@ def check(broker: Broker) -> Positions:
     name = broker.features.name
     if not broker.features.history:
         raise ConfigurationError(f"the broker ({name}) keeps no history, so nothing of it can be given again")
-    if not isinstance(broker, Positions):
+    if not (broker.features.positions and isinstance(broker, Positions)):
         raise ConfigurationError(f"the broker ({name}) cannot say which positions there are, so none can be replayed")
     return broker
 

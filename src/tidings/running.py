@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol
 
 import msgspec
@@ -18,7 +18,7 @@ from tidings.claims import Claimer
 from tidings.context import current
 from tidings.control import Obedience, standing
 from tidings.delivery import Content
-from tidings.errors import ConfigurationError, MisuseError, WorldError
+from tidings.errors import ConfigurationError, MisuseError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Handling
@@ -158,7 +158,7 @@ class Running:
 
     def _worker(self, handler: Handler, shared: object) -> Worker:
         resource = resource_of(handler, self.store)
-        target = None if self.store is None else target_of(handler, lambda: worker.keeps())
+        target = None if self.store is None else target_of(handler, lambda: worker.keeps())  # once it is made, below
         if target is not None:
             self._targets.append(target)
         claimer = Claimer(handler, self.store, resource, target)
@@ -207,9 +207,7 @@ class Running:
         self.stopping = True
         if self.workers:
             await asyncio.gather(*(worker.stop(GRACE) for worker in self.workers))
-        for obedient in self._obedient:
-            with suppress(WorldError):
-                await obedient.forget()
+        await asyncio.gather(*(obedient.forget() for obedient in self._obedient))
 
 
 def _chosen(named: str | Broker | None, service: str) -> str | Broker:

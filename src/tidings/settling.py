@@ -112,26 +112,29 @@ class Settler:
         if copies:
             verdicts += await self._store(ended, copies, outcomes, holds)
         if verdicts:
-            points.at(points.BEFORE_ACK)
-            told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
-            errors = await _answers(told, len(verdicts))
-            points.at(points.AFTER_ACK)
-            for (place, verdict), failure in zip(verdicts, errors, strict=True):
-                if failure is not None:
-                    outcomes[place] = Unsettled(ended[place][1], describe(failure))
-                elif verdict is not ACK:
-                    self.counts.survived(ended[place][0])
-            gone = [
-                ended[place][0]
-                for (place, verdict), failure in zip(verdicts, errors, strict=True)
-                if verdict is ACK and failure is None
-            ]
-            await self.counts.ended(gone)
-            if self.holding is not None and self.holding.keys:
-                self.holding.acknowledged(gone)
+            await self._tell(ended, verdicts, outcomes)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
         if failed:
             await self.counts.failed(failed)
+
+    async def _tell(self, ended: Ended, verdicts: list[tuple[int, Verdict]], outcomes: list[Outcome]) -> None:
+        """Tell the broker, and remember what it confirmed."""
+        points.at(points.BEFORE_ACK)
+        told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
+        errors = await _answers(told, len(verdicts))
+        points.at(points.AFTER_ACK)
+        gone: list[Delivery] = []
+        for (place, verdict), failure in zip(verdicts, errors, strict=True):
+            delivery, decision = ended[place]
+            if failure is not None:
+                outcomes[place] = Unsettled(decision, describe(failure))
+            elif verdict is ACK:
+                gone.append(delivery)
+            else:
+                self.counts.survived(delivery)
+        await self.counts.ended(gone)
+        if self.holding is not None and self.holding.keys:
+            self.holding.acknowledged(gone)
 
     async def _note_places(
         self, holding: Holding, ended: Ended, outcomes: list[Outcome], holds: Holds | None

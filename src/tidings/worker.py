@@ -11,9 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from tidings.alone import Gate, handle_alone
-from tidings.delivery import Delivery, Release
+from tidings.delivery import Delivery, Done, Release
 from tidings.errors import BrokerUnavailable, WorldError
 from tidings.holding import Holding
 from tidings.lane import Lane
@@ -112,7 +113,7 @@ class Worker:
         if not self.paused:
             await self._listen()
         for number, lane in enumerate(self._lanes):
-            self._tasks.spawn(f"{self.position} lane {number}", lambda lane=lane: self._run(lane))  # type: ignore[misc]
+            self._tasks.spawn(f"{self.position} lane {number}", partial(self._run, lane))
         if self._holding is not None and self._holding.blocks:
             self._tasks.spawn(f"{self.position} followers", Releaser(self.position, self._broker, self._holding).run)
 
@@ -125,8 +126,8 @@ class Worker:
     async def pause(self, why: str) -> None:
         """Take no more, finish the events that run, and give the rest back: until `resume`, also in a new process."""
         async with self._turn:
-            before, self.paused = self.paused, why
-            if before or self._stopping.is_set():
+            already, self.paused = self.paused, why
+            if already or self._stopping.is_set():
                 return
             log.warning("%s is paused: %s", self.position, why)
             self._pipeline.stopping = True
@@ -287,7 +288,8 @@ class Worker:
         """
         every = self._switch.off or self._subscription.ordered
         seen = ended if every else [one for one in ended if not one[0].failures]
-        if not self._switch.count(len(seen), sum(went_wrong(decision) for _, decision in seen)):
+        wrong = sum(type(decision) is not Done and went_wrong(decision) for _, decision in seen)
+        if not self._switch.count(len(seen), wrong):
             return
         if self._switch.off:
             log.error("%s %s", self.position, self.trouble)

@@ -65,13 +65,17 @@ async def test_P6_P7_one_event_that_kills_its_process_is_buried_alone_and_all_th
     assert deaths >= 5, "three deaths make a suspect, two more bury it"
 
 
+async def _tried(stage: Stage, times: int) -> None:
+    await stage.wait(lambda: len(stage.noted("stubborn.refuse")) >= times)
+
+
 async def test_P6_P8_the_failures_of_an_event_that_waits_in_its_place_survive_the_death_of_its_process(
     stage: Stage,
 ) -> None:
     process = await stage.run("stubborn")
     await stage.publish([Placed(order_id="a", number=1, wanted="fail"), Placed(order_id="a", number=2)])
     for seen in (1, 3):
-        await stage.wait(lambda seen=seen: len(stage.noted("stubborn.refuse")) >= seen)  # type: ignore[misc]
+        await _tried(stage, seen)
         process.end(signal.SIGKILL)
         process = await stage.run("stubborn")
     await stage.wait(lambda: any(row.number == 2 for row in stage.noted("stubborn.refuse")))

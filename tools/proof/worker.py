@@ -120,10 +120,10 @@ def work(job: Job) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
-    consumers.PIN_TIMEOUT = PIN_TIMEOUT  # type: ignore[misc]
+    consumers.PIN_TIMEOUT = PIN_TIMEOUT  # type: ignore[misc]  # rounds that kill need not wait so long
     notes = Notes(job.notes)
     if job.relayed:
-        Direct.takes = _never  # type: ignore[method-assign, assignment]
+        Direct.takes = _never  # type: ignore[method-assign, assignment]  # all is left to the relay
     os.environ[kill.VARIABLE] = job.kill_at
     kill.install(last=lambda point: notes.write("K", point))
     asyncio.run(_work(job, notes))

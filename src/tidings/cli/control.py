@@ -9,12 +9,13 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from tidings import control
-from tidings.brokers import broker_from
+from tidings.cli.at_broker import at_broker
 from tidings.cli.failures import CommandError, Status
-from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
+from tidings.cli.options import BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
+from tidings.cli.who import who
 from tidings.handler import NAME
-from tidings.ports import Broker, Plan
+from tidings.ports import Broker
 
 PATIENCE: Final = 5.0
 """Seconds in which a process that runs the handler is given the time to obey; each looks once a second."""
@@ -39,7 +40,7 @@ def pause(
         if before is not None:
             out.tell(f"{position} is paused already, {before}", position=position, paused=True, changed=False)
             return Status.OK
-        order = await control.pause(broker, position, reason)
+        order = await control.pause(broker, position, by=who(), reason=reason)
         obeying = await _until(lambda: control.heard(broker, position, order), bool)
         told = f"in {len(obeying)} {'process' if len(obeying) == 1 else 'processes'}: {', '.join(obeying)}"
         nobody = (
@@ -98,13 +99,4 @@ def _run(position: str, url: str | None, work: Callable[[Broker], Awaitable[int]
             " or its name=",
             Status.USAGE,
         )
-
-    async def main() -> int:
-        broker = broker_from(broker_url(url))
-        try:
-            await broker.open(Plan(service=CLI_SERVICE))
-            return await work(broker)
-        finally:
-            await broker.close()
-
-    return asyncio.run(main())
+    return at_broker(broker_url(url), work)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 
 from tidings import dead_letters
-from tidings.brokers import broker_from
 from tidings.bulk import Bulk, Choice, Verb, in_order
 from tidings.cli.asking import ask
+from tidings.cli.at_broker import Stopped, at_broker, from_now_on, pace_of
 from tidings.cli.failures import CommandError, Status, one_line
 from tidings.cli.letters import EACH, GROUPED, body_of, grouped, record_of, row_of, story
 from tidings.cli.moments import moment_of
-from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
+from tidings.cli.options import BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.cli.progress import Progress
 from tidings.cli.signals import Stop
 from tidings.cli.who import who
 from tidings.dead_letters import Audit, Letter
-from tidings.pace import Pace
-from tidings.ports import Broker, Plan
+from tidings.ports import Broker
 
 Handler = Annotated[str | None, Parameter(help="Only letters of this handler, service.name or name.")]
 Type = Annotated[str | None, Parameter(help="Only letters of this event type.")]
@@ -72,7 +70,7 @@ def list_(
             out.table(GROUPED, grouped(found))
         return Status.OK
 
-    return _run(broker, work)
+    return at_broker(broker_url(broker), work)
 
 
 def show(
@@ -97,7 +95,7 @@ def show(
             out.text(story(letter))
         return Status.OK
 
-    return _run(broker, work)
+    return at_broker(broker_url(broker), work)
 
 
 def redrive(
@@ -198,21 +196,12 @@ def _change(order: Order, broker: str | None, out: Out) -> int:
             " --key, --since or --until; tidings dead list shows them",
             Status.USAGE,
         )
-    if order.rate is not None and not order.rate > 0:
-        raise CommandError(f"--rate {order.rate:g}: more than 0 a second", Status.USAGE)
+    pace_of(order.rate)
     stop = Stop(json=out.json)
-
-    def begin() -> Callable[[], bool]:
-        """From now on the first Ctrl-C only asks to stop."""
-        asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        stop.bind(lambda: loop.call_soon_threadsafe(asked.set))
-        return asked.is_set
-
-    return _run(broker, lambda broker: obey(broker, order, out, begin))
+    return at_broker(broker_url(broker), lambda broker: obey(broker, order, out, lambda: from_now_on(stop)))
 
 
-async def obey(broker: Broker, order: Order, out: Out, begin: Callable[[], Callable[[], bool]]) -> int:
+async def obey(broker: Broker, order: Order, out: Out, begin: Callable[[], Stopped]) -> int:
     """Find the letters that are meant, ask where there are many, and change them, or only say what would happen."""
     wanted = in_order(await _wanted(broker, order, out))
     if not wanted:
@@ -250,11 +239,11 @@ def _say_what_would_happen(order: Order, letters: Sequence[Letter], out: Out) ->
 
 
 async def carry_out(
-    broker: Broker, order: Order, letters: Sequence[Letter], out: Out, stopped: Callable[[], bool] = lambda: False
+    broker: Broker, order: Order, letters: Sequence[Letter], out: Out, stopped: Stopped = lambda: False
 ) -> int:
     """Change letters in their order; what fails is told, and the rest goes on. Returns the exit status."""
     changed = failures = 0
-    bulk = Bulk(broker, order.past, order.audit, pace=Pace(order.rate), stopped=stopped)
+    bulk = Bulk(broker, order.past, order.audit, pace=pace_of(order.rate), stopped=stopped)
     with Progress(out, order.past, len(letters)) as progress:
         async for letter, error in bulk.run(letters):
             if error is None:
@@ -287,15 +276,3 @@ async def _confirm(order: Order, count: int) -> None:
         return
     otherwise = f"this would {order.verb} {count} letters. If that is meant, add --yes"
     await ask(f"{order.verb} {count} letters?", otherwise, refused="nothing was changed")
-
-
-def _run(url: str | None, work: Callable[[Broker], Awaitable[int]]) -> int:
-    async def main() -> int:
-        broker = broker_from(broker_url(url))
-        try:
-            await broker.open(Plan(service=CLI_SERVICE))
-            return await work(broker)
-        finally:
-            await broker.close()
-
-    return asyncio.run(main())

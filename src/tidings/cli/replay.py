@@ -12,19 +12,18 @@ from typing import Annotated, Final
 import msgspec
 from cyclopts import Parameter
 
-from tidings.brokers import broker_from
 from tidings.cli.asking import ask
+from tidings.cli.at_broker import Stopped, at_broker, from_now_on, pace_of
 from tidings.cli.failures import CommandError, Status
 from tidings.cli.moments import moment_of
-from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, StoreUrl, broker_url
+from tidings.cli.options import BrokerUrl, Json, StoreUrl, broker_url
 from tidings.cli.output import Out
 from tidings.cli.progress import Progress
 from tidings.cli.signals import Stop
 from tidings.cli.target import find_service
 from tidings.cli.who import who
 from tidings.handler import Handler
-from tidings.pace import Pace
-from tidings.ports import Broker, Plan
+from tidings.ports import Broker
 from tidings.replay import Replay, Replayer, begin, known, look, types_of
 from tidings.service import Service
 
@@ -57,8 +56,7 @@ def replay(
     """Give a handler its history again, in order, and nobody else. With once= it repairs and repeats nothing."""
     out = Out(json)
     since, until = _span(from_, to, out)
-    if rate is not None and not rate > 0:
-        raise CommandError(f"--rate {rate:g}: more than 0 a second", Status.USAGE)
+    pace_of(rate)
     service, found = _meant(what, handler)
     stop = Stop(json=json)
     if as_ is not None and not dry_run:
@@ -91,7 +89,7 @@ def replay(
         yes=yes,
     )
     where = broker or (service._broker_spec if service else None) or os.environ.get("TIDINGS_BROKER")
-    return asyncio.run(_work(where or broker_url(None), order, stop, out))
+    return at_broker(where or broker_url(None), lambda broker: obey(broker, order, out, lambda: from_now_on(stop)))
 
 
 def _span(from_: str, to: str | None, out: Out) -> tuple[datetime, datetime | None]:
@@ -135,23 +133,7 @@ def _meant(what: str, handler: str | None) -> tuple[Service | None, Handler | No
     raise CommandError(f"{what} {given}; its handlers: {names}", Status.CONFIGURATION)
 
 
-async def _work(where: str | Broker, order: Order, stop: Stop, out: Out) -> int:
-    broker = broker_from(where)
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-
-    def started() -> Callable[[], bool]:
-        stop.bind(lambda: loop.call_soon_threadsafe(asked.set))
-        return asked.is_set
-
-    try:
-        await broker.open(Plan(service=CLI_SERVICE))
-        return await obey(broker, order, out, started)
-    finally:
-        await broker.close()
-
-
-async def obey(broker: Broker, order: Order, out: Out, started: Callable[[], Callable[[], bool]]) -> int:
+async def obey(broker: Broker, order: Order, out: Out, started: Callable[[], Stopped]) -> int:
     """Look, or ask and replay. Returns the exit status.
 
     Raises:
@@ -182,7 +164,7 @@ async def obey(broker: Broker, order: Order, out: Out, started: Callable[[], Cal
 
 
 async def _carry_out(
-    broker: Broker, order: Order, replay: Replay, types: frozenset[str], out: Out, stopped: Callable[[], bool]
+    broker: Broker, order: Order, replay: Replay, types: frozenset[str], out: Out, stopped: Stopped
 ) -> int:
     with Progress(out, f"replay {replay.id[:SHORT]}", None, replay.copied) as progress:
         told = False
@@ -193,7 +175,7 @@ async def _carry_out(
                 progress.say(f"{order.position} has {count:,} copies to work off, and the replay waits. Does it run?")
             told = True
 
-        runner = Replayer(broker, replay, types, pace=Pace(order.rate), stopped=stopped, waits=waits)
+        runner = Replayer(broker, replay, types, pace=pace_of(order.rate), stopped=stopped, waits=waits)
         async for copied in runner.run():
             told = False
             progress.step(copied - progress.done)

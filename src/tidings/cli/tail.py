@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 from collections import deque
@@ -13,16 +12,16 @@ from typing import Annotated, Any, Final
 import msgspec
 from cyclopts import Parameter
 
-from tidings.brokers import broker_from
+from tidings.cli.at_broker import at_broker
 from tidings.cli.failures import CommandError, Status
 from tidings.cli.moments import moment_of
-from tidings.cli.options import CLI_SERVICE, BrokerUrl, Json, broker_url
+from tidings.cli.options import BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.delivery import Delivery, Route
 from tidings.envelope import read_envelope, to_structured
 from tidings.errors import UndecodableEvent
 from tidings.event import TYPE_PATTERN
-from tidings.ports import Broker, Plan
+from tidings.ports import Broker
 
 _STREAM: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
@@ -48,7 +47,7 @@ def tail(
         raise CommandError("--limit takes a number from 1", Status.USAGE)
     out = Out(json)
     log = Log(stream, what if rest else "", moment_of("--since", since, out), follow)
-    return asyncio.run(_tail(broker_url(broker), log, limit, last, out))
+    return at_broker(broker_url(broker), lambda broker: _tail(broker, log, limit, last, out))
 
 
 class Log(msgspec.Struct, frozen=True):
@@ -69,15 +68,10 @@ class Log(msgspec.Struct, frozen=True):
                 yield delivery
 
 
-async def _tail(url: str, log: Log, limit: int | None, last: int | None, out: Out) -> int:
-    broker = broker_from(url)
-    try:
-        await broker.open(Plan(service=CLI_SERVICE))
-        if not await print_events(broker, log, limit, last, out):
-            what = f"event of type {log.type}" if log.type else "event"
-            out.aside(f"no {what} stands in the stream {log.stream}{' since then' if log.since else ''}")
-    finally:
-        await broker.close()
+async def _tail(broker: Broker, log: Log, limit: int | None, last: int | None, out: Out) -> int:
+    if not await print_events(broker, log, limit, last, out):
+        what = f"event of type {log.type}" if log.type else "event"
+        out.aside(f"no {what} stands in the stream {log.stream}{' since then' if log.since else ''}")
     return Status.OK
 
 

@@ -351,7 +351,7 @@ def _check_drivers() -> None:
     Raises:
         ConfigurationError: they do not fit.
     """
-    from aiomysql import connection  # type: ignore[import-untyped]  # it comes without types
+    from aiomysql import connection  # type: ignore[import-untyped]  # aiomysql has no types
 
     if not callable(getattr(connection, "escape_bytes_prefixed", str)):
         raise ConfigurationError(

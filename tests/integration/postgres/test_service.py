@@ -12,8 +12,9 @@ import pytest
 
 from tests.integration.nats.server import NatsServer
 from tests.integration.postgres.ledger import applied, eventually, in_transaction, notes, query, run, waiting
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Event, Retry, Service, points
+from tidings import Retry, Service, points
 from tidings.brokers import broker_from
 from tidings.dead_letters import find, list_letters, redrive
 from tidings.errors import Dead
@@ -23,16 +24,6 @@ from tidings.testing import MemoryBroker
 
 SOON = Retry(attempts=3, first=0.01, most=0.05)
 INSERT = "INSERT INTO ledger (note) VALUES ($1)"
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 @pytest.fixture(

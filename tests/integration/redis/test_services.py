@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Delivery, Event, Retry, Service
+from tidings import Delivery, Retry, Service
 from tidings.brokers import broker_from
 from tidings.dead_letters import find, list_letters, redrive
 from tidings.delivery import Message
@@ -27,16 +28,6 @@ pytestmark = pytest.mark.proves(store="redis")
 
 SOON = Retry(attempts=2, first=0.05, most=0.05)
 EVENTS = 60
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 class Shop:

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.integration.nats.server import NatsServer
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Event, Retry, Service
+from tidings import Retry, Service
 from tidings.brokers import broker_from
 from tidings.errors import BrokerUnavailable
 from tidings.ports import Broker
@@ -25,16 +26,6 @@ from tidings.testing import MemoryBroker
 KEYS, EACH = 8, 30
 BAD = {("k1", 3), ("k5", 17)}
 INSERT = text("INSERT INTO ledger (key, number) VALUES (:key, :number)")
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 @pytest.fixture(

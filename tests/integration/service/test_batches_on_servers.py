@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -15,14 +15,13 @@ from tests.integration.service.test_batches import (
     BAD,
     EXPECTED,
     SIZES,
-    Placed,
-    Reserved,
     declare,
     judge,
     nothing_waits,
     publish,
     row,
 )
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
 from tidings.dead_letters import list_letters
 from tidings.errors import BrokerUnavailable
@@ -44,25 +43,31 @@ class Taken(Base):
     number: Mapped[int]
 
 
+class Database(NamedTuple):
+    """A ledger, seen by an engine that has nothing to do with the store, and the URL of the store."""
+
+    engine: sa.Engine
+    store: str
+
+
 @pytest.fixture(
     params=[
         pytest.param("postgresql+asyncpg", marks=pytest.mark.proves(broker="memory", store="postgres")),
         pytest.param("mariadb+aiomysql", marks=pytest.mark.proves(broker="memory", store="mariadb")),
     ]
 )
-def database(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
-    """An empty ledger, seen by an engine that has nothing to do with the store; its URL is the store's."""
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """With an empty ledger."""
     fixture = "mariadb_url" if request.param.startswith("mariadb") else "postgres_url"
     url = sa.make_url(request.getfixturevalue(fixture))
     engine = sa.create_engine(url.set(drivername={"m": "mariadb+pymysql", "p": "postgresql+psycopg"}[request.param[0]]))
     Base.metadata.create_all(engine)
-    engine.store = url.set(drivername=request.param).render_as_string(hide_password=False)  # type: ignore[attr-defined]
-    yield engine
+    yield Database(engine, url.set(drivername=request.param).render_as_string(hide_password=False))
     engine.dispose()
 
 
-def ledger(database: sa.Engine) -> list[tuple[str, int]]:
-    with database.connect() as connection:
+def ledger(database: Database) -> list[tuple[str, int]]:
+    with database.engine.connect() as connection:
         found = connection.execute(sa.select(Taken.key, Taken.number).order_by(Taken.id)).all()
     return [(key, number) for key, number in found]
 
@@ -97,11 +102,11 @@ def by_session_in_a_thread(orders: list[Placed], session: Session) -> list[Reser
     ids=lambda handler: handler.__name__,
 )
 async def test_P3_P4_P7_P8_a_poisonous_event_is_halved_out_of_its_batch_and_each_other_is_applied_once(
-    database: sa.Engine, handler: Callable[..., Any]
+    database: Database, handler: Callable[..., Any]
 ) -> None:
     broker = MemoryBroker()
     broker.fail_settle(BrokerUnavailable("lost"), times=10)  # so that what is applied comes again
-    stock, heard = declare(database.store, broker, handler)  # type: ignore[attr-defined]
+    stock, heard = declare(database.store, broker, handler)
     async with stock.running():
         await publish(stock)
         await until(lambda: len(ledger(database)) >= len(EXPECTED) and len(set(heard)) >= len(EXPECTED), 60)
@@ -113,7 +118,7 @@ async def test_P3_P4_P7_P8_a_poisonous_event_is_halved_out_of_its_batch_and_each
     assert sorted((letter.position, letter.key, letter.code) for letter in letters) == [
         ("stock.reserve", key, "failed") for key, _ in sorted(BAD)
     ]
-    with database.connect() as connection:
+    with database.engine.connect() as connection:
         keys = connection.execute(sa.text("SELECT count(*) FROM tidings_inbox")).scalar()
         waiting = connection.execute(sa.text("SELECT count(*) FROM tidings_outbox")).scalar()
     assert (keys, waiting) == (len(EXPECTED), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +19,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Event, Retry, Service
+from tidings import Retry, Service
 from tidings.testing import MemoryBroker
 from tools.services.mariadb import MariaDB
 from tools.services.postgres import Postgres
@@ -30,17 +32,7 @@ ONCE = Retry(attempts=1)
 """A failure would be a dead letter at once: no room is no failure."""
 
 
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Place:
+class Place(ABC):
     """A database whose files lie on a small disk of their own."""
 
     def __init__(self, url: str, disk: Path, run: Callable[[str], list[tuple[Any, ...]]]) -> None:
@@ -59,9 +51,9 @@ class Place:
         yield
         filler.unlink()
 
-    @contextmanager
-    def read_only(self) -> Iterator[None]:
-        raise NotImplementedError
+    @abstractmethod
+    def read_only(self) -> AbstractContextManager[None]:
+        """Nobody may write to it for a while."""
 
 
 class OnPostgres(Place):

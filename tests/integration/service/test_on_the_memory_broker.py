@@ -12,8 +12,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Delivery, Event, Retry, Service
+from tidings import Delivery, Retry, Service
 from tidings.errors import BrokerUnavailable, Dead
 from tidings.testing import MemoryBroker
 
@@ -21,16 +22,6 @@ pytestmark = pytest.mark.proves(broker="memory", store="sqlite")
 
 SOON = Retry(attempts=4, first=0.01, most=0.05)
 KEYS, EACH = 8, 25
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 class BadDay:

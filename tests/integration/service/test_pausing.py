@@ -85,6 +85,22 @@ async def test_P7_what_is_bad_for_good_still_dies_while_the_handler_works() -> N
     assert len(broker.dead_letters) == 10
 
 
+async def test_P7_two_bad_events_that_are_tried_again_and_again_pause_nobody() -> None:
+    broker = MemoryBroker()
+    stock = Service("stock", publishes=[Placed])
+
+    @stock.on(Placed, idempotent=True, order=None, retry=Retry(attempts=15, first=0.0, most=0.0), kill_switch=SOON)
+    async def reserve(event: Placed) -> None:
+        if event.number < 2:
+            raise ValueError("never")
+
+    async with stock.running(broker=broker):
+        assert not any(await stock.publish_many(events(6)))
+        await until(lambda: len(broker.dead_letters) == 2)
+        assert not stock.active.workers[0].off, "they failed thirty times, and are two of six"
+        await broker.idle()
+
+
 @pytest.mark.parametrize("order", ["key", None])
 async def test_P9_an_order_finishes_the_event_that_runs_and_gives_the_rest_back(order: Literal["key"] | None) -> None:
     broker, seen, begun, go_on = MemoryBroker(), list[int](), asyncio.Event(), asyncio.Event()
@@ -139,7 +155,7 @@ async def test_P9_P12_an_order_pauses_a_handler_in_all_processes_and_in_those_th
     async with one.running(broker=broker.client()), two.running(broker=broker.client()):
         await one.publish(events(1)[0])
         await begun.wait()
-        order = await control.pause(operator, "stock.reserve", "the warehouse is counted")
+        order = await control.pause(operator, "stock.reserve", reason="the warehouse is counted")
         await until(lambda: all(service.active.workers[0].paused for service in (one, two)))
         assert "the warehouse is counted" in one.active.workers[0].paused
         assert not seen, "what runs is not cut off"

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.integration.nats.server import NatsServer
+from tests.integration.shop import Placed, Reserved
 from tests.integration.stores.ledger import INSERT, Entry, Where, applied, create, eventually, notes, query, waiting
-from tidings import Event, Retry, Service
+from tidings import Retry, Service
 from tidings.brokers import broker_from
 from tidings.dead_letters import find, list_letters, redrive
 from tidings.errors import Dead
@@ -30,16 +31,6 @@ CASES = [
         ("mariadb", "mariadb", "nats"),
     ]
 ]
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class Connection:
                 while (link := self.link) is None:
                     if self._closing:
                         raise BrokerUnavailable("the connection was closed")
-                    self._up.clear()  # whatever it says: an event that is set would be waited for without a pause
+                    self._up.clear()  # to wait for an event that is set gives nobody else a turn
                     await self._up.wait()
                 return link
         except TimeoutError:

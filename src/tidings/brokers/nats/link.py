@@ -74,7 +74,7 @@ class Link(Client):
             error_cb=_ignore,
             name=self._link_name,
             allow_reconnect=False,
-            connect_timeout=options.connect_timeout,  # type: ignore[arg-type] # any number of seconds will do
+            connect_timeout=options.connect_timeout,  # type: ignore[arg-type]  # hinted as int, and handed to asyncio as it is
             max_reconnect_attempts=0,
             tls=options.ssl_context(),
             tls_hostname=options.tls_name,

@@ -57,10 +57,16 @@ async def read_log(
             average = sum(len(delivery.body) for _, delivery in batch) // len(batch) + 1
             size = max(1, min(LARGEST_BATCH, BATCH_BYTES // average))
             continue
-        more = await _is_more(api, name, at, subjects)
-        if not follow and (start is not None or not more):
-            return  # nothing is that young, or stands there
-        await asyncio.sleep(POLL_NOTES if route is Route.NOTE else POLL)
+        if start is not None and not follow:
+            return  # nothing is that young
+        looked = False
+        while not await _is_more(api, name, at, subjects):
+            if not follow:
+                return
+            looked = True
+            await asyncio.sleep(POLL_NOTES if route is Route.NOTE else POLL)
+        if not looked:
+            await asyncio.sleep(POLL)  # the replica that answered is behind
 
 
 async def _state(api: Api, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from typing import Any, Literal
 
 import msgspec
@@ -23,7 +23,7 @@ SHORTER = 50
 
 PUBLISH_TIMEOUT = 10.0
 
-Feature = Literal["restart", "durable", "history", "ordered", "delayed", "deduplicates"]
+Feature = Literal["restart", "durable", "history", "ordered", "delayed", "positions", "deduplicates"]
 
 
 class Bench:
@@ -179,6 +179,10 @@ class Bench:
             if time.monotonic() > deadline:
                 raise AssertionError(f"after {self.patience:g} s still not: {what}; {self.ledger}")
             await (asyncio.sleep(pause) if pause else self.ledger.changed(0.05))
+
+    async def until_many(self, found: Sized, count: int, what: str) -> None:
+        """Wait until there are so many of something."""
+        await self.until(lambda: len(found) >= count, what)
 
     async def until_equal(self, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
         """Ask until the answer is the wanted one: brokers count with a delay."""

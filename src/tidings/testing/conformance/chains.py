@@ -63,10 +63,7 @@ class Chains:
         async with stage.running(first, second):
             publishing = asyncio.create_task(publish())
             for part in (count // 3, count // 2):
-                await stage.bench.until(
-                    lambda most=part: len(stage.seen) >= most,  # type: ignore[misc]
-                    "a part of it",
-                )
+                await stage.until_seen(part)
                 await stage.bench.rig.restart()
             await publishing
             await stage.until_applied(position, range(count))

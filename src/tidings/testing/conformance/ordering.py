@@ -29,7 +29,7 @@ class Ordering:
         publishing = asyncio.create_task(publish())
         left = list(consumers)
         for part in range(1, many):
-            await bench.until(lambda most=part * count // many: len(bench.ledger.effects) >= most, "a part")  # type: ignore[misc]
+            await bench.until_many(bench.ledger.effects, part * count // many, "a part")
             active = self._active(left)
             await active.close()
             left.remove(active)

@@ -26,7 +26,7 @@ class Outages:
             for worker in range(workers):
                 group.create_task(publish(worker))
             for part in (count // 3, count // 2):
-                await bench.until(lambda most=part: len(bench.ledger.published) >= most, "a part")  # type: ignore[misc]
+                await bench.until_many(bench.ledger.published, part, "a part")
                 await bench.rig.restart()
         assert len(bench.ledger.published) == count
         await bench.until_settled(subscription.position)

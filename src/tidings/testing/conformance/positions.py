@@ -74,11 +74,11 @@ class Positions:
         assert before - 5 <= stored[0] <= stored[-1] <= after + 5, "it is to be the time of day"
 
     async def test_positions_can_be_asked_for_and_their_copies_counted_from_outside(self, bench: Bench) -> None:
+        bench.needs("positions")
         subscription, other = bench.subscription("one"), bench.subscription("other")
         client = await bench.client(subscription, other)
         outside = await bench.client(plan=Plan(service="outside"))
-        if not isinstance(outside, OutsideLook):
-            pytest.skip(f"not supported: positions ({bench.features.name})")
+        assert isinstance(outside, OutsideLook), "it claims that it can be asked"
         assert await outside.positions("nobody") == {}
         found = await outside.positions(bench.name)
         assert {name: sorted(types) for name, types in found.items()} == {
@@ -174,7 +174,7 @@ class Positions:
         await bench.until_equal(consumer.feed.backlog, Backlog(pending=3, in_flight=2))
         done = 0
         while done < 5:
-            await bench.until(lambda more=done: len(consumer.taken) > more, "more came")  # type: ignore[misc]
+            await bench.until_many(consumer.taken, done + 1, "more came")
             flying = consumer.taken[done:]
             await consumer.settle([(delivery, ACK) for delivery in flying])
             done += len(flying)

@@ -77,7 +77,7 @@ class Settling:
         consumer = await bench.consumer(subscription, lambda delivery: None, client=client)
         done = 0
         while done < count:
-            await bench.until(lambda before=done: len(consumer.taken) > before, "more came")  # type: ignore[misc]
+            await bench.until_many(consumer.taken, done + 1, "more came")
             await bench.nothing_more(0.02)
             flying = consumer.taken[done:]
             assert len(flying) <= 10, f"{len(flying)} in flight"
@@ -126,7 +126,7 @@ class Settling:
         await bench.publish(client, [bench.message(str(number)) for number in range(count)])
         for _ in range(3):
             failing = await bench.consumer(subscription, lambda delivery: Release())
-            await bench.until(lambda one=failing: len(one.taken) >= failures, "it failed them")  # type: ignore[misc]
+            await bench.until_many(failing.taken, failures, "it failed them")
             await failing.close()
         await bench.consumer(subscription)
         await bench.until_settled(subscription.position)
@@ -140,7 +140,7 @@ class Settling:
         for part in range(1, times + 1):
             wanted = min(count - 1, part * count // (times + 1))
             consumer = await bench.consumer(subscription, client=client if part % 2 else None, pace=0.002)
-            await bench.until(lambda most=wanted: len(bench.ledger.effects) >= most, "a part of it")  # type: ignore[misc]
+            await bench.until_many(bench.ledger.effects, wanted, "a part of it")
             await consumer.close()
         await bench.consumer(subscription)
         await bench.until_settled(subscription.position)

@@ -241,7 +241,7 @@ class Stage:
         await self.bench.until_equal(work, 0)
 
     async def until_seen(self, count: int) -> None:
-        await self.bench.until(lambda: len(self.seen) >= count, f"handlers were called {count} times")
+        await self.bench.until_many(self.seen, count, f"handlers were called {count} times")
 
     async def pause(self, seconds: float = 0.3) -> None:
         """Give what should not come the time to come."""
