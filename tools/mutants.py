@@ -26,10 +26,12 @@ from tools.mutants_redis import REDIS
 
 AT_ONCE = 2
 
+KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
+"""Every bug, whatever it is seeded into."""
+
 
 def main(words: Sequence[str]) -> int:
-    known = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
-    wanted = [mutant for mutant in known if all(word in mutant.what for word in words)]
+    wanted = [mutant for mutant in KNOWN if all(word in mutant.what for word in words)]
     began = time.monotonic()
     if not wanted:
         print(f"no mutant is described by {' '.join(words)!r}")

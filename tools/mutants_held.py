@@ -33,8 +33,8 @@ HELD: tuple[Mutant, ...] = (
     Mutant(
         "a held key is not noted",
         HOLDING,
-        "            await self._notes.write(texts)\n",
-        "            pass\n",
+        "        await self._notes.write(texts)\n",
+        "",
         HERE,
     ),
     Mutant(

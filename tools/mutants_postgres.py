@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tidings.outbox.tables import SCHEMA_VERSION
 from tools.mutants_kit import Mutant
 
 CLAIMS = "stores/_postgres_claims.py"
@@ -46,7 +47,7 @@ POSTGRES: tuple[Mutant, ...] = (
         "postgres: anybody may commit the transaction of a claim",
         SQL,
         "VALUES ($1::bigint, -1)",
-        "VALUES ($1::bigint, 1)",
+        f"VALUES ($1::bigint, {SCHEMA_VERSION})",  # a version that the rule finds
         _TESTS["claims"],
     ),
     Mutant(
@@ -113,9 +114,9 @@ POSTGRES: tuple[Mutant, ...] = (
     Mutant(
         "postgres: what was emitted is not in the transaction",
         TRANSACTIONS,
-        "                await outbox.insert(connection, self._messages, notify=self._desk.notifies())\n",
+        "                self._entries = await outbox.insert_held(connection, self._messages, self._desk)\n",
         """                async with self._desk.session() as other:
-                    await outbox.insert(other, self._messages, notify=self._desk.notifies())
+                    self._entries = await outbox.insert_held(other, self._messages, self._desk)
                 if self._messages[0].id == "m" or len(self._messages) > 1:
                     raise asyncpg.SerializationError("late")
 """,

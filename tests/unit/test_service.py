@@ -309,7 +309,7 @@ async def test_without_a_store_there_is_no_transaction(monkeypatch: pytest.Monke
 
 
 async def test_a_handler_may_publish_into_its_transaction_before_the_service_has_started_all_of_itself() -> None:
-    """Events may wait already when the first handler subscribes."""
+    """Events may wait already when the first handler begins, and the last is still to come."""
     store, broker, watcher = LivingStore([], transactional=True), LivingBroker(), Watcher()
     service = Service("stock", broker=broker, store=store, publishes=[Shipped])
     service.observers.append(watcher)
@@ -318,6 +318,7 @@ async def test_a_handler_may_publish_into_its_transaction_before_the_service_has
     async def step(event: Placed, tx: Tx) -> None:
         await service.publish(Shipped(order_id=event.order_id), tx=tx)
 
+    service.on(Placed, idempotent=True, name="last")(_nothing)
     broker.waiting, broker.pause = [delivery("a", 1)], 0.05
     async with service.running():
         pass
