@@ -182,8 +182,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a stop goes on to the next batch",
         PIPELINE,
-        "if self.stopping or not (group := self._grouping.next(works, holds)):",
-        "if not (group := self._grouping.next(works, holds)):",
+        "if self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):",
+        "if self.fence() or not (group := self._grouping.next(works, holds)):",
     ),
     Mutant(
         "a failure in a shared transaction commits what it did",

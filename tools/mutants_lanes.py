@@ -96,9 +96,9 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "review: an observer that raises costs its batch",
         WORKER,
-        """                observer.received(self.position, count)
+        """                observer.received(self.position, len(batch))
             except Exception:""",
-        """                observer.received(self.position, count)
+        """                observer.received(self.position, len(batch))
             except ZeroDivisionError:""",
     ),
     Mutant(
@@ -139,7 +139,7 @@ LANES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the events of a key are spread over lanes",
-        WORKER,
+        "lane.py",
         "lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]",
         "lane = self._lanes[int(delivery.origin[1]) // 2 % len(self._lanes)]",
     ),

@@ -1,4 +1,4 @@
-"""The stock: reserves what was ordered. Its order per key is kept, so one process works and another stands by."""
+"""The stock: reserves what was ordered. Its order per key is kept: each key has one process."""
 
 from __future__ import annotations
 

@@ -168,6 +168,8 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     """What the notes of its handler say of its failures was looked up."""
     envelope: Envelope | None = None
     """Set once the bytes were read."""
+    withdrawn: bool = False
+    """Its part of the position went to another process, or is about to: it must not be begun here any more."""
 
     @property
     def attempt(self) -> int:

@@ -54,6 +54,8 @@ class Grouping:
             for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
                 holds.follow(work.delivery.key or "", work.delivery)
                 works.remove(work)
+        if any(work.delivery.withdrawn for work in works):
+            return []  # its lane takes out what another process is to have, and comes again with the rest
         most = min(self._now, works[0].most) if works else 0
         return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
 

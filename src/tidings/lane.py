@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from tidings.delivery import Delivery
 from tidings.order import Holds
@@ -17,6 +17,8 @@ class Lane:
         self.queue = queue
         self.holds = Holds() if ordered else None
         self.busy = False
+        self.batch: Sequence[Delivery] = ()
+        """What is being worked off."""
         self.trouble = ""
         self._wake: asyncio.Future[None] | None = None
 
@@ -26,6 +28,12 @@ class Lane:
         if self.holds:
             queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))
         return [queue.popleft() for _ in range(min(most, len(queue)))]
+
+    def forget(self, gone: Container[Delivery]) -> None:
+        """Take out what another process has now."""
+        self.queue = deque(delivery for delivery in self.queue if delivery not in gone)
+        if self.holds:
+            self.holds.forget(gone.__contains__)
 
     def put_back(self, deliveries: Sequence[Delivery]) -> None:
         self.queue.extendleft(reversed(deliveries))
@@ -52,3 +60,46 @@ class Lane:
         """Seconds until a held key may go on, or None."""
         due = self.holds.next_due() if self.holds else None
         return None if due is None else max(0.0, due - asyncio.get_running_loop().time())
+
+
+class Shared:
+    """The lanes of an ordered position: takes deliveries in, and gives up what another process is to have.
+
+    A key has one lane, chosen by its partition; whatever has no key shares the first.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = lanes
+        self._waiting = 0
+        self._ended = asyncio.Event()
+
+    def __call__(self, delivery: Delivery, /) -> None:
+        lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]
+        lane.queue.append(delivery)
+        lane.wake()
+
+    async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
+        """See `ports.Recalls`."""
+        gone = set(deliveries)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(None if patience == float("inf") else patience):
+                while True:
+                    for lane in self._lanes:
+                        lane.forget(gone)
+                    if not self._at_work(gone):
+                        return ()
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return self._at_work(gone)
+        finally:
+            self._waiting -= 1
+
+    def _at_work(self, gone: set[Delivery]) -> list[Delivery]:
+        return [delivery for lane in self._lanes for delivery in lane.batch if delivery in gone]
+
+    def ended(self) -> None:
+        """A lane has come to the end of a batch."""
+        if self._waiting:
+            self._ended.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tidings.delivery import Delivery
 
@@ -42,6 +42,15 @@ class Holds:
         for key in [key for key, due in self._due.items() if due <= now]:
             del self._due[key]
             yield from self._waiting.pop(key)
+
+    def forget(self, gone: Callable[[Delivery], bool]) -> None:
+        """Take out what another process has now."""
+        for key, waiting in list(self._waiting.items()):
+            kept = deque(delivery for delivery in waiting if not gone(delivery))
+            if kept:
+                self._waiting[key] = kept
+            else:
+                del self._waiting[key], self._due[key]
 
     def clear(self) -> list[Delivery]:
         """Take out everything, to give it back."""

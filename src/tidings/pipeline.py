@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tidings import points
@@ -74,6 +74,7 @@ class Pipeline:
         self._grouping = Grouping(together)
         self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
         self.lenient = False  # the kill switch is off: what fails counts for nothing
+        self.fence: Callable[[], str] = str  # see `ports.Fenced`; nothing is begun while it has something to say
         self.broken = ""  # why the handler must not run any more: it ended its transaction
 
     async def process(
@@ -95,7 +96,7 @@ class Pipeline:
                     await self._settle(works, holds, began, more)
                 if self._holding is not None and self._holding.keep_back(works, holds):
                     continue
-                if self.stopping or not (group := self._grouping.next(works, holds)):
+                if self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
                     break
                 await self._attempt(group)
         except (WorldError, TransactionEnded) as error:

@@ -20,6 +20,20 @@ from tidings.errors import ConfigurationError, TransactionEnded, WorldError
 Sink = Callable[[Delivery], None]
 """Takes a delivery in; never blocks and never raises."""
 
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A `Sink` that gives back what it was handed, where a part of an ordered position goes to another process."""
+
+    def __call__(self, delivery: Delivery, /) -> None: ...
+
+    async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
+        """Forget those that are not begun, all of which are `withdrawn`; wait for the others, `patience` seconds.
+
+        Settles nothing. Returns those that are still at work.
+        """
+
+
 Publish = Callable[[Sequence[Message]], Awaitable[Sequence[Exception | None]]]
 """What a relay publishes with: for each message None once it is stored, or why it is not."""
 
@@ -68,7 +82,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     types: tuple[str, ...]
     ordered: bool = False
-    """Only one process at a time may take from this position; the others stand by."""
+    """The order of each key is kept: only one process at a time may take the events of a key."""
     start: Literal["all", "new"] = "all"
     """Where a position that does not exist yet begins."""
     since: datetime | None = None
@@ -158,6 +172,18 @@ class Feed(Protocol):
 
         Raises:
             BrokerUnavailable: it cannot be asked.
+        """
+
+
+@runtime_checkable
+class Fenced(Protocol):
+    """A `Feed` of an ordered position that can lose a part of it to another process while this one is held up."""
+
+    def fence(self) -> str:
+        """Asked before a batch is begun. Marks as `withdrawn` what is not ours any more.
+
+        Returns why it is not known whether the rest is; nothing may be begun until that has passed. Empty is the
+        ordinary case, and costs nearly nothing.
         """
 
 

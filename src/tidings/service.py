@@ -99,7 +99,7 @@ class Service:
         * `name`: its place in ``service.name``, which keeps its position; the function's name unless told otherwise.
         * `once`: True applies each event id once, a field's name each value of it; both need a store.
         * `idempotent`: the effect may safely repeat, and no store is needed.
-        * `order`: ``"key"`` keeps the order of each key and runs in one process at a time; None does not. Unless told,
+        * `order`: ``"key"`` keeps the order of each key, which has one process at a time; None does not. Unless told,
           it is kept where all the events have a key.
         * `concurrency`: how many lanes work side by side; in order, each key keeps to one.
         * `timeout`: seconds for one event.

@@ -17,10 +17,10 @@ from tidings.alone import Gate, handle_alone
 from tidings.delivery import Delivery, Done, Release
 from tidings.errors import BrokerUnavailable, WorldError
 from tidings.holding import Holding
-from tidings.lane import Lane
+from tidings.lane import Lane, Shared
 from tidings.pipeline import Pipeline
 from tidings.policy import describe
-from tidings.ports import Backlog, Broker, Feed, Observer, Subscription
+from tidings.ports import Backlog, Broker, Feed, Fenced, Observer, Subscription
 from tidings.releasing import Releaser
 from tidings.settling import Ended, went_wrong
 from tidings.supervision import Supervisor
@@ -60,6 +60,7 @@ class Worker:
         shared: deque[Delivery] = deque()
         ordered = subscription.ordered
         self._lanes = [Lane(deque() if ordered else shared, ordered) for _ in range(lanes)]
+        self._shared = Shared(self._lanes) if ordered else None
         self._feed: Feed | None = None
         self._tasks = Supervisor()
         self._stopping = asyncio.Event()
@@ -118,8 +119,9 @@ class Worker:
             self._tasks.spawn(f"{self.position} followers", Releaser(self.position, self._broker, self._holding).run)
 
     async def _listen(self) -> None:
-        sink = self._take_ordered if self._subscription.ordered else self._take
-        self._feed = await self._broker.subscribe(self._subscription, sink)
+        self._feed = feed = await self._broker.subscribe(self._subscription, self._shared or self._take)
+        if isinstance(feed, Fenced):
+            self._pipeline.fence = feed.fence
         if self._before is not None:
             await self._before()
 
@@ -209,12 +211,6 @@ class Worker:
             if lane.wake():
                 return
 
-    def _take_ordered(self, delivery: Delivery) -> None:
-        """The lane of its key; whatever has no key shares the first."""
-        lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]
-        lane.queue.append(delivery)
-        lane.wake()
-
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
         while not self._stopping.is_set():
@@ -226,6 +222,13 @@ class Worker:
                 await self._pause(LONGEST_PAUSE)
                 continue
             batch = lane.take(self._allowed())
+            if batch and self._shared is not None:
+                if doubt := self._pipeline.fence():
+                    lane.put_back(batch)
+                    lane.trouble = doubt
+                    await self._pause(FIRST_PAUSE)
+                    continue
+                batch = [delivery for delivery in batch if not delivery.withdrawn]
             if not batch:
                 lane.trouble = ""
                 await lane.sleep(self._until_next(lane))
@@ -303,17 +306,30 @@ class Worker:
             lane.wake()
 
     async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
-        lane.busy = True
-        self._switch.probing = self._switch.off
-        self._notify(len(batch))
+        self._begin(lane, batch)
         try:
             return await self._pipeline.process(batch, lane.holds, more=bool(lane.queue))
         except Exception:
             log.exception("%s: the pipeline failed over %d events; they were given back", self.position, len(batch))
             return [], ""
         finally:
-            lane.busy = self._switch.probing = False
+            self._ended(lane)
             self._gate.left()
+
+    def _begin(self, lane: Lane, batch: list[Delivery]) -> None:
+        lane.busy, lane.batch = True, batch
+        self._switch.probing = self._switch.off
+        for observer in self._observers:
+            try:
+                observer.received(self.position, len(batch))
+            except Exception:
+                log.exception("observer %r failed; it changes nothing", observer)
+
+    def _ended(self, lane: Lane) -> None:
+        lane.busy = self._switch.probing = False
+        lane.batch = ()
+        if self._shared is not None:
+            self._shared.ended()
 
     async def _process_alone(self, lane: Lane, suspect: Delivery) -> tuple[list[Delivery], str]:
         """Handle what may have killed its process before, while no other lane of this handler runs."""
@@ -329,23 +345,14 @@ class Worker:
             if self.paused:
                 await self._give_back(batch)
                 return [], ""
-            lane.busy = True
-            self._switch.probing = self._switch.off
-            self._notify(1)
+            self._begin(lane, batch)
             try:
                 return await handle_alone(self._pipeline, batch[0], lane.holds, lane.queue)
             except Exception:
                 log.exception("%s: the pipeline failed over a suspect; it was given back", self.position)
                 return [], ""
             finally:
-                lane.busy = self._switch.probing = False
-
-    def _notify(self, count: int) -> None:
-        for observer in self._observers:
-            try:
-                observer.received(self.position, count)
-            except Exception:
-                log.exception("observer %r failed; it changes nothing", observer)
+                self._ended(lane)
 
     async def _pause(self, seconds: float) -> None:
         """Wait even when events arrive, which may wake another lane: only a stop ends it early."""

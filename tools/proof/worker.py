@@ -21,7 +21,7 @@ from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.feed import NatsFeed
 from tidings.delivery import Delivery, Message
 from tidings.outbox.direct import Direct
-from tidings.ports import Claim, Key, Sink, State, Subscription
+from tidings.ports import Claim, Key, Recalls, Sink, State, Subscription
 from tools.proof import kill, seeds
 from tools.proof.every import STORES
 
@@ -59,6 +59,21 @@ class Notes:
         os.write(self._file, f"{' '.join(map(str, (kind, os.getpid(), *rest)))}\n".encode())
 
 
+class NotingSink:
+    """Notes what arrives, and gives back what the sink behind it gives back."""
+
+    def __init__(self, position: str, sink: Sink, notes: Notes, *, blind: bool) -> None:
+        self._position, self._sink, self._notes, self._blind = position, sink, notes, blind
+
+    def __call__(self, delivery: Delivery, /) -> None:
+        delivered = 1 if self._blind else delivery.delivered
+        self._notes.write("D", self._position, delivery.origin_text, delivered)
+        self._sink(delivery)
+
+    async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
+        return await self._sink.give_up(deliveries, patience) if isinstance(self._sink, Recalls) else deliveries
+
+
 class NotingBroker(NatsBroker):
     """Notes what arrives before anybody else sees it, and what the server has stored."""
 
@@ -67,12 +82,8 @@ class NotingBroker(NatsBroker):
         self._notes, self._blind = notes, blind
 
     async def subscribe(self, subscription: Subscription, sink: Sink) -> NatsFeed:
-        def note(delivery: Delivery) -> None:
-            delivered = 1 if self._blind else delivery.delivered
-            self._notes.write("D", subscription.position, delivery.origin_text, delivered)
-            sink(delivery)
-
-        return await super().subscribe(subscription, note)
+        sink = NotingSink(subscription.position, sink, self._notes, blind=self._blind)
+        return await super().subscribe(subscription, sink)
 
     async def publish(self, messages: Sequence[Message], *, timeout: float) -> Sequence[Exception | None]:
         errors = await super().publish(messages, timeout=timeout)

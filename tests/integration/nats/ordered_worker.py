@@ -1,32 +1,40 @@
-"""One process of an ordered position: writes a line for each event it handles, and acknowledges it."""
+"""One process of a service with an ordered handler: writes a line for each event it handles. SIGTERM ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import signal
 import sys
+import time
 
-from tidings.brokers.nats.broker import NatsBroker
-from tidings.delivery import ACK, Delivery
-from tidings.ports import Plan, StreamPlan, Subscription
+from tidings import Event, Service
+from tidings.delivery import Delivery
+
+
+class OrderPlaced(Event, type="order.placed", version=1, key="name"):
+    name: str
+    number: int
 
 
 async def main(url: str, ledger: str, pause: float) -> None:
-    subscription = Subscription(
-        position="stock.reserve", stream="order", types=("order.placed",), ordered=True, max_in_flight=64
-    )
-    broker = NatsBroker(url)
-    await broker.open(Plan(service="stock", streams=(StreamPlan(name="order"),), subscriptions=(subscription,)))
-    queue: asyncio.Queue[Delivery] = asyncio.Queue()
-    await broker.subscribe(subscription, queue.put_nowait)
     out = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    print("ready", flush=True)
-    while True:
-        delivery = await queue.get()
+    service = Service("stock", broker=url)
+
+    @service.on(OrderPlaced, idempotent=True)
+    async def reserve(order: OrderPlaced, delivery: Delivery) -> None:
         await asyncio.sleep(pause)
-        os.write(out, b"%s %d %d\n" % (delivery.body, os.getpid(), delivery.delivered))
-        await broker.settle([(delivery, ACK)])
+        words = (order.name, order.number, os.getpid(), delivery.delivered, f"{time.time():.3f}")
+        os.write(out, f"{' '.join(map(str, words))}\n".encode())
+
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with service.running():
+        os.write(out, b"ready %d\n" % os.getpid())
+        await stopped.wait()
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
     asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

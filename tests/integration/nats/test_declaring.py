@@ -135,7 +135,35 @@ async def test_a_position_that_cannot_be_trusted_is_refused(server: NatsServer, 
     assert "ack policy explicit" in await make(ack_policy="none", **ours)
     assert "ack policy explicit" in await make(ack_policy="explicit", inactive_threshold=5 * SECOND, **ours)
     ordered = {"priority_groups": ["one"], "priority_policy": "pinned_client"}
-    assert "the code says it is not ordered" in await make(ack_policy="explicit", **ordered, **ours)
+    assert "must not have that" in await make(ack_policy="explicit", **ordered, **ours)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_position_that_exists_with_another_order_is_refused_with_the_command_that_removes_it(
+    server: NatsServer, connect: Connect, ordered: bool
+) -> None:
+    rig = await connect(server.url, position(ordered=not ordered), subscribe=False)
+    other = NatsBroker(server.url)
+    with pytest.raises(ConfigurationError) as error:
+        await other.open(plan(position(ordered=ordered)))
+    await other.close()
+    said = str(error.value)
+    assert f"the code says it is {'ordered' if ordered else 'not ordered'}" in said
+    assert ("as one consumer" if ordered else "in shares") in said
+    command = said[said.index("nats consumer rm" if ordered else "for i in") :]
+    await run_as_the_shell_would(rig, command)
+    again = NatsBroker(server.url)
+    assert await again.open(plan(position(ordered=ordered))) == []
+    await again.close()
+
+
+async def run_as_the_shell_would(rig: Rig, command: str) -> None:
+    """What the printed commands do, by a shell whose `nats` says what it was asked."""
+    script = f"nats() {{ echo $3 $4; }}; {command}"
+    shell = await asyncio.create_subprocess_exec("sh", "-c", script, stdout=asyncio.subprocess.PIPE)
+    said, _ = await shell.communicate()
+    for line in said.decode().splitlines():
+        await api_of(rig).call("CONSUMER.DELETE." + ".".join(line.split()))
 
 
 async def refused(url: str, *streams: str) -> str:

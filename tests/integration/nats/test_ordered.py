@@ -1,24 +1,33 @@
-"""One process at a time: order per key across kills, lost connections and a restart of the server."""
+"""Each key in one process at a time: order per key across kills, lost connections and a restart of the server."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, position, until
+from tests.integration.nats.ordered_worker import OrderPlaced
 from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.pull import Token
 from tidings.delivery import ACK, Delivery, Route
+from tidings.envelope import envelope_of, to_structured
+from tidings.partition import slot_of
 
 pytestmark = pytest.mark.server
 
-KEYS = 8
+KEYS = 16
+
+Row = tuple[str, int, int, int]
+"""Key, number, process and delivery count of an event that was handled."""
 
 
 class Workers:
@@ -27,31 +36,51 @@ class Workers:
     def __init__(self, url: str, folder: Path) -> None:
         self._url = url
         self.ledger = folder / "ledger"
+        self._log = (folder / "workers.log").open("ab")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.ended: list[int] = []
 
     def start(self, pause: float = 0.002) -> None:
         script = Path(__file__).with_name("ordered_worker.py")
         process = subprocess.Popen(
-            [sys.executable, str(script), self._url, str(self.ledger), str(pause)], stdout=subprocess.PIPE
+            [sys.executable, str(script), self._url, str(self.ledger), str(pause)], stderr=self._log
         )
         self.processes[process.pid] = process
 
-    @property
-    def rows(self) -> list[tuple[str, int, int, int]]:
-        """Key, number, process and delivery count of each event that was handled."""
+    async def ready(self, count: int) -> None:
+        """Wait until so many say that they take events."""
+        await until(lambda: len(self._lines("ready")) >= count, 30)
+
+    def _lines(self, kind: str) -> list[list[str]]:
         if not self.ledger.exists():
             return []
-        found = [line.split() for line in self.ledger.read_text().splitlines()]
-        return [(key, int(number), int(pid), int(count)) for key, number, pid, count in found]
+        lines = [line.split() for line in self.ledger.read_text().splitlines()]
+        ended = {str(pid) for pid in self.ended}
+        return [
+            line
+            for line in lines
+            if (line[0] == "ready") is (kind == "ready") and not (kind == "ready" and line[1] in ended)
+        ]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [(key, int(number), int(pid), int(count)) for key, number, pid, count, _ in self._lines("row")]
+
+    def gaps(self) -> list[float]:
+        """For each key, the longest time without an event of it, in seconds."""
+        times: dict[str, list[float]] = {}
+        for key, _, _, _, at in self._lines("row"):
+            times.setdefault(key, []).append(float(at))
+        return [max(b - a for a, b in pairwise(at)) for at in times.values()]
 
     def end(self, pid: int, how: signal.Signals) -> None:
         process = self.processes.pop(pid)
         process.send_signal(how)
         process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
+        self.ended.append(pid)
 
     def end_all(self) -> None:
+        self._log.close()
         for pid in list(self.processes):
             self.end(pid, signal.SIGKILL)
 
@@ -63,7 +92,7 @@ def workers(server: NatsServer, tmp_path: Path) -> Iterator[Workers]:
     made.end_all()
 
 
-def first_effects(rows: list[tuple[str, int, int, int]]) -> dict[str, list[int]]:
+def first_effects(rows: list[Row]) -> dict[str, list[int]]:
     """The numbers of each key in the order in which they first took effect."""
     found: dict[str, list[int]] = {}
     for key, number, _, _ in rows:
@@ -73,34 +102,99 @@ def first_effects(rows: list[tuple[str, int, int, int]]) -> dict[str, list[int]]
     return found
 
 
-async def test_P8_order_per_key_holds_when_the_active_process_is_killed(
+async def test_P8_all_processes_work_and_the_order_of_each_key_holds_when_two_are_killed(
     server: NatsServer, connect: Connect, workers: Workers
 ) -> None:
     rig = await connect(server.url, position(ordered=True), subscribe=False)
-    for _ in range(3):
+    for _ in range(4):
         workers.start()
-    count = 1500
-    bodies = [(f"k{n % KEYS}", n) for n in range(count)]
-    for start in range(0, count, 500):
-        part = [rig.message(f"{key} {n}".encode(), key=key) for key, n in bodies[start : start + 500]]
-        assert set(await rig.broker.publish(part, timeout=5)) == {None}
+    await workers.ready(4)
+    count = 3000
+    publishing = asyncio.create_task(_publish_in_turn(rig, count))
     killed = []
-    for mark in (200, 700):
+    for mark in (800, 1500):
         await until(lambda mark=mark: len({row[:2] for row in workers.rows}) >= mark, 30)  # type: ignore[misc]
         active = workers.rows[-1][2]
         workers.end(active, signal.SIGKILL)
         killed.append(active)
+    await publishing
     await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
     rows = workers.rows
-    effects = first_effects(rows)
-    for key, numbers in effects.items():
-        assert numbers == sorted(numbers), f"{key} out of order"
-    assert sum(map(len, effects.values())) == count, "lost"
-    pids = list(dict.fromkeys(row[2] for row in rows))
-    assert pids[:2] == killed, "one after the other, never two at once"
-    assert len(pids) == 3
+    _is_in_order(rows, count)
+    assert len({row[2] for row in rows}) == 4, "a process did nothing"
+    at_first = {row[2] for row in rows[:800]}
+    assert len(at_first) == 4, "they work side by side, not one after the other"
     # What its predecessor had open is counted as delivered before: the witness of an event that kills its process.
     assert any(row[3] >= 2 for row in rows)
+
+
+async def test_P8_a_process_that_was_stopped_and_comes_back_repeats_nothing_behind_its_successors_back(
+    server: NatsServer, connect: Connect, workers: Workers
+) -> None:
+    rig = await connect(server.url, position(ordered=True), subscribe=False)
+    for _ in range(2):
+        workers.start()
+    await workers.ready(2)
+    publishing = asyncio.create_task(_publish_in_turn(rig, 2500, pause=0.05))
+    await until(lambda: len({row[2] for row in workers.rows}) == 2, 20)
+    stopped = workers.rows[-1][2]
+    os.kill(stopped, signal.SIGSTOP)
+    await asyncio.sleep(8.0)
+    before = len(workers.rows)
+    os.kill(stopped, signal.SIGCONT)
+    await publishing
+    await until(lambda: len({row[:2] for row in workers.rows}) >= 2500, 40)
+    rows = workers.rows
+    _is_in_order(rows, 2500)
+    # At most what was in the hand of the handler when it was stopped comes late: nothing that only waited.
+    late = [row for at, row in enumerate(rows) if at >= before and _comes_late(rows, at)]
+    assert len(late) <= 1, late
+    assert stopped in {row[2] for row in rows[before:]}, "it gets its part back"
+
+
+async def test_P8_P9_a_rolling_restart_of_four_leaves_no_gap_and_loses_nothing(
+    server: NatsServer, connect: Connect, workers: Workers
+) -> None:
+    rig = await connect(server.url, position(ordered=True), subscribe=False)
+    for _ in range(4):
+        workers.start()
+    await workers.ready(4)
+    count = 5000
+    publishing = asyncio.create_task(_publish_in_turn(rig, count, pause=0.05))
+    await until(lambda: len({row[2] for row in workers.rows}) == 4, 20)
+    old = list(workers.processes)
+    for pid in old:
+        workers.start()
+        await workers.ready(5)
+        await asyncio.to_thread(workers.end, pid, signal.SIGTERM)
+    restarted = len(workers.rows)
+    await publishing
+    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    _is_in_order(workers.rows, count)
+    assert len(workers.rows) == count, "applied twice"
+    new = {row[2] for row in workers.rows[restarted:]}
+    assert len(new) == 4, "one of the new has no part"
+    assert new.isdisjoint(old)
+    assert max(workers.gaps()) < 2.0
+
+
+async def test_a_newcomer_gets_its_part_and_the_others_go_on(
+    server: NatsServer, connect: Connect, workers: Workers
+) -> None:
+    rig = await connect(server.url, position(ordered=True), subscribe=False)
+    workers.start()
+    await workers.ready(1)
+    count = 3000
+    publishing = asyncio.create_task(_publish_in_turn(rig, count, pause=0.1))
+    await until(lambda: len(workers.rows) > 100, 20)
+    workers.start()
+    await until(lambda: len({row[2] for row in workers.rows}) == 2, 20)
+    await publishing
+    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    _is_in_order(workers.rows, count)
+    assert len(workers.rows) == count, "applied twice"
+    assert len({row[2] for row in workers.rows[-200:]}) == 2, "it got no part"
+    assert max(workers.gaps()) < 2.0
 
 
 async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_over_when_it_leaves(
@@ -198,21 +292,45 @@ async def test_a_gap_in_what_arrives_is_noticed_and_filled_in_order(server: Nats
     await rig.publish(b"0")
     await rig.settled(1)
     feed, lost = rig.feed, 3
-    take = feed.events.take
+    assert isinstance(feed, OrderedFeed)
+    pull = feed.shares[slot_of("k") // 8].events
+    take = pull.take
 
     def lossy(token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         nonlocal lost
         if lost:
             lost -= 1  # as if it had gone into a dead socket: open at the server, never seen here
-            feed.events.held -= 1
+            pull.held -= 1
             return
         take(token, delivery, subject, headers)
 
-    feed.events.take = lossy
+    pull.take = lossy
     await rig.publish(*[b"%d" % n for n in range(1, 40)])
     await rig.settled(40)
     assert [int(body) for body in rig.bodies] == list(range(40))
     assert {delivery.route for delivery in rig.got} == {Route.EVENT}
+
+
+async def _publish_in_turn(rig: Rig, count: int, *, pause: float = 0.0) -> None:
+    """Events of all keys in turn, in small parts."""
+    for start in range(0, count, 50):
+        placed = [OrderPlaced(name=f"k{n % KEYS}", number=n) for n in range(start, min(count, start + 50))]
+        part = [rig.message(to_structured(envelope_of(one, "orders")), key=one.name) for one in placed]
+        assert set(await rig.broker.publish(part, timeout=10)) == {None}
+        await asyncio.sleep(pause)
+
+
+def _is_in_order(rows: list[Row], count: int) -> None:
+    effects = first_effects(rows)
+    for key, numbers in effects.items():
+        assert numbers == sorted(numbers), f"{key} out of order"
+    assert sum(map(len, effects.values())) == count, "lost"
+
+
+def _comes_late(rows: list[Row], at: int) -> bool:
+    """An effect that was there before is repeated behind a newer one of its key."""
+    key, number, *_ = rows[at]
+    return any(row[0] == key and row[1] > number for row in rows[:at])
 
 
 async def _publish_slowly(rig: Rig, total: int) -> None:

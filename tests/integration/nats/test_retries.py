@@ -227,6 +227,6 @@ async def test_P11_a_strangers_message_larger_than_the_limit_comes_alone(server:
         while len(rig.got) < 5 or rig.open:
             await asyncio.sleep(0.02)
             flying = rig.open
-            assert len(flying) == 1 or max(len(one.body) for one in flying) < 1_000_000
+            assert len(flying) == 1 or max((len(one.body) for one in flying), default=0) < 1_000_000
             await rig.broker.settle([(one, ACK) for one in flying[:1]])
     assert sorted(len(one.body) for one in rig.got) == [1, 1, 1, 1_900_000, 1_900_000]

@@ -29,7 +29,7 @@ def test_a_type_of_another_stream_is_refused() -> None:
         names.event_subject("order", "payment.made", None)
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "a/b", "tidings-retry", "tidings-dead"])
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "a/b", "tidings-retry", "tidings-dead", "tidings-live"])
 def test_trap_45_a_stream_has_a_plain_name_of_its_own(name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be a stream"):
         names.check_stream(name)
@@ -61,6 +61,24 @@ def test_the_filters_of_a_position_never_overlap() -> None:
         "order.placed.*",
         "order.placed.eu.*",
     ]
+
+
+def test_P8_the_shares_of_a_position_take_each_subject_once_and_none_is_left_out() -> None:
+    types = ["order.placed", "order.placed.eu", "order.paid"]
+    taken = [subject for share in range(names.SHARES) for subject in names.filters_of_share(types, share)]
+    assert len(taken) == len(set(taken))
+    assert set(taken) == {*types, *(f"{type}.{slot}" for type in types for slot in range(64))}
+    copies = [subject for share in range(names.SHARES) for subject in names.due_subjects("stock.reserve", share)]
+    assert sorted(copies) == sorted(f"tidings-retry.due.stock_reserve.{slot}" for slot in range(64))
+
+
+@pytest.mark.parametrize("key", ["k", "A-1001", None])
+def test_P8_an_event_and_its_copies_fall_into_the_same_share(key: str | None) -> None:
+    event, copy = names.event_subject("order", "order.placed", key), names.due_subject("stock.reserve", key)
+    takes_event = [n for n in range(names.SHARES) if event in names.filters_of_share(["order.placed"], n)]
+    takes_copy = [n for n in range(names.SHARES) if copy in names.due_subjects("stock.reserve", n)]
+    assert takes_event == takes_copy
+    assert len(takes_event) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,17 @@ from typing import Final
 
 from tidings.brokers.nats.api import Api
 from tidings.brokers.nats.connection import Connection
-from tidings.brokers.nats.consumers import ensure_consumer, event_consumer, existing_positions, retry_consumer
+from tidings.brokers.nats.consumers import (
+    check_kept_alike,
+    ensure_consumer,
+    event_consumers,
+    existing_positions,
+    how_to_remove,
+    retry_consumers,
+)
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.feed import NatsFeed
-from tidings.brokers.nats.names import RETRY_STREAM, durable_of
+from tidings.brokers.nats.names import RETRY_STREAM
 from tidings.brokers.nats.options import Options, parse
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.publishing import Publisher
@@ -130,17 +137,24 @@ class NatsBroker:
         names = sorted({one.stream for one in plan.subscriptions})
         existing = await existing_positions(api, plan.service, names)
         declared = {one.position for one in plan.subscriptions}
-        kept = {position: types for position, types in existing.items() if position in declared}
+        kept = {position: found.types for position, found in existing.items() if position in declared}
         for orphan in sorted(set(existing) - declared):
-            plan.check_positions({**kept, orphan: existing[orphan]}, _how_to_remove(orphan, existing[orphan]))
+            left = existing[orphan]
+            where = (left.types[0] if left.types else "STREAM").split(".", 1)[0]
+            plan.check_positions({**kept, orphan: left.types}, how_to_remove(where, orphan, left.durables))
+        for one in plan.subscriptions:
+            if one.position in existing:
+                check_kept_alike(one, existing[one.position])
         drifts = []
         for stream in plan.streams:
             drifts += await ensure_stream(api, event_stream(stream, replicas), stream, replicas)
         for wanted in (retry_stream(replicas), dead_stream(replicas), note_stream(replicas)):
             drifts += await ensure_stream(api, wanted, None, replicas)
         for one in plan.subscriptions:
-            drifts += await ensure_consumer(api, one.stream, event_consumer(one, ack_wait))
-            drifts += await ensure_consumer(api, RETRY_STREAM, retry_consumer(one, ack_wait))
+            wanted_here = [(one.stream, consumer) for consumer in event_consumers(one, ack_wait)]
+            wanted_here += [(RETRY_STREAM, consumer) for consumer in retry_consumers(one, ack_wait)]
+            found_here = await asyncio.gather(*(ensure_consumer(api, *each) for each in wanted_here))
+            drifts += [drift for each in found_here for drift in each]
         return drifts
 
     async def _disconnect(self) -> None:
@@ -187,7 +201,7 @@ class NatsBroker:
             feed: NatsFeed = OrderedFeed(self._inward, subscription, sink, watch=watch, api=self._api)
         else:
             feed = NatsFeed(self._inward, subscription, sink, watch=watch)
-        watch.of(feed.events, feed.retries)
+        watch.of(feed.pulls)
         feed.start()
         self._feeds.append(feed)
         return feed
@@ -216,19 +230,14 @@ class NatsBroker:
         """The positions of a service that exist, each with the types it takes; see `ports.Positions`."""
         if self._main is None:
             raise _not_open("positions")
-        return await existing_positions(self._api, service, [RETRY_STREAM])
+        found = await existing_positions(self._api, service, [RETRY_STREAM])
+        return {position: one.types for position, one in found.items()}
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""
         if self._main is None:
             raise _not_open("copies")
         return await copies(self._api, position)
-
-
-def _how_to_remove(position: str, types: Sequence[str]) -> str:
-    """The commands that remove a position for good."""
-    stream, durable = (types[0] if types else "STREAM").split(".", 1)[0], durable_of(position)
-    return f"nats consumer rm {stream} {durable} -f; nats consumer rm {RETRY_STREAM} {durable} -f"
 
 
 def _check_version(text: str, where: str) -> None:

@@ -6,11 +6,22 @@ Always durable, without an inactivity threshold (trap 32), with explicit acks sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Final
 
+import msgspec
+
 from tidings.brokers.nats.api import CONSUMER_EXISTS, NO_CONSUMER, NO_STREAM, PATIENCE, Api, ApiError
-from tidings.brokers.nats.names import RETRY_STREAM, due_subject, durable_of, filters_of
+from tidings.brokers.nats.names import (
+    RETRY_STREAM,
+    SHARES,
+    due_subjects,
+    durable_of,
+    filters_of,
+    filters_of_share,
+    share_durable,
+)
 from tidings.brokers.nats.streams import SECOND
 from tidings.errors import ConfigurationError
 from tidings.ports import Drift, Subscription
@@ -22,7 +33,7 @@ TYPES_KEY: Final = "tidings-types"
 MAX_ACK_PENDING: Final = 65_536
 """Deliveries that all processes together may have open: each of them bounds its own (trap 28)."""
 ORDERED_ACK_PENDING: Final = 8_192
-"""The same where one process at a time is active; a successor has to sort what its predecessor left."""
+"""The same for a share of an ordered position: a successor has to sort what its predecessor left."""
 MAX_WAITING: Final = 4_096
 """Pull requests that all processes together may have waiting; each has up to four."""
 GROUP: Final = "one"
@@ -30,35 +41,56 @@ PIN_TIMEOUT: Final = 5.0
 """Seconds without a pull by the active process until a standby takes over."""
 
 
-def event_consumer(subscription: Subscription, ack_wait: float) -> dict[str, Any]:
-    """The configuration of a position."""
-    wanted = _durable(subscription, ack_wait) | {
-        "deliver_policy": subscription.start,
-        "filter_subjects": filters_of(subscription.types),
-    }
-    if subscription.since is not None:
-        moment = subscription.since.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        wanted |= {"deliver_policy": "by_start_time", "opt_start_time": moment}
-    if subscription.ordered:
-        wanted |= {
+class Found(msgspec.Struct):
+    """A position that the server knows: the types it takes, and its consumers."""
+
+    types: list[str]
+    durables: list[str]
+
+
+def event_consumers(subscription: Subscription, ack_wait: float) -> list[dict[str, Any]]:
+    """The configuration of a position: one consumer, or one for each share where the order is kept."""
+    if not subscription.ordered:
+        filters = filters_of(subscription.types)
+        return [
+            _durable(subscription, durable_of(subscription.position), ack_wait)
+            | {**_beginning(subscription), "filter_subjects": filters}
+        ]
+    return [
+        _durable(subscription, share_durable(subscription.position, share), ack_wait)
+        | {
+            **_beginning(subscription),
+            "filter_subjects": filters_of_share(subscription.types, share),
             "max_ack_pending": ORDERED_ACK_PENDING,
             "priority_groups": [GROUP],
             "priority_policy": "pinned_client",
             "priority_timeout": int(PIN_TIMEOUT * SECOND),
         }
-    return wanted
+        for share in range(SHARES)
+    ]
 
 
-def retry_consumer(subscription: Subscription, ack_wait: float) -> dict[str, Any]:
-    """The configuration of a position's retry route."""
-    return _durable(subscription, ack_wait) | {
-        "deliver_policy": "all",
-        "filter_subjects": [due_subject(subscription.position)],
-    }
+def _beginning(subscription: Subscription) -> dict[str, str]:
+    if subscription.since is None:
+        return {"deliver_policy": subscription.start}
+    moment = subscription.since.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return {"deliver_policy": "by_start_time", "opt_start_time": moment}
 
 
-def _durable(subscription: Subscription, ack_wait: float) -> dict[str, Any]:
-    name = durable_of(subscription.position)
+def retry_consumers(subscription: Subscription, ack_wait: float) -> list[dict[str, Any]]:
+    """The configuration of a position's retry route, shared out as its events are."""
+    position = subscription.position
+    names: list[tuple[str, int | None]] = [(durable_of(position), None)]
+    if subscription.ordered:
+        names = [(share_durable(position, share), share) for share in range(SHARES)]
+    return [
+        _durable(subscription, name, ack_wait)
+        | {"deliver_policy": "all", "filter_subjects": due_subjects(position, share)}
+        for name, share in names
+    ]
+
+
+def _durable(subscription: Subscription, name: str, ack_wait: float) -> dict[str, Any]:
     return {
         "durable_name": name,
         "name": name,
@@ -76,9 +108,9 @@ def _durable(subscription: Subscription, ack_wait: float) -> dict[str, Any]:
     }
 
 
-async def existing_positions(api: Api, service: str, streams: list[str]) -> dict[str, list[str]]:
-    """The positions of a service that the server knows, with the types of each."""
-    found: dict[str, list[str]] = {}
+async def existing_positions(api: Api, service: str, streams: list[str]) -> dict[str, Found]:
+    """The positions of a service that the server knows."""
+    found: dict[str, Found] = {}
     for stream in streams:
         offset = 0
         while True:
@@ -92,11 +124,45 @@ async def existing_positions(api: Api, service: str, streams: list[str]) -> dict
             for one in consumers:
                 said = one["config"].get("metadata") or {}
                 if said.get(SERVICE_KEY) == service and said.get(POSITION_KEY):
-                    found[said[POSITION_KEY]] = [t for t in said.get(TYPES_KEY, "").split(",") if t]
+                    types = [t for t in said.get(TYPES_KEY, "").split(",") if t]
+                    found.setdefault(said[POSITION_KEY], Found(types, [])).durables.append(one["name"])
             offset += len(consumers)
             if not consumers or offset >= page.get("total", 0):
                 break
     return found
+
+
+def check_kept_alike(subscription: Subscription, found: Found) -> None:
+    """Refuse a position that exists and is ordered where the code says it is not, or the other way round.
+
+    Raises:
+        ConfigurationError: it is, with the command that removes the old one.
+    """
+    whole = durable_of(subscription.position) in found.durables
+    if whole is not subscription.ordered:
+        return
+    position = subscription.position
+    there, wanted = "in shares, as an ordered one", "not ordered"
+    if whole:
+        there = "as one consumer, which is not ordered, or was made before ordered positions were shared out"
+        wanted = "ordered"
+    raise ConfigurationError(
+        f"the position {position} exists {there}; the code says it is {wanted}, and the server cannot change that. Keep"
+        " the handler's order= as it was, or give it another name=. Or remove it if nobody needs it (its place in the"
+        f" stream is lost): {how_to_remove(subscription.stream, position, found.durables)}"
+    )
+
+
+def how_to_remove(stream: str, position: str, durables: Sequence[str]) -> str:
+    """The commands that remove a position for good."""
+    name = durable_of(position)
+    remove = f"nats consumer rm {stream} %s -f; nats consumer rm {RETRY_STREAM} %s -f"
+    if list(durables) in ([], [name]):
+        return remove % (name, name)
+    numbers = " ".join(str(share) for share in range(SHARES))
+    each = remove % (f"{name}_$i", f"{name}_$i")
+    whole = f"{remove % (name, name)}; " if name in durables else ""
+    return f"{whole}for i in {numbers}; do {each}; done"
 
 
 async def ensure_consumer(api: Api, stream: str, wanted: dict[str, Any]) -> list[Drift]:
@@ -135,6 +201,15 @@ async def find_consumer(
         raise
 
 
+def pinned_in(info: dict[str, Any]) -> str:
+    """Whom the server has pinned, as it says of a consumer; empty for nobody."""
+    return next((str(one["pinned_client_id"]) for one in _groups(info) if one.get("pinned_client_id")), "")
+
+
+def _groups(info: dict[str, Any]) -> list[dict[str, Any]]:
+    return info.get("priority_groups") or []
+
+
 def _check_ours(stream: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     name, position = wanted["durable_name"], wanted["metadata"][POSITION_KEY]
     remedy = f"Remove it if nobody needs it (its place in the stream is lost): nats consumer rm {stream} {name}"
@@ -151,9 +226,8 @@ def _check_ours(stream: str, wanted: dict[str, Any], found: dict[str, Any]) -> N
     if found.get("priority_policy", "none") != wanted.get("priority_policy", "none"):
         ordered = "priority_policy" in wanted
         raise ConfigurationError(
-            f"the position {position} exists and is {'not ' if ordered else ''}ordered, the code says it is"
-            f" {'' if ordered else 'not '}ordered, and the server cannot change that. Keep the handler's order= as it"
-            f" was, or give it another name=. {remedy}"
+            f"the consumer {name!r} of {stream!r} is {'not ' if ordered else ''}pinned to one client, and {position}"
+            f" {'needs' if ordered else 'must not have'} that. {remedy}"
         )
 
 

@@ -47,29 +47,8 @@ class NatsFeed:
         self._watch = watch
         self._ack_wait = options.ack_wait
         self._most, self._most_bytes = subscription.max_in_flight, subscription.max_in_flight_bytes
-        share = max(1, self._most // RETRY_SHARE)
-        durable = durable_of(subscription.position)
-        self.events = Pull(
-            subscription.stream,
-            durable,
-            Route.EVENT,
-            options.api,
-            most=self._most - share if self._most >= SMALL_LIMIT else self._most,
-            most_bytes=self._most_bytes - self._most_bytes // RETRY_SHARE,
-            take=self._take_event,
-            types=subscription.types,
-        )
-        self.retries = Pull(
-            RETRY_STREAM,
-            durable,
-            Route.RETRY,
-            options.api,
-            most=share,
-            most_bytes=self._most_bytes // RETRY_SHARE,
-            take=self._take_copy,
-            slots=1,
-        )
-        self.held: dict[Token, None] = {}
+        self.held: dict[Token, Delivery] = {}
+        """Whatever was delivered and is not settled, in the order in which it came."""
         self._given = self._given_bytes = 0
         self._queue: deque[tuple[Token, Delivery]] = deque()
         """Delivered, and not handed over yet: the limits are reached."""
@@ -77,17 +56,36 @@ class NatsFeed:
         self.tenure = 0
         """See `ports.Feed`."""
         self._task: asyncio.Task[None] | None = None
-        self.takes_copies = True
-        """Whether copies on the retry route are asked for: the standby of an ordered position takes none."""
-        for pull in (self.events, self.retries):
+        self.pulls = self._make_pulls()
+        for pull in self.pulls:
             pull.settled = self.let_go
             pull.mine = self._mine_already
+
+    def _make_pulls(self) -> Sequence[Pull]:
+        """What this feed takes from: events, and the position's retry route."""
+        one, api = self.subscription, self._connection.options.api
+        most, bytes_, most_copies, copy_bytes = split(self._most, self._most_bytes)
+        durable = durable_of(one.position)
+        self.events = Pull(
+            one.stream, durable, Route.EVENT, api, most=most, most_bytes=bytes_, take=self._take_event, types=one.types
+        )
+        self.retries = Pull(
+            RETRY_STREAM,
+            durable,
+            Route.RETRY,
+            api,
+            most=most_copies,
+            most_bytes=copy_bytes,
+            take=self.take_copy,
+            slots=1,
+        )
+        return (self.events, self.retries)
 
     @property
     def trouble(self) -> str:
         if self._task is not None and self._task.done() and not self._closed:
             return f"the feed of {self.subscription.position} died: restart the process"
-        return self.events.trouble or self.retries.trouble
+        return next((pull.trouble for pull in self.pulls if pull.trouble), "")
 
     def start(self) -> None:
         self._connection.on_up.append(self._on_up)
@@ -100,7 +98,7 @@ class NatsFeed:
 
     def _take_event(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         """Hand a delivery over, or keep it until there is room. The hot path: written out rather than called."""
-        self.held[token] = None
+        self.held[token] = delivery
         given = self._given
         if (given and (given >= self._most or self._given_bytes + token.size > self._most_bytes)) or self._queue:
             self._queue.append((token, delivery))
@@ -113,20 +111,20 @@ class NatsFeed:
     def _mine_already(self, token: Token) -> Token | None:
         """What is with us of a message that the server delivers again, because it was not kept alive in time."""
         for known in self.held:
-            if known.seq == token.seq and known.pull is token.pull and known.is_open:
+            if known.seq == token.seq and known.pull is token.pull and known.is_open and not known.lost:
                 return known
         return None
 
-    def _take_copy(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
+    def take_copy(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
         """A copy on the retry route: never before its time, whatever the server's clock says."""
         found = delivery.headers
         if (early := _seconds_until(found.get(Header.DUE))) > 0:
-            self._refuse(token, nak(early))
+            self.refuse(token, nak(early))
             return
         if (key := found.get(Header.KEY)) is not None:
             delivery.slot = slot_of(unquote(key))
         delivery.stream = found.get(Header.STREAM) or delivery.stream
-        NatsFeed._take_event(self, token, delivery, subject, headers)  # whatever an ordered feed does with events
+        self._take_event(token, delivery, subject, headers)
 
     def _give(self, token: Token, delivery: Delivery) -> None:
         token.given = True
@@ -144,8 +142,7 @@ class NatsFeed:
         held = self.held
         for token in tokens:
             token.is_open = False
-            if token in held:
-                del held[token]
+            if held.pop(token, None) is not None:
                 if token.given:
                     self._given -= 1
                     self._given_bytes -= token.size
@@ -155,11 +152,11 @@ class NatsFeed:
         while queue and self._has_room(queue[0][0].size):
             self._give(*queue.popleft())
         if not self._stopping:
-            for pull in (self.events, self.retries):
+            for pull in {token.pull for token in tokens}:
                 pull.made_room()
                 pull.refill()
 
-    def _refuse(self, token: Token, what: bytes) -> None:
+    def refuse(self, token: Token, what: bytes) -> None:
         """Give back what was not handed over."""
         self.held.pop(token, None)
         token.is_open = False
@@ -177,17 +174,16 @@ class NatsFeed:
         self._attach(link)
 
     def _attach(self, link: Link) -> None:
-        self.events.attach(link)
-        if self.takes_copies:
-            self.retries.attach(link)
+        for pull in self.pulls:
+            pull.attach(link)
 
     def _on_down(self, link: Link) -> None:
         # Nobody knows what the server still heard, so nothing counts that was said after its last sign of life.
         heard = link.heard_at
         for token in self.held:
             token.touched = min(token.touched, heard)
-        self.events.detach()
-        self.retries.detach()
+        for pull in self.pulls:
+            pull.detach()
 
     async def _tend(self) -> None:
         every = min(1.0, self._ack_wait / 6)
@@ -197,8 +193,8 @@ class NatsFeed:
                 self.keep_alive()
                 self._round()
                 if self._connection.link is not None and not self._stopping:
-                    self.events.tend(every)
-                    self.retries.tend(every)
+                    for pull in self.pulls:
+                        pull.tend(every)
                 await self._watch.tend()
             except BrokerUnavailable:
                 pass  # the next link brings a new round
@@ -243,11 +239,11 @@ class NatsFeed:
             return
         self._stopping = True
         link = self._connection.link
-        sids = self.events.detach(self._leftover) + self.retries.detach(self._leftover)
+        sids = self._detach()
         queued = [token for token, _ in self._queue]
         self._queue.clear()
         for token in queued:
-            self._refuse(token, b"-NAK")
+            self.refuse(token, b"-NAK")
         if link is not None and link.up:
             try:
                 await link.round_trip(2.0)
@@ -255,6 +251,10 @@ class NatsFeed:
                 pass  # then the server has dropped what it sent
             for sid in sids:
                 link.drop_sink(sid)
+
+    def _detach(self) -> list[int]:
+        """Ask for nothing more; what comes all the same goes back."""
+        return [sid for pull in self.pulls for sid in pull.detach(self._leftover)]
 
     async def close(self) -> None:
         """End, and give back at once whatever was handed over and not settled. Safe to call twice."""
@@ -291,6 +291,13 @@ class NatsFeed:
 
     async def keeps(self) -> timedelta | None:
         return await self._watch.keeps()
+
+
+def split(most: int, most_bytes: int) -> tuple[int, int, int, int]:
+    """What events may have of the limits, in messages and bytes, and what copies may."""
+    copies = max(1, most // RETRY_SHARE)
+    events = most - copies if most >= SMALL_LIMIT else most
+    return events, most_bytes - most_bytes // RETRY_SHARE, copies, most_bytes // RETRY_SHARE
 
 
 def _seconds_until(due: str | None) -> float:

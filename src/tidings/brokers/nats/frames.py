@@ -67,7 +67,7 @@ def frame_of(message: Message, max_event: int, max_payload: int) -> Frame:
             lines.append(
                 # Rounded up: a schedule that fires early would be given back and cost a round trip.
                 f"Nats-Schedule: @at {_stamp(due + timedelta(milliseconds=1))}\r\n"
-                f"Nats-Schedule-Target: {due_subject(message.position)}\r\n"
+                f"Nats-Schedule-Target: {due_subject(message.position, message.key)}\r\n"
             )
         lines.append(f"{Header.DUE}: {_stamp(due)}\r\n")
     if message.route is Route.NOTE and not message.body:

@@ -17,6 +17,11 @@ from tidings.partition import slot_of
 RETRY_STREAM = "tidings-retry"
 DEAD_STREAM = "tidings-dead"
 NOTE_STREAM = "tidings-notes"
+LIVE = "tidings-live"
+"""The first word of the subjects on which the processes of ordered positions make themselves known; no stream's."""
+
+SHARES = 8
+"""Into how many parts an ordered position is cut. Each is one consumer, and belongs to one process at a time."""
 
 _OWN = {Route.RETRY: RETRY_STREAM, Route.DEAD: DEAD_STREAM, Route.NOTE: NOTE_STREAM}
 
@@ -33,10 +38,10 @@ def stream_of(route: Route, stream: str) -> str:
 
 def check_stream(name: str) -> None:
     """Raises ConfigurationError for a name that cannot be a stream of events."""
-    if not _STREAM.fullmatch(name) or name in _OWN.values():
+    if not _STREAM.fullmatch(name) or name in _OWN.values() or name == LIVE:
         raise ConfigurationError(
-            f"{name!r} cannot be a stream: letters, digits, - and _ only, and none of {', '.join(_OWN.values())}, which"
-            " Tidings keeps for itself. The stream is the part of an event's type before the first dot"
+            f"{name!r} cannot be a stream: letters, digits, - and _ only, and none of {', '.join(_OWN.values())} and"
+            f" {LIVE}, which Tidings keeps for itself. The stream is the part of an event's type before the first dot"
         )
 
 
@@ -46,6 +51,17 @@ def durable_of(position: str) -> str:
     if not _POSITION.fullmatch(position):
         raise ConfigurationError(f"{position!r} cannot be a position: service.name, of letters, digits and -")
     return position.replace(".", "_")
+
+
+def share_durable(position: str, share: int) -> str:
+    """``stock_reserve_3``: the fourth share of an ordered position."""
+    return f"{durable_of(position)}_{share}"
+
+
+def partitions_of(share: int) -> range:
+    """Neighbours, so that the lanes of a process, which go by the partition too, all get some of each share."""
+    width = PARTITIONS // SHARES
+    return range(share * width, (share + 1) * width)
 
 
 @lru_cache(maxsize=4096)
@@ -68,9 +84,20 @@ def event_subject(stream: str, type: str, key: str | None) -> str:
     return type if key is None else f"{type}.{slot_of(key)}"
 
 
-def due_subject(position: str) -> str:
-    """Where the copies stand whose time has come."""
-    return f"{RETRY_STREAM}.due.{durable_of(position)}"
+def due_subject(position: str, key: str | None) -> str:
+    """Where a copy stands whose time has come: by the partition of its key, so that it reaches whoever has the key."""
+    return f"{RETRY_STREAM}.due.{durable_of(position)}.{0 if key is None else slot_of(key)}"
+
+
+def due_subjects(position: str, share: int | None = None) -> list[str]:
+    """All copies of a position whose time has come, or those of one share."""
+    due = f"{RETRY_STREAM}.due.{durable_of(position)}"
+    return [f"{due}.*"] if share is None else sorted(f"{due}.{slot}" for slot in partitions_of(share))
+
+
+def live_subject(position: str) -> str:
+    """Where the processes of an ordered position tell each other that they live."""
+    return f"{LIVE}.{durable_of(position)}"
 
 
 def wait_subject(position: str, id: str) -> str:
@@ -103,7 +130,9 @@ def subject_of(message: Message) -> str:
         return event_subject(message.stream, message.type, message.key)
     if message.route is Route.NOTE:
         return note_subject(message.position, message.key or "")
-    return due_subject(message.position) if message.route is Route.RETRY else dead_subject(message.position)
+    if message.route is Route.RETRY:
+        return due_subject(message.position, message.key)
+    return dead_subject(message.position)
 
 
 def filters_of(types: Iterable[str]) -> list[str]:
@@ -112,6 +141,13 @@ def filters_of(types: Iterable[str]) -> list[str]:
     whole = [f"{one}.*" for one in wanted]
     single = [one for one in wanted if not any(_covers(other, one) for other in whole)]
     return sorted(single + whole)
+
+
+def filters_of_share(types: Iterable[str], share: int) -> list[str]:
+    """The subjects of one share: each type with each of its partitions; the first also takes what has no partition."""
+    wanted = set(types)
+    bare = wanted if share == 0 else set()
+    return sorted({f"{one}.{slot}" for one in wanted for slot in partitions_of(share)} | bare)
 
 
 def _covers(pattern: str, subject: str) -> bool:

@@ -1,12 +1,7 @@
-"""An ordered position: one process at a time takes from it, the others stand by.
+"""An ordered position: its shares are spread over the living processes of the service, each to one of them.
 
-The server pins one client. What its predecessor had open when it died would come again only after the ack wait, behind
-later events of the same keys. So whoever gets the pin takes over first: it gives back, in its predecessor's name, all
-that is open and not its own, waits until that has come, and hands everything over in the order of the stream. Until
-then nothing is handed over. The same happens when a delivery did not reach us: they are numbered, and a gap tells.
-
-Why not reset the consumer (server 2.14): that forgets how often each message was delivered, and with it the only
-witness of an event that kills its process each time.
+`share.py` says how a share is taken over and kept, `members.py` how the processes know of each other, `assignment.py`
+who is to have what. The core sees one feed.
 """
 
 from __future__ import annotations
@@ -14,326 +9,263 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from tidings.brokers.nats.api import Api, ApiError
-from tidings.brokers.nats.connection import Connection
-from tidings.brokers.nats.consumers import GROUP, find_consumer
-from tidings.brokers.nats.feed import NatsFeed
-from tidings.brokers.nats.pull import Token, pin_of
-from tidings.brokers.nats.watch import Watch
+from tidings.brokers.nats.assignment import assign
+from tidings.brokers.nats.feed import NatsFeed, split
+from tidings.brokers.nats.members import Members
+from tidings.brokers.nats.names import SHARES
+from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.settling import say_all
+from tidings.brokers.nats.share import Share
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
-from tidings.ports import Sink, Subscription
+from tidings.ports import Recalls, Sink, Subscription
 
 if TYPE_CHECKING:
+    from tidings.brokers.nats.api import Api
+    from tidings.brokers.nats.connection import Connection
     from tidings.brokers.nats.link import Link
+    from tidings.brokers.nats.watch import Watch
 
 log = logging.getLogger("tidings.nats")
 
-QUIET: Final = 0.5
-"""Seconds without a delivery after which the server is asked whether anything is still open elsewhere."""
-LONGEST: Final = 10.0
-"""Seconds after which a take-over ends, whatever is still missing."""
-PORTION: Final = 2000
-"""How many are given back in one write."""
-LOOK: Final = 2.0
-"""Seconds between two looks of a standby whether copies wait while nobody is active."""
+HEAR_OTHERS: Final = 0.05
+"""Seconds that a process which has just come listens who else is there, before it asks for anything."""
+UNCLAIMED: Final = 3.0
+"""Seconds after which a share that the process which is to have it does not ask for is asked for by all."""
+FOR_EVER: Final = float("inf")
 
 
 class OrderedFeed(NatsFeed):
-    """See `ports.Feed`. It is silent for as long as another process is active."""
+    """See `ports.Feed`, and `ports.Fenced`."""
 
     def __init__(
         self, connection: Connection, subscription: Subscription, sink: Sink, *, watch: Watch, api: Api
     ) -> None:
-        super().__init__(connection, subscription, sink, watch=watch)
         self._api = api
-        self._pin = ""
-        self._counter = 0
-        """The server's number of the last delivery."""
-        self._subject = b""
-        """What deliveries are settled under, with places for the numbers."""
-        self._gathered: list[tuple[Token, Delivery]] = []
-        self._numbers: list[int] = []
-        """The numbers of all that came during a take-over."""
-        self._arrived = asyncio.Event()
-        self._takeover: asyncio.Task[None] | None = None
-        self._stands_in = False
-        """Copies are asked for, though not active: nobody is, and nobody will be before the next event."""
-        self._looking: asyncio.Task[None] | None = None
-        self._looked = 0.0
-        self.events.note = self._note
-        self.events.on_pin_lost = self._pin_lost
-        self.events.restart = self._restart
-        self._stand_by()
+        self.shares: list[Share] = []
+        self._sure_until = FOR_EVER
+        self._recalls = sink if isinstance(sink, Recalls) else None
+        self._members = Members(subscription.position, self._others_changed)
+        self._claimed = [time.monotonic()] * SHARES
+        """When each share was last asked for by anybody else."""
+        self._wanted = 0
+        self._listening: asyncio.TimerHandle | None = None
+        self._began = False
+        self._giving_up: set[asyncio.Task[None]] = set()
+        super().__init__(connection, subscription, sink, watch=watch)
+        self._divide()
 
-    @property
-    def active(self) -> bool:
-        """This process is the one that takes."""
-        return self.takes_copies
+    def _make_pulls(self) -> Sequence[Pull]:
+        self.shares = [Share(self, number, self._connection, self._api, self.subscription) for number in range(SHARES)]
+        return [pull for share in self.shares for pull in share.pulls]
 
-    def _stand_by(self) -> None:
-        self._pin = ""
-        self.takes_copies = False
-        self.events.group = {"group": GROUP}
-        self.events.only_one = True
-        self.events.blocked = False
-        self.events.extra = 0
+    # ── who has what ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_event(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
-        self._note(token, headers)
-        if self.takes_copies:
-            super()._take_event(token, delivery, subject, headers)
-            return
-        self.held[token] = None
-        self._gathered.append((token, delivery))
-        self._arrived.set()
-
-    def _note(self, token: Token, headers: bytes | None) -> None:
-        """See to the pin and the number of a delivery, whoever it is for."""
-        counter = _counter_of(token)
-        if (pin := pin_of(headers)) and pin != self._pin:
-            self._pin, self._subject = pin, _subject_for(token)
-            self.events.group = {"group": GROUP, "id": pin}
-            self._begin()
-        elif self.takes_copies and counter != self._counter + 1:
-            log.warning("%s: a delivery did not arrive; what is open is sorted anew", self.subscription.position)
-            self._restart()
-        self._counter = counter
-        if not self.takes_copies:
-            self._numbers.append(counter)
-
-    # ── taking over ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _begin(self) -> None:
-        """Hand nothing over and ask for nothing until it is clear what the predecessor left."""
-        self.takes_copies = False
-        self.events.blocked = True
-        if self._takeover is not None:
-            self._takeover.cancel()
-        self._takeover = asyncio.create_task(self._take_over(), name=f"tidings-takeover-{self.subscription.position}")
-
-    async def _take_over(self) -> None:
-        try:
-            async with asyncio.timeout(LONGEST):
-                await self._gather()
-        except TimeoutError:
-            log.warning("%s: what the process before left has not come in full yet", self.subscription.position)
-        except (BrokerUnavailable, ApiError) as error:
-            # Without an answer nothing is known: stand by, and let the server pin whoever asks next.
-            log.warning("%s could not take over: %s", self.subscription.position, error)
-            self._pin_lost()
-            return
-        except Exception:
-            log.exception("%s could not take over", self.subscription.position)
-            self._pin_lost()
-            return
-        self._go()
-
-    async def _gather(self) -> None:
-        pull = self.events
-        if (link := self._connection.link) is not None:
-            await link.round_trip(2.0)  # nothing that we do not ask for any more can come after this
-        info = await self._info()
-        self._counter = info["delivered"]["consumer_seq"]
-        missing = info["num_ack_pending"] - len(self._mine(info["delivered"]["stream_seq"]))
-        if missing <= 0:
-            return
-        log.info("%s takes over %d open events", self.subscription.position, missing)
-        before = len(self._gathered)
-        self._numbers.clear()
-        await self._give_back_for_others(info)
-        pull.extra, pull.only_one, pull.blocked = missing, False, False
-        while not await self._complete(info, before, missing):
-            pass
-        first = info["delivered"]["consumer_seq"] + 1
-        if self._numbers != list(range(first, first + len(self._numbers))):
-            raise BrokerUnavailable("deliveries went where nobody is any more")
-
-    async def _complete(self, info: dict[str, Any], before: int, missing: int) -> bool:
-        """Wait for a delivery; whether all that was open has come."""
-        self._arrived.clear()
-        self.events.refill()
-        until = info["delivered"]["stream_seq"]
-        come = self._gathered[before:]
-        if sum(token.seq <= until for token, _ in come) >= missing:
-            return True
-        if any(token.seq > until and delivery.delivered == 1 for token, delivery in come):
-            return True  # what comes again comes before what is new
-        try:
-            async with asyncio.timeout(QUIET):
-                await self._arrived.wait()
-        except TimeoutError:
-            now = await self._info()
-            # The predecessor may live, and have settled the rest.
-            return bool(now["num_ack_pending"] <= len(self._mine(now["delivered"]["stream_seq"])))
-        return False
-
-    def _mine(self, until: int) -> set[int]:
-        return {token.seq for token in self.held if token.pull is self.events and token.seq <= until}
-
-    async def _info(self) -> dict[str, Any]:
-        info = await find_consumer(self._api, self.events.stream, self.events.durable)
-        if info is None:
-            self.events.check_consumer = True
-            raise BrokerUnavailable(f"the consumer {self.events.durable} is gone")
-        return info
-
-    async def _give_back_for_others(self, info: dict[str, Any]) -> None:
-        """Say of all that is open and not ours that it may be delivered again; the server goes by the sequence."""
+    def _others_changed(self, answer: bool) -> None:
         link = self._connection.link
-        if link is None:
-            raise BrokerUnavailable("the connection was just lost")
-        first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
-        mine = self._mine(last)
-        subject, counter = self._subject, info["delivered"]["consumer_seq"]
-        frames: list[bytes] = []
-        for seq in range(first, last + 1):
-            if seq in mine:
+        if link is not None and answer and not self._stopping and self._began:
+            self._members.say(link, self._wants())
+        self._consider()
+
+    def _wants(self) -> int:
+        return sum(1 << share.number for share in self.shares if share.wanted and not share.leaving)
+
+    def _consider(self) -> None:
+        """Ask for what is to be ours, and let go of what is not."""
+        link = self._connection.link
+        if link is None or self._stopping or not self._began:
+            return
+        before, now = self._wants(), time.monotonic()
+        for share, owner in zip(self.shares, assign(self._members.living(), SHARES), strict=True):
+            if self._members.wanted_by(share.number):
+                self._claimed[share.number] = now
+            share.preferred = owner == self._members.id
+            if share.leaving:
                 continue
-            frames.append(b"PUB " + subject % (seq, counter) + b" 4\r\n-NAK\r\n")
-            if len(frames) >= PORTION:
-                link.send(b"".join(frames))
-                await link.drained()
-                frames.clear()
-        answered = asyncio.Event()
-        reply = link.expect(lambda tag, headers, data: answered.set())
-        # One goroutine of the server works these off in order: the answer to the last word comes when all are done.
-        link.send(b"".join(frames) + b"PUB " + subject % (last, counter) + b" %b 4\r\n+WPI\r\n" % reply)
-        try:
-            async with asyncio.timeout(LONGEST / 2):
-                await answered.wait()
-        finally:
-            link.forget(reply)
+            if share.preferred:
+                if not share.wanted:
+                    share.ask(link)
+            elif share.wanted:
+                if self._members.wanted_by(share.number, owner) and now >= share.stays_until:
+                    share.leave()
+            elif now - self._claimed[share.number] > UNCLAIMED:
+                share.ask(link)
+        self._divide()
+        if (wants := self._wants()) != before:
+            self._members.say(link, wants)
 
-    def _go(self) -> None:
-        """Be the active one: hand over what was gathered, in the order of the stream."""
-        pull = self.events
-        pull.extra, pull.only_one, pull.blocked = 0, False, False
-        self.takes_copies = not self._stopping
+    def _divide(self) -> None:
+        """The limits are those of the process: its shares have them together."""
+        wanted = max(1, sum(share.wanted for share in self.shares))
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
+        each = split(max(1, self._most // wanted), max(1, self._most_bytes // wanted))
+        for share in self.shares:
+            share.events.limit(*each[:2])
+            share.retries.limit(*each[2:])
+
+    def left(self) -> None:
+        """A share has gone: tell the others, and see whether it is to come back."""
+        link = self._connection.link
+        if link is not None and not self._stopping:
+            self._members.say(link, self._wants())
+        self._consider()
+
+    # ── what is in hand ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fence(self) -> str:
+        """See `ports.Fenced`."""
+        now = time.monotonic()
+        if now < self._sure_until:
+            return ""
+        for share in self.shares:
+            if share.exposed and now >= share.sure_until:
+                share.lose("this process was held up, or cut off, for too long to be sure that it still has it")
+        self.sure_again()
+        return "" if now < self._sure_until else "the broker has not said yet which keys are still ours"
+
+    def sure_again(self) -> None:
+        """Work out anew until when all that is in hand is ours for certain."""
+        self._sure_until = min(
+            (0.0 if share.in_doubt else share.sure_until for share in self.shares if share.exposed), default=FOR_EVER
+        )
+
+    def begins(self) -> None:
+        """This process begins to take from a share: what those before it left in notes is to be asked anew."""
         self.tenure += 1
-        gathered, self._gathered = sorted(self._gathered, key=lambda pair: pair[0].seq), []
-        for token, delivery in gathered:
-            super()._take_event(token, delivery, b"", None)
-        pull.refill()
+
+    def take_event(self, token: Token, delivery: Delivery) -> None:
+        self._take_event(token, delivery, b"", None)
+
+    def lost(self, share: Share) -> None:
+        """Another process may have the share: drop what is not begun. What runs may be acknowledged, and no more."""
+        self.sure_again()
+        deliveries = self._withdraw(share)
+        tokens = [token for token in self.held if token.pull in share.pulls]
+        for token in tokens:
+            token.stale = token.lost = True
+        self.let_go([token for token in tokens if not token.given])
+        if deliveries and self._recalls is not None:
+            task = asyncio.create_task(self._give_up(deliveries), name=f"tidings-lost-{share.events.durable}")
+            self._giving_up.add(task)
+            task.add_done_callback(self._giving_up.discard)
+
+    async def _give_up(self, deliveries: list[Delivery]) -> None:
+        assert self._recalls is not None
+        await self._recalls.give_up(deliveries, FOR_EVER)
+        self.let_go([token for one in deliveries if isinstance(token := one.token, Token) and token.is_open])
+
+    def _withdraw(self, share: Share) -> list[Delivery]:
+        """Mark what the core has of a share, and take the rest out of the queue."""
+        self._queue = type(self._queue)(pair for pair in self._queue if pair[0].pull not in share.pulls)
+        found = []
+        for token, delivery in self.held.items():
+            if token.pull in share.pulls and token.given:
+                delivery.withdrawn = True
+                found.append(delivery)
+        return found
+
+    async def emptied(self, share: Share, patience: float) -> bool:
+        """Give back what is not begun, and wait for what runs; whether nothing of the share is left."""
+        deliveries = self._withdraw(share)
+        working: Sequence[Delivery]
+        if self._recalls is None:
+            working = await self._settled(share, deliveries, patience)
+        else:
+            working = await self._recalls.give_up(deliveries, patience)
+        at_work = {id(one) for one in working}
+        for one in working:
+            one.withdrawn = False
+        rest = [
+            token
+            for token, delivery in self.held.items()
+            if token.pull in share.pulls and token.is_open and id(delivery) not in at_work
+        ]
         link = self._connection.link
-        stood_in, self._stands_in = self._stands_in, False
-        if link is not None and self.takes_copies and not stood_in:
-            self.retries.attach(link)
+        fresh = sorted((token for token in rest if not token.stale), key=lambda token: token.seq)
+        if link is not None and fresh:
+            link.send(say_all(fresh, b"-NAK"))
+        self.let_go(rest)
+        return not working
 
-    # ── while nobody is active ──────────────────────────────────────────────────────────────────────────────────────
+    async def _settled(self, share: Share, deliveries: list[Delivery], patience: float) -> list[Delivery]:
+        """Somebody who does not say what runs: all that is not settled may."""
+        end = time.monotonic() + patience
+        while working := [one for one in deliveries if isinstance(one.token, Token) and one.token.is_open]:
+            if time.monotonic() > end:
+                break
+            await asyncio.sleep(0.02)
+        return working
 
-    async def _look(self) -> None:
-        """The server pins with an event only: without one, copies would wait, redriven letters among them.
-
-        So a standby takes them where nobody asks for them and nobody is pinned, until somebody is.
-        """
-        link = self._connection.link
-        try:
-            if self._stands_in:
-                if await self._is_anybody_active() and self._stands_in and not self._pin:
-                    self._stands_in = False
-                    self.retries.detach()
-                return
-            retries = await find_consumer(self._api, self.retries.stream, self.retries.durable)
-            if retries is None or retries["num_waiting"]:
-                return
-            if not retries["num_pending"] and not retries["num_ack_pending"]:  # a process may have died with a copy
-                return
-            if await self._is_anybody_active() or not self._is_idle:
-                return
-            if link is not None and link is self._connection.link:
-                self._stands_in = True
-                self.tenure += 1
-                self.retries.attach(link)
-        except (BrokerUnavailable, ApiError) as error:
-            log.debug("%s: nobody says whether copies wait: %s", self.subscription.position, error)
-
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._pin or self._stopping or self.takes_copies)
-
-    async def _is_anybody_active(self) -> bool:
-        info = await self._info()
-        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
-
-    # ── the pin comes and goes ──────────────────────────────────────────────────────────────────────────────────────
-
-    def _pin_lost(self) -> None:
-        """Another process is active, or nobody is: stand by. What was handed over stays ours to settle."""
-        if self._pin and not self._stopping:
-            log.info(
-                "%s: stands by; the server names who is active when the next event comes", self.subscription.position
-            )
-        if self._takeover is not None and self._takeover is not asyncio.current_task():
-            self._takeover.cancel()
-        self._takeover = None
-        self._stand_by()
-        self._stands_in = False
-        self.retries.detach()
-        gathered, self._gathered = self._gathered, []
-        for token, _ in gathered:
-            self._refuse(token, b"-NAK")
-        self.events.start_over()
+    # ── the link comes and goes ─────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, link: Link) -> None:
-        """On a new link the pin may still be ours, but deliveries may have been lost with the old one."""
-        self._stands_in = False
-        self._restart(link)
+        self._members.attach(link)
+        for share in self.shares:
+            share.link_up(link)
+        self._members.say(link, self._wants(), new=True)
+        if self._began:
+            self._consider()
+        elif self._listening is None:
+            self._listening = asyncio.get_running_loop().call_later(HEAR_OTHERS, self._begin)
 
-    def _restart(self, link: Link | None = None) -> None:
-        """Forget what was asked for, and sort what is open anew."""
-        self.events.detach()
-        if self._pin:
-            self._begin()
-        link = link or self._connection.link
-        if link is not None:
-            self.events.attach(link)
+    def _begin(self) -> None:
+        self._began = True
+        try:
+            self._consider()
+        except BrokerUnavailable:
+            pass  # the next link brings a new round
+
+    def _on_down(self, link: Link) -> None:
+        super()._on_down(link)
+        for share in self.shares:
+            share.link_down()
+        self.sure_again()
 
     def _round(self) -> None:
         link = self._connection.link
         if link is None:
             return
-        if self._pin:
-            self.events.hold_pin(link)
-        if (self._is_idle or self._stands_in) and time.monotonic() - self._looked > LOOK and not self._is_looking:
-            self._looked = time.monotonic()
-            self._looking = asyncio.create_task(self._look(), name=f"tidings-look-{self.subscription.position}")
+        for share in self.shares:
+            share.hold(link)
+            if not self._stopping:
+                share.look()
+        if not self._stopping and self._began:
+            self._members.say(link, self._wants())
+            self._consider()
 
-    @property
-    def _is_looking(self) -> bool:
-        return self._looking is not None and not self._looking.done()
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def stop(self) -> None:
-        for task in (self._takeover, self._looking):
-            if task is not None:
-                task.cancel()
-        gathered, self._gathered = self._gathered, []
-        for token, _ in gathered:
-            self._refuse(token, b"-NAK")
+        if self._stopping:
+            return
+        if self._listening is not None:
+            self._listening.cancel()
+        for share in self.shares:
+            share.stop()
+        link = self._connection.link
+        if link is not None:
+            try:
+                self._members.say(link, 0, leaves=True)
+                self._members.detach()
+            except BrokerUnavailable:
+                pass  # they notice by themselves
         await super().stop()
 
+    def _detach(self) -> list[int]:
+        return [sid for share in self.shares for pull in share.pulls for sid in pull.detach(share.leftover)]
+
     async def _closing(self) -> None:
-        """Let the next process be active at once, and not only after the server's patience."""
-        if self._pin and self._connection.link is not None:
-            pull = self.events
+        link = self._connection.link
+        if link is not None:
             try:
-                await self._api.call(
-                    f"CONSUMER.UNPIN.{pull.stream}.{pull.durable}", {"group": GROUP}, timeout=2.0, patience=0.0
-                )
-            except (BrokerUnavailable, ApiError) as error:
-                log.debug("%s: the pin was not given back: %s", self.subscription.position, error)
-
-
-def _counter_of(token: Token) -> int:
-    parts = token.reply.split(b".")
-    return int(parts[6] if len(parts) == 9 else parts[8])
-
-
-def _subject_for(token: Token) -> bytes:
-    """The subject on which deliveries of this consumer are settled, with places for the two sequences."""
-    parts = token.reply.replace(b"%", b"%%").split(b".")
-    at = 4 if len(parts) == 9 else 6
-    parts[at : at + 3] = [b"1", b"%d", b"%d"]
-    return b".".join(parts)
+                await link.round_trip(2.0)  # acknowledgements must not be overtaken by the unpinning
+            except BrokerUnavailable:
+                pass
+        await asyncio.gather(*(share.unpin() for share in self.shares))
+        for task in list(self._giving_up):
+            task.cancel()

@@ -45,17 +45,21 @@ _encode = msgspec.json.Encoder().encode
 class Token:
     """What the broker needs to know of a delivery it handed over."""
 
-    __slots__ = ("given", "is_open", "pull", "reply", "seq", "size", "stale", "touched")
+    __slots__ = ("counter", "given", "is_open", "lost", "pull", "reply", "seq", "size", "stale", "touched")
 
-    def __init__(self, reply: bytes, pull: Pull, size: int, seq: int) -> None:
+    def __init__(self, reply: bytes, pull: Pull, size: int, seq: int, counter: int) -> None:
         self.reply = reply
         self.pull = pull
         self.size = size
         self.seq = seq
+        self.counter = counter
+        """The server's number of this delivery: one consumer's deliveries have no gaps."""
         self.touched = time.monotonic()
         """When the server last heard that it is in good hands."""
         self.stale = False
         """It may have been delivered to somebody else meanwhile: it may be acknowledged, not given back (trap 22)."""
+        self.lost = False
+        """Its share went to another process while it was here: when it comes again, it is another delivery."""
         self.is_open = True
         self.given = False
         """It was handed over to the core."""
@@ -96,7 +100,7 @@ class Slot:
         pull.held += 1
         pull.held_bytes += size
         seq = int(parts[at + 1])
-        token = Token(reply, pull, size, seq)
+        token = Token(reply, pull, size, seq, int(parts[at + 2]))
         if parts[at] != b"1" and pull.has(token, headers):
             return
         slots = pull.slots_seen
@@ -164,19 +168,30 @@ class Pull:
         self.note: Callable[[Token, bytes | None], None] = _nothing_with
         """Called for what arrives and goes no further."""
         self.on_pin_lost: Callable[[], None] = _nothing
+        self.on_leader_lost: Callable[[], None] = _nothing
+        """Whoever serves the consumer next may not know whom it was pinned to."""
         self.settled: Callable[[Sequence[Token]], None] = _nothing_of
         """Called with what is not ours any more; whoever made this pull gives the room back."""
         self.slots_seen: dict[bytes, int | None] = {}
         self._types = frozenset(one.encode() for one in types)
         self._next = f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}".encode()
-        self._most, self._most_bytes = most, most_bytes
-        self._chunk = max(1, most // slots)
-        self._portion = max(most_bytes // slots, min(most_bytes, LARGEST))
+        self._slots = [Slot(self) for _ in range(slots if most > 1 else 1)]
+        self.limit(most, most_bytes)
         self._too_small = False
         """The next message is larger than what was asked for: wait for room, or take it alone."""
-        self._slots = [Slot(self) for _ in range(slots if most > 1 else 1)]
         self._link: Link | None = None
         self._paused_until = 0.0
+
+    def limit(self, most: int, most_bytes: int) -> None:
+        """How much may be with us. What was asked for before stays asked for."""
+        self._most, self._most_bytes = most, most_bytes
+        self._chunk = max(1, most // len(self._slots))
+        self._portion = max(most_bytes // len(self._slots), min(most_bytes, LARGEST))
+
+    @property
+    def attached(self) -> bool:
+        """It asks on a link."""
+        return self._link is not None
 
     @property
     def asked(self) -> int:
@@ -267,9 +282,12 @@ class Pull:
             request["max_bytes"] = most_bytes
         self._send(link, slot.inbox + b".%d" % slot.serial, request)
 
-    def hold_pin(self, link: Link) -> None:
-        """Tell the server that we are there, though we may have no room: a request that nothing can fit into."""
-        self._send(link, link.own_subject(), {"batch": 1, "max_bytes": 1, "expires": int(1e9), **self.group})
+    def hold_pin(self, link: Link, reply: bytes) -> None:
+        """Tell the server that we are there, though we may have no room: a request that nothing can fit into.
+
+        The server answers at once: 423 where somebody else is pinned.
+        """
+        self._send(link, reply, {"batch": 1, "max_bytes": 1, "no_wait": True, **self.group})
 
     def _send(self, link: Link, reply: bytes, request: dict[str, object]) -> None:
         payload = _encode(request)
@@ -293,6 +311,7 @@ class Pull:
             # The server is on its way down, the consumer is gone: not at once again.
             self.check_consumer = self.check_consumer or code == 503 or "Deleted" in text
             self.pause(BEFORE_PULL_AGAIN)
+            self.on_leader_lost()
         elif text.startswith("Exceeded MaxWaiting"):
             self.pause(_WAIT)  # many processes ask; our first request is among them
         else:

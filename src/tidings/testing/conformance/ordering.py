@@ -1,4 +1,4 @@
-"""Order: one process at a time takes from an ordered position, and whoever comes after it goes on in order."""
+"""Order: one process at a time takes the events of a key, and whoever comes after it goes on in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ordering:
         left = list(consumers)
         for part in range(1, many):
             await bench.until_many(bench.ledger.effects, part * count // many, "a part")
-            active = self._active(left)
+            active = max(left, key=lambda consumer: consumer.at[-1] if consumer.at else 0.0)
             await active.close()
             left.remove(active)
         await publishing
@@ -40,12 +40,22 @@ class Ordering:
         assert len(found) == keys
         for key, ids in found.items():
             assert ids == sorted(ids, key=int), f"{key} is out of order: {ids}"
+        self._check_one_at_a_time(bench, consumers)
 
-    def _active(self, consumers: list[Consumer]) -> Consumer:
-        """The one that took from the position; only one may have."""
-        took = [consumer for consumer in consumers if consumer.taken]
-        assert len(took) == 1, f"{len(took)} processes took from an ordered position at the same time"
-        return took[0]
+    def _check_one_at_a_time(self, bench: Bench, consumers: list[Consumer]) -> None:
+        """From when a consumer took an event until it took effect there, no other took an event of that key."""
+        taken = [
+            (one.headers.get("x-key"), at, consumer.name)
+            for consumer in consumers
+            for one, at in zip(consumer.taken, consumer.at, strict=True)
+        ]
+        came = {
+            (consumer.name, id): at for consumer in consumers for id, at in zip(consumer.ids, consumer.at, strict=True)
+        }
+        for effect in bench.ledger.effects:
+            began = came[effect.worker, effect.id]
+            others = [name for key, at, name in taken if key == effect.key and began < at < effect.at]
+            assert set(others) <= {effect.worker}, f"{effect.key} was with {effect.worker} and others at the same time"
 
     async def test_P8_whoever_begins_to_take_says_so_before_its_first_delivery(self, bench: Bench) -> None:
         """What its predecessor left in notes is asked for anew whenever that number has changed."""

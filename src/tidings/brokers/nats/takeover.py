@@ -1,0 +1,182 @@
+"""What a new owner of a share does first: gather all that is open, and sort it. See `share.py` for why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tidings.brokers.nats.consumers import pinned_in
+from tidings.brokers.nats.pull import Pull, Token
+from tidings.delivery import Delivery
+from tidings.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from tidings.brokers.nats.connection import Connection
+
+log = logging.getLogger("tidings.nats")
+
+QUIET: Final = 0.5
+"""Seconds without a delivery after which the server is asked whether anything is still open elsewhere."""
+LONGEST: Final = 10.0
+"""Seconds after which a take-over ends, whatever is still missing."""
+PORTION: Final = 2000
+"""How many are given back in one write."""
+
+
+class Pinned(Protocol):
+    """What is taken over."""
+
+    name: str
+    pin: str
+    in_doubt: bool
+    events: Pull
+    connection: Connection
+
+    async def info(self) -> dict[str, Any]: ...
+    def sure(self, since: float) -> None: ...
+    def held_here(self) -> dict[Token, Delivery]: ...
+
+
+class TakeOver:
+    """Gathers what comes to a share that has just been pinned to us."""
+
+    def __init__(self, share: Pinned) -> None:
+        self._share = share
+        self.gathered: list[tuple[Token, Delivery]] = []
+        self._counter = 0
+        """The server's number of the last delivery."""
+        self._numbers: list[int] = []
+        """The numbers of all that came while it was gathered."""
+        self._subject = b""
+        """What deliveries are settled under, with places for the numbers."""
+        self._arrived = asyncio.Event()
+
+    def pinned_by(self, token: Token) -> None:
+        """The delivery that said that we are pinned."""
+        self._subject = _subject_for(token)
+
+    def take(self, token: Token, delivery: Delivery) -> None:
+        self.gathered.append((token, delivery))
+        self._arrived.set()
+
+    def follows(self, token: Token) -> bool:
+        """Whether a delivery is the next one by its number."""
+        return token.counter == self._counter + 1
+
+    def note(self, token: Token, *, counts: bool) -> None:
+        self._counter = token.counter
+        if counts:
+            self._numbers.append(token.counter)
+
+    def sorted(self) -> list[tuple[Token, Delivery]]:
+        """Take out what was gathered, in the order of the stream."""
+        gathered, self.gathered = self.gathered, []
+        return sorted(gathered, key=lambda pair: pair[0].seq)
+
+    def forget(self) -> None:
+        """It is not ours. What was gathered stays in `held`, and is let go with the rest."""
+        self.gathered.clear()
+
+    async def run(self) -> None:
+        """Return when all that was open is here, or after `LONGEST` seconds.
+
+        Raises:
+            BrokerUnavailable: the share is not ours after all, or nobody says whether it is.
+        """
+        try:
+            async with asyncio.timeout(LONGEST):
+                await self._gather()
+        except TimeoutError:
+            if self._share.in_doubt:
+                raise BrokerUnavailable("no answer in time") from None
+            log.warning("%s: what the process before left has not come in full yet", self._share.name)
+
+    async def _gather(self) -> None:
+        pull = self._share.events
+        since = time.monotonic()
+        if (link := self._share.connection.link) is not None:
+            pull.hold_pin(link, link.own_subject())
+            await link.round_trip(2.0)  # nothing that we do not ask for any more can come after this
+        info = await self._info()
+        self._share.sure(since)
+        self._counter = info["delivered"]["consumer_seq"]
+        missing = info["num_ack_pending"] - len(self._mine(info["delivered"]["stream_seq"]))
+        if missing <= 0:
+            return
+        log.info("%s: %d open events are taken over", self._share.name, missing)
+        before = len(self.gathered)
+        self._numbers.clear()
+        await self._give_back_for_others(info)
+        pull.extra, pull.only_one, pull.blocked = missing, False, False
+        while not await self._complete(info, before, missing):
+            pass
+        first = info["delivered"]["consumer_seq"] + 1
+        if self._numbers != list(range(first, first + len(self._numbers))):
+            raise BrokerUnavailable("deliveries went where nobody is any more")
+
+    async def _complete(self, info: dict[str, Any], before: int, missing: int) -> bool:
+        """Wait for a delivery; whether all that was open has come."""
+        self._arrived.clear()
+        self._share.events.refill()
+        until = info["delivered"]["stream_seq"]
+        come = self.gathered[before:]
+        if sum(token.seq <= until for token, _ in come) >= missing:
+            return True
+        if any(token.seq > until and delivery.delivered == 1 for token, delivery in come):
+            return True  # what comes again comes before what is new
+        try:
+            async with asyncio.timeout(QUIET):
+                await self._arrived.wait()
+        except TimeoutError:
+            now = await self._info()
+            # The predecessor may live, and have settled the rest.
+            return bool(now["num_ack_pending"] <= len(self._mine(now["delivered"]["stream_seq"])))
+        return False
+
+    async def _info(self) -> dict[str, Any]:
+        info = await self._share.info()
+        if pinned_in(info) != self._share.pin:
+            raise BrokerUnavailable("the server has given it to another process, or to nobody")
+        return info
+
+    def _mine(self, until: int) -> set[int]:
+        pull = self._share.events
+        held = self._share.held_here()
+        return {token.seq for token in held if token.pull is pull and token.seq <= until and not token.lost}
+
+    async def _give_back_for_others(self, info: dict[str, Any]) -> None:
+        """Say of all that is open and not ours that it may be delivered again; the server goes by the sequence."""
+        link = self._share.connection.link
+        if link is None:
+            raise BrokerUnavailable("the connection was just lost")
+        first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
+        mine = self._mine(last)
+        subject, counter = self._subject, info["delivered"]["consumer_seq"]
+        frames: list[bytes] = []
+        for seq in range(first, last + 1):
+            if seq in mine:
+                continue
+            frames.append(b"PUB " + subject % (seq, counter) + b" 4\r\n-NAK\r\n")
+            if len(frames) >= PORTION:
+                link.send(b"".join(frames))
+                await link.drained()
+                frames.clear()
+        answered = asyncio.Event()
+        reply = link.expect(lambda tag, headers, data: answered.set())
+        # One goroutine of the server works these off in order: the answer to the last word comes when all are done.
+        link.send(b"".join(frames) + b"PUB " + subject % (last, counter) + b" %b 4\r\n+WPI\r\n" % reply)
+        try:
+            async with asyncio.timeout(LONGEST / 2):
+                await answered.wait()
+        finally:
+            link.forget(reply)
+
+
+def _subject_for(token: Token) -> bytes:
+    """The subject on which deliveries of this consumer are settled, with places for the two sequences."""
+    parts = token.reply.replace(b"%", b"%%").split(b".")
+    at = 4 if len(parts) == 9 else 6
+    parts[at : at + 3] = [b"1", b"%d", b"%d"]
+    return b".".join(parts)
