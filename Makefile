@@ -63,7 +63,7 @@ test-long: venv ## All tests, the long ones too
 demo: venv ## Three services, a real broker and a bad day; ends with lost=0 applied_twice=0
 	$(BIN)/python -m examples.shop
 
-.PHONY: promises drill mutants bench conformance proof
+.PHONY: promises drill mutants bench conformance proof order
 promises: venv ## Promise x broker x store: passed, allowed gap or MISSING
 	$(BIN)/python -m tools.promises
 drill: venv ## What a new user does wrong and what a bad day does
@@ -74,6 +74,8 @@ proof: venv ## Kill workers, databases and brokers at every point; ROUNDS= STORE
 	$(BIN)/python -m tools.servers
 	$(BIN)/python -m tools.proof --rounds "$(or $(ROUNDS),0)" --stores "$(STORES)" --points "$(POINTS)" --seed "$(SEED)" \
 	  $(if $(ROUNDS)$(STORES)$(POINTS)$(SEED),,--write)
+order: venv ## 16 keys, 4 processes, 100,000 events, one killed every two seconds: in order, lost=0 applied_twice=0
+	$(PYTEST) -s -m long tests/acceptance/test_order.py
 bench: venv ## Measure, beside the same by hand and a peer; exits 1 where a target is missed (half an hour)
 	$(BIN)/python -m bench
 conformance: venv ## The conformance suite, on every broker, in full

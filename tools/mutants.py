@@ -23,10 +23,11 @@ from tools.mutants_letters import LETTERS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
+from tools.mutants_shares import SHARES
 
 AT_ONCE = 2
 
-KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION)
+KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES)
 """Every bug, whatever it is seeded into."""
 
 

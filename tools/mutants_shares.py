@@ -1,0 +1,106 @@
+"""Bugs to seed into the sharing of an ordered position: who has what, the fence, and letting go."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tools.mutants_kit import Mutant
+
+SHARE, ORDERED = "brokers/nats/share.py", "brokers/nats/ordered.py"
+
+_bug = partial(
+    Mutant,
+    tests=("tests/unit/nats", "tests/unit/test_worker_shared.py", "tests/integration/nats/test_ordered.py"),
+)
+
+SHARES: tuple[Mutant, ...] = (
+    _bug(
+        "shares: two processes compute different owners",
+        "brokers/nats/assignment.py",
+        "sorted(set(members))",
+        "list(members)",
+    ),
+    _bug(
+        "shares: one member gets nearly everything",
+        "brokers/nats/assignment.py",
+        "        if counts[name] == fewest:\n            if not with_one_more:\n                continue\n",
+        "        if counts[name] == fewest:\n",
+    ),
+    _bug(
+        "shares: a copy goes to the share of another key",
+        "brokers/nats/names.py",
+        "{0 if key is None else slot_of(key)}",
+        "{0 if key is None else (slot_of(key) + 8) % 64}",
+    ),
+    _bug(
+        "shares: events without a partition reach nobody",
+        "brokers/nats/names.py",
+        "if share == 0 else set()",
+        "if share == 8 else set()",
+    ),
+    _bug(
+        "shares: a process that was stopped goes on with what it had",
+        ORDERED,
+        "share.exposed and now >= share.sure_until",
+        "False",
+    ),
+    _bug(
+        "shares: any answer counts as a pin",
+        SHARE,
+        "in_time = time.monotonic() < self.sure_until and not self.in_doubt",
+        "in_time = True",
+    ),
+    _bug(
+        "shares: a share counts as ours from the answer on",
+        SHARE,
+        "self.sure(self._asked_at)",
+        "self.sure(time.monotonic())",
+    ),
+    _bug("shares: the dead are counted for ever", "brokers/nats/members.py", "> DEAD_AFTER:", "> 1e9:"),
+    _bug(
+        "shares: a goodbye is not heard", "brokers/nats/members.py", "if word.leaves:", "if word.new and word.leaves:"
+    ),
+    _bug(
+        "shares: the owner keeps what a newcomer is to have",
+        ORDERED,
+        "share.leave()\n            elif",
+        "pass\n            elif",
+    ),
+    _bug(
+        "shares: each share has the limits of a process",
+        ORDERED,
+        "split(max(1, self._most // wanted)",
+        "split(max(1, self._most)",
+    ),
+    _bug(
+        "shares: what another process has is begun",
+        "worker.py",
+        "[delivery for delivery in batch if not delivery.withdrawn]",
+        "list(batch)",
+    ),
+    _bug("shares: what runs is not waited for", "lane.py", "if not self._at_work(gone):", "if True:"),
+    _bug(
+        "shares: what failed while it was given up is tried again",
+        "lane.py",
+        "            self.holds.forget(gone.__contains__)",
+        "            self.holds.forget(lambda one: False)",
+    ),
+    _bug(
+        "shares: nothing is begun before it is known whose it is, but this",
+        "worker.py",
+        "if doubt := self._pipeline.fence():",
+        "if (doubt := self._pipeline.fence()) == '-':",
+    ),
+    _bug(
+        "shares: a batch that runs goes on with what was lost",
+        "pipeline.py",
+        "self.stopping or self.fence() or not",
+        "self.stopping or not",
+    ),
+    _bug(
+        "shares: a batch that runs goes on with what is to go",
+        "grouping.py",
+        "if any(work.delivery.withdrawn for work in works):",
+        "if False:",
+    ),
+)
