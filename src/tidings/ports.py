@@ -23,15 +23,12 @@ Sink = Callable[[Delivery], None]
 
 @runtime_checkable
 class Recalls(Protocol):
-    """A `Sink` that gives back what it was handed, where a part of an ordered position goes to another process."""
+    """A `Sink` that can give up what it was handed, where a part of an ordered position goes to another process."""
 
     def __call__(self, delivery: Delivery, /) -> None: ...
 
     async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
-        """Forget those that are not begun, all of which are `withdrawn`; wait for the others, `patience` seconds.
-
-        Settles nothing. Returns those that are still at work.
-        """
+        """Forget what is not begun; wait `patience` seconds for the rest, and return what is still at work."""
 
 
 Publish = Callable[[Sequence[Message]], Awaitable[Sequence[Exception | None]]]
@@ -180,11 +177,7 @@ class Fenced(Protocol):
     """A `Feed` of an ordered position that can lose a part of it to another process while this one is held up."""
 
     def fence(self) -> str:
-        """Asked before a batch is begun. Marks as `withdrawn` what is not ours any more.
-
-        Returns why it is not known whether the rest is; nothing may be begun until that has passed. Empty is the
-        ordinary case, and costs nearly nothing.
-        """
+        """Mark as `withdrawn` what is not ours any more, or return why that is unknown: then nothing may be begun."""
 
 
 class Broker(Protocol):
