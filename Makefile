@@ -57,7 +57,7 @@ test: venv ## All tests but the long ones
 .PHONY: test-long
 test-long: venv ## All tests, the long ones too
 	$(BIN)/python -m tools.servers
-	$(PYTEST)
+	$(PYTEST) -o faulthandler_timeout=1500
 
 .PHONY: demo
 demo: venv ## Three services, a real broker and a bad day; ends with lost=0 applied_twice=0
@@ -75,7 +75,7 @@ proof: venv ## Kill workers, databases and brokers at every point; ROUNDS= STORE
 	$(BIN)/python -m tools.proof --rounds "$(or $(ROUNDS),0)" --stores "$(STORES)" --points "$(POINTS)" --seed "$(SEED)" \
 	  $(if $(ROUNDS)$(STORES)$(POINTS)$(SEED),,--write)
 order: venv ## 16 keys, 4 processes, 100,000 events, one killed every two seconds: in order, lost=0 applied_twice=0
-	$(PYTEST) -s -m long tests/acceptance/test_order.py
+	$(PYTEST) -s -m long -o faulthandler_timeout=1500 tests/acceptance/test_order.py
 bench: venv ## Measure, beside the same by hand and a peer; exits 1 where a target is missed (half an hour)
 	$(BIN)/python -m bench
 conformance: venv ## The conformance suite, on every broker, in full
