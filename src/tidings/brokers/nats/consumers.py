@@ -32,8 +32,9 @@ TYPES_KEY: Final = "tidings-types"
 
 MAX_ACK_PENDING: Final = 65_536
 """Deliveries that all processes together may have open: each of them bounds its own (trap 28)."""
-ORDERED_ACK_PENDING: Final = 8_192
-"""The same for a share of an ordered position: a successor has to sort what its predecessor left."""
+ORDERED_ACK_PENDING: Final = 1_024
+"""The same for a share of an ordered position. A successor has to gather all of it before it begins: were it more, then
+processes that are killed again and again would leave ever more to gather, and come to nothing else."""
 MAX_WAITING: Final = 4_096
 """Pull requests that all processes together may have waiting; each has up to four."""
 GROUP: Final = "one"
