@@ -30,7 +30,7 @@ from tidings.delivery import Envelope
 
 STREAM = "bench"
 TYPE = "bench.placed"
-FILTERS = [TYPE, f"{TYPE}.*"]
+FILTERS = [TYPE, f"{TYPE}.*.*"]
 IN_FLIGHT = 1024
 CONFIRM_EVERY = 256
 ACK_WAIT = 15.0

@@ -47,7 +47,7 @@ async def test_what_is_created_keeps_the_promises(server: NatsServer, connect: C
     dead = (await api.call("STREAM.INFO.tidings-dead"))["config"]
     assert (dead["max_age"], dead["deny_purge"], dead["deny_delete"], dead["discard"]) == (0, True, True, "new")
     consumer = (await api.call("CONSUMER.INFO.order.stock_reserve"))["config"]
-    assert consumer["filter_subjects"] == ["order.paid", "order.paid.*", "order.placed", "order.placed.*"]
+    assert consumer["filter_subjects"] == ["order.paid", "order.paid.*.*", "order.placed", "order.placed.*.*"]
     # Traps 9, 26, 31 and 32: explicit acks said aloud, unlimited deliveries, no backoff, no threshold.
     assert (consumer["ack_policy"], consumer["max_deliver"], consumer["ack_wait"]) == ("explicit", -1, 20 * SECOND)
     assert consumer["deliver_policy"] == "new"
@@ -93,7 +93,7 @@ async def test_trap_34_a_difference_is_told_with_the_command_that_settles_it(
     assert "nats stream edit order --max-age=86400s" in age
     assert "nats consumer edit order stock_reserve --wait=5s" in told["ack_wait of position stock.reserve"]
     filters = told["filter_subjects of position stock.reserve"]
-    assert "--filter=order.paid --filter=order.paid.*" in filters
+    assert "--filter=order.paid --filter=order.paid.*.*" in filters
     config = (await api_of(rig).call("CONSUMER.INFO.order.stock_reserve"))["config"]
     assert config["ack_wait"] == 15 * SECOND, "it is reported, never applied"
     assert await rig.broker.open(plan(position())) == [], "what is as declared is no difference"

@@ -34,22 +34,22 @@ def test_a_copy_that_has_to_wait_is_a_schedule_on_a_subject_of_its_own() -> None
     frame = frame_of(message(route=Route.RETRY, position="stock.reserve", due=due), MIB, 2 * MIB)
     assert frame.subject.startswith(b"tidings-retry.wait.stock_reserve.")
     assert re.search(rb"Nats-Schedule: @at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\r\n", frame.head)
-    assert b"Nats-Schedule-Target: tidings-retry.due.stock_reserve.0\r\n" in frame.head
+    assert b"Nats-Schedule-Target: tidings-retry.due.stock_reserve._0.0\r\n" in frame.head
     assert b"tidings-due: " in frame.head
 
 
 @pytest.mark.parametrize("due", [None, 1.0])
 def test_a_copy_that_is_due_goes_straight_to_its_position(due: float | None) -> None:
     frame = frame_of(message(route=Route.RETRY, position="stock.reserve", due=due, type=""), MIB, 2 * MIB)
-    assert frame.subject == b"tidings-retry.due.stock_reserve.0"
+    assert frame.subject == b"tidings-retry.due.stock_reserve._0.0"
     assert b"Nats-Schedule" not in frame.head
 
 
 def test_a_copy_of_a_keyed_event_reaches_whoever_has_the_key() -> None:
     copy = message(route=Route.RETRY, position="stock.reserve", key="A-1001")
-    assert frame_of(copy, MIB, 2 * MIB).subject == b"tidings-retry.due.stock_reserve.17"
+    assert frame_of(copy, MIB, 2 * MIB).subject == b"tidings-retry.due.stock_reserve._2.1"
     wait = frame_of(message(route=Route.RETRY, position="stock.reserve", key="A-1001", due=9e9), MIB, 2 * MIB)
-    assert b"Nats-Schedule-Target: tidings-retry.due.stock_reserve.17\r\n" in wait.head
+    assert b"Nats-Schedule-Target: tidings-retry.due.stock_reserve._2.1\r\n" in wait.head
 
 
 def test_a_dead_letter_may_be_of_a_message_without_type() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,9 @@ from tidings.partition import slot_of
 
 
 def test_an_events_subject_says_type_and_partition() -> None:
-    assert names.event_subject("order", "order.placed", "k1") == f"order.placed.{slot_of('k1')}"
+    assert (
+        names.event_subject("order", "order.placed", "k1") == f"order.placed._{slot_of('k1') // 8}.{slot_of('k1') % 8}"
+    )
     assert names.event_subject("order", "order.placed", None) == "order.placed"
 
 
@@ -55,35 +59,48 @@ def test_each_waiting_copy_has_a_plain_subject_of_its_own(one: str, other: str) 
 
 
 def test_the_filters_of_a_position_never_overlap() -> None:
-    assert names.filters_of(["order.placed"]) == ["order.placed", "order.placed.*"]
-    assert names.filters_of(["order.placed", "order.placed.eu", "order.placed"]) == [
+    assert names.filters_of(["order.placed"]) == ["order.placed", "order.placed.*.*"]
+    assert names.filters_of(["order.placed", "order.placed.in.eu", "order.placed"]) == [
         "order.placed",
-        "order.placed.*",
-        "order.placed.eu.*",
+        "order.placed.*.*",
+        "order.placed.in.eu.*.*",
     ]
 
 
 def test_P8_the_shares_of_a_position_take_each_subject_once_and_none_is_left_out() -> None:
-    types = ["order.placed", "order.placed.eu", "order.paid"]
+    types = ["order.placed", "order.placed.0.eu", "order.paid"]
     taken = [subject for share in range(names.SHARES) for subject in names.filters_of_share(types, share)]
     assert len(taken) == len(set(taken))
-    assert set(taken) == {*types, *(f"{type}.{slot}" for type in types for slot in range(64))}
+    assert set(taken) == {*types, *(f"{type}._{share}.*" for type in types for share in range(8))}
     copies = [subject for share in range(names.SHARES) for subject in names.due_subjects("stock.reserve", share)]
-    assert sorted(copies) == sorted(f"tidings-retry.due.stock_reserve.{slot}" for slot in range(64))
+    assert copies == [f"tidings-retry.due.stock_reserve._{share}.*" for share in range(8)]
 
 
 @pytest.mark.parametrize("key", ["k", "A-1001", None])
 def test_P8_an_event_and_its_copies_fall_into_the_same_share(key: str | None) -> None:
     event, copy = names.event_subject("order", "order.placed", key), names.due_subject("stock.reserve", key)
-    takes_event = [n for n in range(names.SHARES) if event in names.filters_of_share(["order.placed"], n)]
-    takes_copy = [n for n in range(names.SHARES) if copy in names.due_subjects("stock.reserve", n)]
+    takes_event = [n for n in range(names.SHARES) if _matches(event, names.filters_of_share(["order.placed"], n))]
+    takes_copy = [n for n in range(names.SHARES) if _matches(copy, names.due_subjects("stock.reserve", n))]
     assert takes_event == takes_copy
     assert len(takes_event) == 1
 
 
+def _matches(subject: str, filters: list[str]) -> bool:
+    """Whether the server lets a subject pass: a star stands for one word."""
+    patterns = [one.replace(".", r"\.").replace("*", r"[^.]+") for one in filters]
+    return any(re.fullmatch(pattern, subject) for pattern in patterns)
+
+
 @pytest.mark.parametrize(
-    ("subject", "slot"),
-    [(b"order.placed.7", 7), (b"order.placed.63", 63), (b"order.placed.64", None), (b"order.placed", None)],
+    ("subject", "type", "slot"),
+    [
+        (b"order.placed._0.7", b"order.placed", 7),
+        (b"order.placed._7.7", b"order.placed", 63),
+        (b"order.placed._8.0", b"order.placed._8.0", None),
+        (b"order.placed._1.8", b"order.placed._1.8", None),
+        (b"order.placed", b"order.placed", None),
+        (b"order.placed.1.7", b"order.placed.1.7", None),
+    ],
 )
-def test_the_partition_is_read_off_the_subject(subject: bytes, slot: int | None) -> None:
-    assert names.slot_in(subject) == slot
+def test_the_type_and_the_partition_are_read_off_the_subject(subject: bytes, type: bytes, slot: int | None) -> None:
+    assert names.type_and_slot(subject) == (type, slot)

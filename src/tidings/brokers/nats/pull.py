@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tidings.brokers.nats.headers import RawHeaders, own, status_of
-from tidings.brokers.nats.names import slot_in
+from tidings.brokers.nats.names import type_and_slot
 from tidings.delivery import NO_HEADERS, Delivery, Route
 
 if TYPE_CHECKING:
@@ -343,14 +343,14 @@ class Pull:
     def remember_slot(self, subject: bytes) -> int | None:
         """The partition in a subject, worked out once; `UNWANTED` for a type that nobody asked for.
 
-        The filter ``order.placed.*`` also lets ``order.placed.again`` pass, another type's event without key.
+        The filter ``order.placed.*.*`` also lets ``order.placed.once.more`` pass, another type's event without key.
         """
         if len(self.slots_seen) > 10_000:
             self.slots_seen.clear()
         slot = None
         if self.route is Route.EVENT:
-            slot = slot_in(subject)
-            if self._types and (subject if slot is None else subject.rpartition(b".")[0]) not in self._types:
+            type, slot = type_and_slot(subject)
+            if self._types and type not in self._types:
                 slot = UNWANTED
         self.slots_seen[subject] = slot
         return slot

@@ -18,7 +18,7 @@ import msgspec
 from tidings.brokers.nats.api import NO_MESSAGE, NO_STREAM, Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.headers import RawHeaders, own, status_of
-from tidings.brokers.nats.names import note_subjects, slot_in, stream_of
+from tidings.brokers.nats.names import note_subjects, stream_of, type_and_slot
 from tidings.delivery import Delivery, Header, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError
 
@@ -156,7 +156,7 @@ def _delivery(name: str, route: Route, raw: bytes, data: bytes) -> Found:
         origin=(name, seq),
         token=None,
         headers=headers,
-        slot=slot_in(subject) if route is Route.EVENT else None,
+        slot=type_and_slot(subject)[1] if route is Route.EVENT else None,
         route=route,
         stored=_moment(own(raw, b"Nats-Time-Stamp")),
     )
