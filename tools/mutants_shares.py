@@ -29,8 +29,8 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: a copy goes to the share of another key",
         "brokers/nats/names.py",
-        "{0 if key is None else slot_of(key)}",
-        "{0 if key is None else (slot_of(key) + 8) % 64}",
+        "{_NO_KEY if key is None else _place_of(key)}",
+        "{_NO_KEY if key is None else _place_of(key + 'x')}",
     ),
     _bug(
         "shares: events without a partition reach nobody",

@@ -372,9 +372,8 @@ class Store(Once, Protocol):
     async def forget(self, position: str, kind: KeyKind, before: float, *, after: str = "", most: int) -> Forgotten:
         """Remove the keys of this kind that a handler applied before `before` (Unix seconds): one step of many.
 
-        A step looks at `most` keys behind `after`, in an order of the store's own, and writes, if at all, in one short
-        transaction. Who calls pauses between steps. A store that lets keys go by themselves, as `Key.lives` says,
-        answers ``Forgotten()``.
+        A step looks at `most` keys behind `after`, in an order of its own, and writes in one short transaction at most.
+        Who calls pauses between steps. Where keys go by themselves, as `Key.lives` says, the answer is ``Forgotten()``.
 
         Raises:
             StoreUnavailable, Contention: nothing was removed in this step.
