@@ -58,8 +58,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a failure in order goes onto the retry route, and is overtaken",
         SETTLING,
-        "            elif holds is not None and delivery.key is not None:\n",
-        "            elif holds is not None and delivery.key == '':\n",
+        "        elif holds is not None and delivery.key is not None:\n",
+        "        elif holds is not None and delivery.key == '':\n",
     ),
     Mutant(
         "the failures of a held event are not counted",
@@ -70,27 +70,27 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "what is no failure is counted while its key is held",
         SETTLING,
-        "                if decision.counted:\n",
-        "                if True:\n",
+        "            if decision.counted:\n",
+        "            if True:\n",
     ),
     Mutant(
         "review: observers see the attempt after the one that failed",
         SETTLING,
-        """                if decision.counted:
-                    failed.append(delivery)
+        """            if decision.counted:
+                failed.append(delivery)
 """,
-        """                delivery.failures += decision.counted
+        """            delivery.failures += decision.counted
 """,
     ),
     Mutant(
         "review: what follows a letter that could not be stored overtakes it",
         SETTLING,
-        """                if holds is not None and delivery.key is not None:
-                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
-                else""",
-        """                if holds is not None and delivery.key == '':
-                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
-                else""",
+        """        if holds is not None and delivery.key is not None:
+            _hold(holds, delivery.key, delivery, COPY_PAUSE)
+        else""",
+        """        if holds is not None and delivery.key == '':
+            _hold(holds, delivery.key, delivery, COPY_PAUSE)
+        else""",
     ),
     Mutant(
         "a copy that is too large is tried for ever",
@@ -227,8 +227,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "review: half a character in an error keeps its event from being copied",
         COPIES,
-        'quote(value, safe=_SAFE, errors="backslashreplace")',
-        "quote(value, safe=_SAFE)",
+        'value.encode(errors="backslashreplace")',
+        "value.encode()",
     ),
     Mutant(
         "review: a key loses the spaces at its ends on the retry route",
@@ -349,5 +349,45 @@ ENDS: tuple[Mutant, ...] = (
         "running.py",
         "                stack.push_async_callback(store.close)\n",
         "                pass\n",
+    ),
+    Mutant(
+        "events whose copies we fail to make stay open for ever",
+        SETTLING,
+        "        except Exception as error:\n            places",
+        "        except ZeroDivisionError as error:\n            places",
+    ),
+    Mutant(
+        "in order, what follows a letter is handled before that is stored",
+        "pipeline.py",
+        "(holds is None or all(isinstance(one, (Done, Duplicate)) for _, one in ended))",
+        "True",
+        ("tests/unit/test_pipeline_waves.py",),
+    ),
+    Mutant(
+        "copies of one lane hold up all that is done",
+        SETTLING,
+        "                if verdicts:  # what is done",
+        "                if False:  # what is done",
+    ),
+    Mutant(
+        "a copy that nobody waits for any more is stored later",
+        "together.py",
+        "            if mine in self._gathered:",
+        "            if False and mine in self._gathered:",
+        ("tests/unit/test_together.py",),
+    ),
+    Mutant(
+        "each lane is told what became of the copies of another",
+        "together.py",
+        "        for one in taken:\n",
+        "        for one in reversed(taken):\n",
+        ("tests/unit/test_together.py",),
+    ),
+    Mutant(
+        "a traceback tells of another error at the same place",
+        "traces.py",
+        "*traceback.format_tb(error.__traceback__)]",
+        "*traceback.format_exception(error)]",
+        ("tests/unit/test_traces.py",),
     ),
 )

@@ -40,8 +40,8 @@ HELD: tuple[Mutant, ...] = (
     Mutant(
         "a letter is stored before its place is noted",
         "settling.py",
-        "            return set(concerned)\n",
-        "            return set()\n",
+        "            return concerned, f",
+        "            return [], f",
         HERE,
     ),
     Mutant(

@@ -46,9 +46,9 @@ ISOLATION: tuple[Mutant, ...] = (
     ),
     bug(
         "what failed is not told to the kill switch",
-        "settling.py",
-        "        self.judge(ended)\n",
-        "        self.judge([])\n",
+        "pipeline.py",
+        "        self.settler.judge(ended)\n",
+        "        self.settler.judge([])\n",
     ),
     bug(
         "the other lanes are not told that the handler goes on",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
 from tidings.delivery import NO_HEADERS, DeadLettered, Delivery, Header, Message, Retried, Route
+from tidings.traces import trace_of
 
 MAX_TRACEBACK = 6000
 """Bytes of a traceback that a dead letter keeps: its end, where the cause stands."""
@@ -28,7 +28,7 @@ MAX_FOREIGN = 40 * 1024
 _HANDLED = frozenset({"failed", "rejected", "copy-too-large"})
 """The codes of those that a handler has seen once more than their copy says."""
 
-_SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_UNSAFE = re.compile(rb"[^ -$&-~]")
 _OUTER_SPACES = re.compile(r"\A +| +\Z")
 _HALF = re.compile(r"%.?\Z")
 _OURS = "tidings-"
@@ -39,8 +39,12 @@ _ATTRIBUTES = ("ce-", "content-type")
 
 def header_text(value: str) -> str:
     """Text as a header can hold it: printable ASCII, the rest percent-encoded, and spaces where a transport trims."""
-    text = quote(value, safe=_SAFE, errors="backslashreplace")
+    text = _UNSAFE.sub(_percent, value.encode(errors="backslashreplace")).decode("ascii")
     return _OUTER_SPACES.sub(lambda found: "%20" * len(found[0]), text)
+
+
+def _percent(found: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % ord(found[0])
 
 
 def _beginning(text: str, most: int) -> str:
@@ -182,8 +186,7 @@ def dead_letter(
     if redriven := _kept(delivery, Header.LETTER):
         headers[Header.REDRIVEN_FROM] = redriven
     if dead.error is not None:
-        text = "".join(traceback.format_exception(dead.error)).strip()
-        headers[Header.TRACEBACK] = _end(header_text(text), MAX_TRACEBACK)
+        headers[Header.TRACEBACK] = _end(header_text(trace_of(dead.error)), MAX_TRACEBACK)
     pieces = [delivery.body[at : at + room] for at in range(0, len(delivery.body), room)] or [b""]
     return [
         Message(

@@ -83,7 +83,7 @@ class Pipeline:
         """Take a batch to its end; return what could not be begun, and why: the world is down, or we are stopping.
 
         With `holds` the order of keys is kept: what waits for its next attempt, or behind such an event, stays there,
-        unsettled. While `more` waits, acknowledgements may be on their way (`Settler.settled`). Raises nothing but
+        unsettled. While `more` waits, the broker may not have been told yet (`Settler.settled`). Raises nothing but
         cancellation or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
@@ -264,9 +264,10 @@ class Pipeline:
         """Take out what was decided, and let it be told; a cancelled lane still tells the broker about its work."""
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
         works[:] = [work for work in works if work.decision is None]
+        self.settler.judge(ended)
         settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
         held = self._holding is not None and self._holding.keys  # then the next events have to know what was noted
-        if more and not held and all(isinstance(decision, (Done, Duplicate)) for _, decision in ended):
+        if more and not held and (holds is None or all(isinstance(one, (Done, Duplicate)) for _, one in ended)):
             return await self.settler.let_go(settling)
         try:
             await asyncio.shield(settling)

@@ -34,6 +34,7 @@ from tidings.holding import Holding
 from tidings.order import Holds
 from tidings.policy import describe
 from tidings.ports import Broker, Observer, Settled
+from tidings.together import Answers, Together
 
 log = logging.getLogger("tidings.settling")
 
@@ -43,10 +44,14 @@ COPY_TIMEOUT: Final = 10.0
 COPY_PAUSE: Final = 5.0
 """How long a delivery stays away whose copy could not be stored, in seconds."""
 
+MOST_WAVES: Final = 16
+"""How many batches the broker may be behind: what it stores for several of them together takes as long as for one."""
+
 _CHOSEN: Final = frozenset({"rejected", "conflict", "behind"})
 """What the handler, or its rules, said of an event on purpose: nothing failed."""
 
 Ended = list[tuple[Delivery, Decision]]
+Verdicts = list[tuple[int, Verdict]]  # with the place of the delivery among those that ended
 
 
 class Settler:
@@ -68,16 +73,16 @@ class Settler:
         self._observers = observers
         self.counts = Counts(broker, position)
         self._waves: set[asyncio.Future[None]] = set()
+        self._together = Together(self._publish)
         self.judge: Callable[[Ended], None] = lambda ended: None
-        """Shown what was decided of each batch."""
+        """Shown what was decided of each batch, before the next one is begun."""
 
     async def let_go(self, wave: asyncio.Future[None]) -> None:
-        """What is done needs only its acknowledgement: the next events need not wait for it, but for the one before."""
-        before = set(self._waves)
+        """The next events need not wait until the broker is told of these, unless it is behind by several batches."""
         self._waves.add(wave)
         wave.add_done_callback(self._waves.discard)
-        if before:
-            await asyncio.wait(before, timeout=2 * COPY_TIMEOUT)
+        if len(self._waves) > MOST_WAVES:
+            await asyncio.wait(self._waves, timeout=2 * COPY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
 
     async def settled(self) -> None:
         """Wait until the waves that were let go have ended."""
@@ -87,37 +92,31 @@ class Settler:
     async def settle(self, ended: Ended, holds: Holds | None, began: float) -> None:
         """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""
         outcomes: list[Outcome] = [decision for _, decision in ended]
-        verdicts: list[tuple[int, Verdict]] = []
-        copies: list[int] = []
-        failed: list[Delivery] = []
-        for place, (delivery, decision) in enumerate(ended):
-            if isinstance(decision, (Done, Duplicate)):
-                verdicts.append((place, ACK))
-            elif isinstance(decision, DeadLettered):
-                copies.append(place)
-            elif holds is not None and delivery.key is not None:
-                _hold(holds, delivery.key, delivery, decision.after)
-                if decision.counted:
-                    failed.append(delivery)
-            elif decision.counted:
-                copies.append(place)
-            else:
-                verdicts.append((place, Release(decision.after)))
-        self.judge(ended)
-        if self.holding is not None:
-            kept = await self._note_places(self.holding, ended, outcomes, holds)
-            verdicts = [one for one in verdicts if one[0] not in kept]
-            verdicts += [(place, Release(COPY_PAUSE)) for place in kept if holds is None]
-            copies = [place for place in copies if place not in kept]
-        if copies:
-            verdicts += await self._store(ended, copies, outcomes, holds)
+        verdicts, copies, failed = _sorted(ended, holds)
+        try:
+            if self.holding is not None:
+                kept, why = await self._note_places(self.holding, ended)
+                verdicts = [one for one in verdicts if one[0] not in kept]
+                verdicts += _keep_away(kept, ended, outcomes, holds, why)
+                copies = [place for place in copies if place not in kept]
+            if copies:
+                if verdicts:  # what is done need not wait for the copies of what is not
+                    told, verdicts = verdicts, []
+                    await self._tell(ended, told, outcomes)
+                verdicts += await self._store(ended, copies, outcomes, holds)
+        except Exception as error:
+            places = [*copies, *(place for place, _ in verdicts)]
+            log.exception("%s: %d events could not be brought to an end; they come again", self._position, len(places))
+            verdicts = _keep_away(
+                places, ended, outcomes, holds, f"it could not be brought to an end: {describe(error)}"
+            )
         if verdicts:
             await self._tell(ended, verdicts, outcomes)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
         if failed:
             await self.counts.failed(failed)
 
-    async def _tell(self, ended: Ended, verdicts: list[tuple[int, Verdict]], outcomes: list[Outcome]) -> None:
+    async def _tell(self, ended: Ended, verdicts: Verdicts, outcomes: list[Outcome]) -> None:
         """Tell the broker, and remember what it confirmed."""
         points.at(points.BEFORE_ACK)
         told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
@@ -136,33 +135,24 @@ class Settler:
         if self.holding is not None and self.holding.keys:
             self.holding.acknowledged(gone)
 
-    async def _note_places(
-        self, holding: Holding, ended: Ended, outcomes: list[Outcome], holds: Holds | None
-    ) -> set[int]:
-        """Note what changes about held keys before anything else is done; return the places of what cannot be noted."""
+    async def _note_places(self, holding: Holding, ended: Ended) -> tuple[list[int], str]:
+        """Note what changes about held keys before anything else is done; return what cannot be noted, and why."""
         concerned = [place for place, one in enumerate(ended) if holding.concerns(*one)]
         if not concerned:
-            return set()
+            return [], ""
         try:
             await holding.note([ended[place] for place in concerned])
         except WorldError as error:
-            for place in concerned:
-                delivery, decision = ended[place]
-                outcomes[place] = Unsettled(decision, f"its place in its key was not noted: {describe(error)}")
-                if holds is not None and delivery.key is not None:
-                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
-            return set(concerned)
+            return concerned, f"its place in its key was not noted: {describe(error)}"
         points.at(points.HELD_NOTED)
-        return set()
+        return [], ""
 
-    async def _store(
-        self, ended: Ended, places: list[int], outcomes: list[Outcome], holds: Holds | None
-    ) -> list[tuple[int, Verdict]]:
+    async def _store(self, ended: Ended, places: list[int], outcomes: list[Outcome], holds: Holds | None) -> Verdicts:
         """Retry copies and dead letters: acknowledged once stored, kept away for a while where they could not be."""
         copies = {place: self._copies(*ended[place]) for place in places}
         flat = [message for messages in copies.values() for message in messages]
-        errors = iter(await _answers(self._broker.publish(flat, timeout=COPY_TIMEOUT), len(flat)))
-        verdicts: list[tuple[int, Verdict]] = []
+        errors = iter(await self._together.publish(flat))
+        verdicts: Verdicts = []
         too_large: list[int] = []
         for place, messages in copies.items():
             delivery, decision = ended[place]
@@ -175,12 +165,13 @@ class Settler:
                 ended[place] = (delivery, dead)
                 too_large.append(place)
             else:
-                outcomes[place] = Unsettled(decision, f"its copy was not stored: {describe(failed[0])}")
-                if holds is not None and delivery.key is not None:
-                    _hold(holds, delivery.key, delivery, COPY_PAUSE)
-                else:
-                    verdicts.append((place, Release(COPY_PAUSE)))
+                verdicts += _keep_away(
+                    [place], ended, outcomes, holds, f"its copy was not stored: {describe(failed[0])}"
+                )
         return verdicts + (await self._store(ended, too_large, outcomes, holds) if too_large else [])
+
+    async def _publish(self, copies: Sequence[Message]) -> Answers:
+        return await _answers(self._broker.publish(copies, timeout=COPY_TIMEOUT), len(copies))
 
     def _copies(self, delivery: Delivery, decision: Decision) -> list[Message]:
         if isinstance(decision, Retried):
@@ -205,11 +196,45 @@ def went_wrong(decision: Decision) -> bool:
     return isinstance(decision, Retried) and decision.error is not None
 
 
+def _sorted(ended: Ended, holds: Holds | None) -> tuple[Verdicts, list[int], list[Delivery]]:
+    """What the broker can be told at once, what needs a copy first, and what failed and is held here."""
+    verdicts: Verdicts = []
+    copies: list[int] = []
+    failed: list[Delivery] = []
+    for place, (delivery, decision) in enumerate(ended):
+        if isinstance(decision, (Done, Duplicate)):
+            verdicts.append((place, ACK))
+        elif isinstance(decision, DeadLettered):
+            copies.append(place)
+        elif holds is not None and delivery.key is not None:
+            _hold(holds, delivery.key, delivery, decision.after)
+            if decision.counted:
+                failed.append(delivery)
+        elif decision.counted:
+            copies.append(place)
+        else:
+            verdicts.append((place, Release(decision.after)))
+    return verdicts, copies, failed
+
+
+def _keep_away(places: Sequence[int], ended: Ended, outcomes: list[Outcome], holds: Holds | None, why: str) -> Verdicts:
+    """They come again after a pause: from where they are held in order, or from the broker."""
+    verdicts: Verdicts = []
+    for place in places:
+        delivery, decision = ended[place]
+        outcomes[place] = Unsettled(decision, why)
+        if holds is not None and delivery.key is not None:
+            _hold(holds, delivery.key, delivery, COPY_PAUSE)
+        else:
+            verdicts.append((place, Release(COPY_PAUSE)))
+    return verdicts
+
+
 def _hold(holds: Holds, key: str, delivery: Delivery, after: float) -> None:
     holds.hold(key, delivery, asyncio.get_running_loop().time() + after)
 
 
-async def _answers(call: Awaitable[Sequence[Exception | None]], count: int) -> Sequence[Exception | None]:
+async def _answers(call: Awaitable[Answers], count: int) -> Answers:
     """What a broker answered. One that breaks its word and raises has, for all that is known, done nothing."""
     try:
         return await call

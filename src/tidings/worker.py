@@ -140,6 +140,7 @@ class Worker:
             while self.busy and not self._stopping.is_set():  # noqa: ASYNC110  # a handler's time is limited
                 await asyncio.sleep(LOOK)
             if not self._stopping.is_set():
+                await self._pipeline.settler.settled()
                 await self._give_back(self._emptied())
                 self._pipeline.stopping = False
 
@@ -308,7 +309,7 @@ class Worker:
     async def _process(self, lane: Lane, batch: list[Delivery]) -> tuple[list[Delivery], str]:
         self._begin(lane, batch)
         try:
-            return await self._pipeline.process(batch, lane.holds, more=bool(lane.queue))
+            return await self._pipeline.process(batch, lane.holds, more=bool(lane.queue) or lane.holds is None)
         except Exception:
             log.exception("%s: the pipeline failed over %d events; they were given back", self.position, len(batch))
             return [], ""

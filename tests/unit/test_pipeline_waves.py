@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from tests.unit.parts import Bench, Doing, batch
+from tidings import Dead
 from tidings.delivery import ACK
+from tidings.order import Holds
+from tidings.settling import MOST_WAVES
 
 
 def held_back(bench: Bench) -> asyncio.Event:
@@ -26,24 +29,38 @@ async def test_P3_while_more_waits_the_next_batch_goes_on_before_the_acknowledge
     assert [verdict for _, verdict in bench.broker.settled] == [ACK]
 
 
-async def test_P11_only_one_wave_is_on_its_way_at_a_time() -> None:
+async def test_P11_the_broker_is_behind_by_so_many_batches_at_most() -> None:
     bench = Bench(Doing())
     answer = held_back(bench)
-    await bench.pipeline.process(batch("a1"), more=True)
-    second = asyncio.ensure_future(bench.pipeline.process(batch("b2"), more=True))
-    done, _ = await asyncio.wait({second}, timeout=0.05)
+    for number in range(MOST_WAVES):
+        async with asyncio.timeout(5):
+            await bench.pipeline.process(batch(f"a{number}"), more=True)
+    last = asyncio.ensure_future(bench.pipeline.process(batch("b1"), more=True))
+    done, _ = await asyncio.wait({last}, timeout=0.05)
     assert not done
     answer.set()
     async with asyncio.timeout(5):
-        await second
+        await last
         await bench.pipeline.settler.settled()
-    assert len(bench.broker.settled) == 2
+    assert len(bench.broker.settled) == MOST_WAVES + 1
 
 
-async def test_P2_what_is_no_plain_acknowledgement_is_told_before_the_batch_returns() -> None:
+async def test_P12_without_an_order_the_next_batch_goes_on_before_the_copies_of_this_one_are_stored() -> None:
     bench = Bench(Doing(a1=ValueError("x")))
     answer = held_back(bench)
-    process = asyncio.ensure_future(bench.pipeline.process(batch("a1"), more=True))
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1"), more=True)
+    assert bench.broker.settled == []
+    answer.set()
+    async with asyncio.timeout(5):
+        await bench.pipeline.settler.settled()
+    assert len(bench.broker.published) == len(bench.broker.settled) == 1
+
+
+async def test_P8_in_order_the_next_batch_waits_until_the_copies_of_this_one_are_stored() -> None:
+    bench = Bench(Doing(a1=Dead("x")))
+    answer = held_back(bench)
+    process = asyncio.ensure_future(bench.pipeline.process(batch("a1"), Holds(), more=True))
     done, _ = await asyncio.wait({process}, timeout=0.05)
     assert not done
     answer.set()

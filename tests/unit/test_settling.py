@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.unit.parts import RecordingBroker, Watcher, delivery
+from tidings import settling
 from tidings.copies import plain_text
 from tidings.delivery import (
     ACK,
@@ -52,10 +53,32 @@ async def test_P2_what_took_effect_or_is_nobodys_business_is_acknowledged(decisi
     assert setup.watcher.outcomes == [("a1", decision)]
 
 
-async def test_P2_a_wave_is_told_in_one_round_trip() -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_P2_events_whose_copies_we_fail_to_make_come_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ordered: bool
+) -> None:
+    def breaks(*arguments: object) -> None:
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr(settling, "dead_letter", breaks)
+    setup = Setup()
+    holds = Holds() if ordered else None
+    _, dead = await setup.settle(Done(), DEAD, holds=holds)
+    assert ("a1", ACK) in setup.broker.verdicts(), "the others are not kept up by it"
+    if holds is None:
+        assert ("a2", Release(COPY_PAUSE)) in setup.broker.verdicts()
+    else:
+        assert holds.clear() == [dead]
+    (_, told) = setup.watcher.outcomes[1]
+    assert isinstance(told, Unsettled)
+    assert "a mistake of ours" in told.reason
+    assert "they come again" in caplog.text
+
+
+async def test_P2_a_wave_is_told_in_one_round_trip_and_its_copies_in_another() -> None:
     setup = Setup()
     await setup.settle(Done(), Duplicate(), BUSY, AGAIN, DEAD)
-    assert setup.broker.waves == [5]
+    assert setup.broker.waves == [3, 2], "what needs no copy first"
     assert dict(setup.broker.verdicts()) == {"a1": ACK, "a2": ACK, "a3": Release(0.25), "a4": ACK, "a5": ACK}
 
 

@@ -54,7 +54,7 @@ def test_a_copy_of_a_keyed_event_reaches_whoever_has_the_key() -> None:
 
 def test_a_dead_letter_may_be_of_a_message_without_type() -> None:
     frame = frame_of(message(route=Route.DEAD, position="stock.reserve", type=""), MIB, 2 * MIB)
-    assert (frame.subject, frame.stream, frame.is_event) == (b"tidings-dead.stock_reserve", "tidings-dead", False)
+    assert (frame.subject, frame.stream, frame.batches) == (b"tidings-dead.stock_reserve", "tidings-dead", True)
 
 
 def test_trap_51_headers_count_too() -> None:

@@ -28,7 +28,8 @@ class Frame(msgspec.Struct, gc=False):
     id: str
     subject: bytes
     stream: str
-    is_event: bool
+    batches: bool
+    """Its stream takes atomic batches."""
     head: bytes
     """The header block without its closing empty line, so that more can be added."""
     body: bytes
@@ -74,7 +75,7 @@ def frame_of(message: Message, max_event: int, max_payload: int) -> Frame:
         lines.append(f"Nats-TTL: {FORGOTTEN_AFTER}\r\n")
     head = "".join(lines).encode("ascii") + (render(message.headers) if message.headers else b"")
     _check_size(message, len(head), max_event, max_payload)
-    return Frame(message.id, subject.encode("ascii"), stream, message.route is Route.EVENT, head, message.body)
+    return Frame(message.id, subject.encode("ascii"), stream, message.route is not Route.NOTE, head, message.body)
 
 
 def _stamp(moment: datetime) -> str:

@@ -50,7 +50,11 @@ def event_stream(plan: StreamPlan, replicas: int | None) -> dict[str, Any]:
 
 def dead_stream(replicas: int | None) -> dict[str, Any]:
     """Dead letters: kept without end."""
-    return _log(DEAD_STREAM, replicas) | {"max_age": 0, "duplicate_window": DUPLICATE_WINDOW}
+    return _log(DEAD_STREAM, replicas) | {
+        "max_age": 0,
+        "duplicate_window": DUPLICATE_WINDOW,
+        "allow_atomic": True,
+    }
 
 
 def retry_stream(replicas: int | None) -> dict[str, Any]:
@@ -69,6 +73,7 @@ def retry_stream(replicas: int | None) -> dict[str, Any]:
         "duplicate_window": DUPLICATE_WINDOW,
         "allow_direct": True,
         "allow_msg_schedules": True,
+        "allow_atomic": True,
         "num_replicas": replicas or 1,
         "description": "Tidings: copies on their way back to the handler that failed",
     }

@@ -1,0 +1,42 @@
+"""The traceback of an error as text. The same place failing again and again is looked up once.
+
+Python reads source files and works out columns for each line that it prints: for an event in ten that fails at the same
+place, that took longer than all the rest of its dead letter.
+"""
+
+from __future__ import annotations
+
+import traceback
+from types import CodeType
+from typing import Final
+
+MOST_STACKS: Final = 256
+"""How many places are remembered."""
+DEEPEST: Final = 64
+"""Frames of a stack that is remembered; a deeper one most likely recurs, and Python shortens it."""
+
+_Stack = tuple[tuple[CodeType, int], ...]
+_known: dict[_Stack, str] = {}
+
+
+def trace_of(error: BaseException) -> str:
+    """What `traceback.format_exception` says of an error, without the last line break."""
+    context = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    stack = _stack_of(error)
+    if context is not None or isinstance(error, BaseExceptionGroup) or not 0 < len(stack) <= DEEPEST:
+        return "".join(traceback.format_exception(error)).strip()
+    if (text := _known.get(stack)) is None:
+        if len(_known) >= MOST_STACKS:
+            _known.clear()
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+        text = _known[stack] = "".join(lines)
+    return (text + "".join(traceback.format_exception_only(error))).strip()
+
+
+def _stack_of(error: BaseException) -> _Stack:
+    found: list[tuple[CodeType, int]] = []
+    frame = error.__traceback__
+    while frame is not None:
+        found.append((frame.tb_frame.f_code, frame.tb_lasti))
+        frame = frame.tb_next
+    return tuple(found)
