@@ -71,8 +71,8 @@ ISOLATION: tuple[Mutant, ...] = (
     bug(
         "what was given to a handler stays with it while it is paused",
         "worker.py",
-        "            if not self._stopping.is_set():\n                await self._give_back(self._emptied())\n",
-        "            if not self._stopping.is_set():\n",
+        "settler.settled()\n                await self._give_back(self._emptied())\n",
+        "settler.settled()\n",
     ),
     bug(
         "a handler that goes on does not listen",

@@ -134,8 +134,8 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "a stop does not wait for the waves of acknowledgements",
         WORKER,
-        "        await self._pipeline.settler.settled()\n",
-        "",
+        "        await self._pipeline.settler.settled()\n        await",
+        "        await",
     ),
     Mutant(
         "the events of a key are spread over lanes",

@@ -13,7 +13,8 @@ OUTBOX = "stores/_postgres_outbox.py"
 STATEMENTS = "stores/_postgres_statements.py"
 
 _TESTS = {
-    name: (f"tests/integration/postgres/test_{name}.py",) for name in ("claims", "faults", "outbox", "service", "kills")
+    name: (f"tests/integration/postgres/test_{name}.py",)
+    for name in ("claims", "faults", "outbox", "service", "kills", "undone")
 }
 
 POSTGRES: tuple[Mutant, ...] = (
@@ -128,5 +129,40 @@ POSTGRES: tuple[Mutant, ...] = (
         "desk.wake.soon())",
         "None)",
         _TESTS["outbox"],
+    ),
+    Mutant(
+        "postgres: what an event sent before it failed is committed",
+        TRANSACTIONS,
+        "        sent = self.touched or (self._statements is not None and self._statements.sent)\n",
+        "        sent = False\n",
+        _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: what an event queued before it failed is sent",
+        TRANSACTIONS,
+        "            self._statements.undo()\n",
+        "            pass\n",
+        _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: what an event published before it failed leaves",
+        TRANSACTIONS,
+        "        del self._messages[self._before :]\n",
+        "",
+        _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: a statement on a user's own connection is not seen",
+        TRANSACTIONS,
+        "self.touched, self._before = type(connection) is not GuardedConnection, len(self._messages)",
+        "self.touched, self._before = False, len(self._messages)",
+        _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: an event that failed takes back all although it sent nothing",
+        TRANSACTIONS,
+        "        if sent or self.trouble is not None",
+        "        if True or self.trouble is not None",
+        _TESTS["undone"],
     ),
 )

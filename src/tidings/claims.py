@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tidings import points
 from tidings.delivery import Delivery, Envelope, Message
@@ -56,6 +56,7 @@ class Unkeyed:
         self.executor: Executor | None = self._claim.executor
         self.resource = self._claim.resource
         self.emit = self._claim.emit
+        self.undo = self._claim.undo if isinstance(self._claim, Undoes) else lambda: False
         return self
 
     async def __aexit__(
@@ -65,6 +66,14 @@ class Unkeyed:
 
     def fail(self, index: int) -> None:
         """Nothing was claimed."""
+
+
+@runtime_checkable
+class Undoes(Protocol):
+    """A `Claim` in which one event that failed need not take back the others."""
+
+    def undo(self) -> bool:
+        """Take back what the handler that ran last did here; False where it may have done something that was sent."""
 
 
 class Lives(Protocol):
@@ -100,6 +109,10 @@ class Claimer:
         A handler that does not use the store's connection has errors of its own only.
         """
         return None if self._once is None or self._resource is None else self._once.translate(error)
+
+    def undone(self, claim: Claim, error: Exception) -> bool:
+        """Whether the others of the batch can stay although this one failed: it left nothing in their transaction."""
+        return isinstance(claim, Undoes) and self.of_the_store(error) is None and claim.undo()
 
     def key(self, delivery: Delivery, event: Event) -> Key:
         """What is applied once: the event's id, or the field of the newest version that the handler named.

@@ -32,6 +32,8 @@ class Work(msgspec.Struct, eq=False):
     event: Any = None
     """An `Event`; None where a decision is there already, and then nobody asks."""
     decision: Decision | None = None
+    failure: Decision | None = None
+    """How it failed, while its claim is open. It left nothing there, so that stays so whatever becomes of the rest."""
     most: int = UNLIMITED
     """How many it may be handled with, itself included: half, after an error that did not tell whose fault it was."""
     first: bool = False

@@ -102,6 +102,8 @@ class Pipeline:
         except (WorldError, TransactionEnded) as error:
             trouble = describe(error)
             self.broken = trouble if isinstance(error, TransactionEnded) else ""
+            if any(work.decision for work in works):
+                await self._settle(works, holds, began)
         except (Exception, asyncio.CancelledError) as error:
             self._grouping.next(works, holds)  # what follows a held event stays behind it
             after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")
@@ -123,13 +125,10 @@ class Pipeline:
                     await self._publish(group, caused, claim, decided)
         except _Failed as failed:
             self._grouping.fewer(group)
-            work = failed.works[0]
             if len(failed.works) > 1:
                 return self._halve(group, failed.error)
-            before = {name for work in group[: group.index(work)] for name in self._names(work)}
-            if before.isdisjoint(self._names(work)):
-                work.decision = self._decide(failed.error, work)
-            work.first = True
+            (work,) = failed.works
+            work.failure = self._decide(failed.error, work)
         except WorldError as error:
             if isinstance(error, Contention):
                 self._grouping.locked(group)
@@ -145,6 +144,18 @@ class Pipeline:
             self._grouping.more()
             for index, decision in decided.items():
                 group[index].decision = decision
+        finally:
+            self._keep_failures(group)
+
+    def _keep_failures(self, group: list[Work]) -> None:
+        """What failed has failed, also where the rest was taken back; but not behind what it has to wait for."""
+        for index, work in enumerate(group):
+            failure, work.failure = work.failure, None
+            if failure is not None and work.decision is None:
+                before = {name for earlier in group[:index] for name in self._names(earlier)}
+                if before.isdisjoint(self._names(work)):
+                    work.decision = failure
+                work.first = True
 
     def _halve(self, group: list[Work], error: Exception) -> None:
         if len(group) == 1:
@@ -174,10 +185,11 @@ class Pipeline:
                     try:
                         messages = await self._handling.handle(work.event, work.delivery, claim, limit)
                     except Exception as error:
-                        if self._claimer.shared:
+                        if self._claimer.shared and not (len(group) > 1 and self._claimer.undone(claim, error)):
                             raise self._blamed([work], error) from error
                         claim.fail(index)
-                        decided[index] = self._decide(error, work)
+                        decided[index] = decision = self._decide(error, work)
+                        work.failure = decision if self._claimer.shared else None
                         left_out.update(self._names(work))
                     else:
                         decided[index] = DONE

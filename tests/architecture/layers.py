@@ -7,7 +7,7 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "pace", "partition", "points", "supervision"),
+    ("errors", "delivery", "pace", "partition", "points", "supervision", "together", "traces"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     # what the pipeline is made of

@@ -29,13 +29,24 @@ class OpenClaim:
 
     executor: Executor | None = None
 
-    def __init__(self, keys: Sequence[Key], states: Sequence[Claimed], tx: Tx | None) -> None:
-        self.keys, self.states, self.tx = keys, states, tx
+    def __init__(self, keys: Sequence[Key], states: Sequence[Claimed], tx: Tx | None, world: World) -> None:
+        self.keys, self.states, self.tx, self._world = keys, states, tx, world
         self.failed: set[int] = set()
+        self._before = (0, 0)
 
     def resource(self, wanted: type) -> object:
         assert self.tx is not None
+        self._before = len(self.tx.effects), len(self.tx.events)
         return self.tx
+
+    def undo(self) -> bool:
+        """Each second time it can: real stores can where nothing was sent yet."""
+        self._world.undos += 1
+        if self.tx is None or self._world.undos % 2 == 0:
+            return False
+        effects, events = self._before
+        del self.tx.effects[effects:], self.tx.events[events:]
+        return True
 
     def fail(self, index: int) -> None:
         self.failed.add(index)
@@ -94,7 +105,7 @@ class WalkStore:
     @asynccontextmanager
     async def _claim(self, keys: Sequence[Key]) -> AsyncIterator[Claim]:
         await self._ask()
-        claim = OpenClaim(keys, self._states(keys), Tx() if self.transactional else None)
+        claim = OpenClaim(keys, self._states(keys), Tx() if self.transactional else None, self.world)
         mine = {key.key for key, claimed in zip(keys, claim.states, strict=True) if claimed.state is State.NEW}
         self._hold(mine)
         try:

@@ -77,6 +77,8 @@ class World:
     remembers: bool = False
     """There is a store that keeps keys."""
 
+    undos: int = 0
+    """How often a claim was asked to take back what one event did."""
     messages: list[Stored] = field(default_factory=list)
     returned: list[Stored] = field(default_factory=list)
     """What was given back, in the order in which it was: it goes out again before what is fresh."""

@@ -55,6 +55,10 @@ class PostgresClaim:
         if self.states[index].state is State.NEW:
             self._given_back.add(index)
 
+    def undo(self) -> bool:
+        """See `claims.Undoes`."""
+        return self._transaction.undo()
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         self._transaction.emit(messages)
         return True

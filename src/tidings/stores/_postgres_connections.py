@@ -42,6 +42,8 @@ class Borrower(Protocol):
     """The transaction that lends a connection to handlers."""
 
     trouble: Exception | None
+    touched: bool
+    """Something was asked of the connection since it was lent to the handler that has it now."""
 
 
 inside: ContextVar[Borrower | None] = ContextVar("tidings_postgres_transaction", default=None)
@@ -50,6 +52,7 @@ inside: ContextVar[Borrower | None] = ContextVar("tidings_postgres_transaction",
 
 class _Nobody:
     trouble: Exception | None = None
+    touched = True
 
 
 NOBODY: Final[Borrower] = _Nobody()
@@ -75,6 +78,7 @@ class GuardedConnection(Connection):
                 "this connection was lent to a transaction that is over. Use it only inside the handler or block it is"
                 " for"
             )
+        borrower.touched = True
         if not self.is_in_transaction():
             borrower.trouble = borrower.trouble or ended()
             raise borrower.trouble

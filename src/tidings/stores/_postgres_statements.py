@@ -25,6 +25,8 @@ class Statements:
         self._lent = lent
         self._queue: list[tuple[str, tuple[object, ...]]] = []
         self._begins = 0
+        self.sent = False
+        """Something was sent since the handler that has them now began."""
         self.unattributed: Exception | None = None
         """An error of a statement that an earlier handler may have queued."""
 
@@ -59,6 +61,11 @@ class Statements:
     def begin(self) -> None:
         """Another handler begins: what is queued by now is not its own."""
         self._begins = len(self._queue)
+        self.sent = False
+
+    def undo(self) -> None:
+        """Forget what the handler that has them now has queued."""
+        del self._queue[self._begins :]
 
     def check(self) -> None:
         """See that nothing that failed before is passed over."""
@@ -67,6 +74,7 @@ class Statements:
 
     async def send(self, connection: Lent) -> None:
         """Send what is queued, over a connection."""
+        self.sent = True
         queue, self._queue, begins, self._begins = self._queue, [], self._begins, 0
         sent = 0
         for query, group in groupby(queue, itemgetter(0)):

@@ -85,6 +85,10 @@ class Transaction:
         """What a handler did that is not allowed; nothing commits after it."""
         self.ended_before: MisuseError | None = None
         """The transaction had ended when a handler was to begin: the fault of one before it."""
+        self.touched = False
+        """The handler that has it now has sent something, or may have."""
+        self._before = 0
+        """How many messages there were when it got it."""
         self.usable = False
         self.doubtful = False
         """The commit failed, and whether it took effect is not known."""
@@ -149,12 +153,25 @@ class Transaction:
             self.trouble = self.trouble or ended()
             self.ended_before = ended()
             raise self.ended_before
+        # What is done on a connection of somebody else's pool is not seen.
+        self.touched, self._before = type(connection) is not GuardedConnection, len(self._messages)
         if not issubclass(wanted, Statements):
             return connection
         if self._statements is None:
             self._statements = Statements(self._lent_for_statements)
         self._statements.begin()
+        self.touched = False
         return self._statements
+
+    def undo(self) -> bool:
+        """Take back what the handler that has it now did, where nothing of it has been sent yet."""
+        sent = self.touched or (self._statements is not None and self._statements.sent)
+        if sent or self.trouble is not None or not self.usable:
+            return False
+        if self._statements is not None:
+            self._statements.undo()
+        del self._messages[self._before :]
+        return True
 
     def _lent(self) -> Lent:
         if not self.usable or self._connection is None:
