@@ -29,23 +29,29 @@ def service_of(kind: str, given: argparse.Namespace, progress: Progress) -> Serv
     """The service of this kind, with one handler."""
     service = Service(given.name, broker=f"{given.nats}?ack_wait={ACK_WAIT:g}", store=given.postgres)
     service.observers.append(progress)
-    refuses: bool = given.failing
+    refuses: str | None = given.failing
     tell: bool = given.commits
     begun: list[int] = []
 
     def began(taken: Taken) -> None:
-        if refuses and taken.bad:
+        if refuses == "early" and taken.bad:
             raise Refused("this one never")
         if tell:
             begun.append(taken.quantity)
 
+    def done(taken: Taken) -> None:
+        if refuses == "late" and taken.bad:
+            raise Refused("this one never")
+
     async def awaited(taken: Taken, db: asyncpg.Connection) -> None:
         began(taken)
         await db.execute(UPDATE, taken.quantity, taken.sku)
+        done(taken)
 
     async def queued(taken: Taken, db: Statements) -> None:
         began(taken)
         db.execute(UPDATE, taken.quantity, taken.sku)
+        done(taken)
 
     async def many(events: list[Taken], db: asyncpg.Connection) -> None:
         for taken in events if refuses or tell else ():
@@ -102,7 +108,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--ordered", action="store_true")
-    parser.add_argument("--failing", action="store_true")
+    parser.add_argument("--failing", choices=["early", "late"])
     parser.add_argument("--commits", action="store_true")
     parser.add_argument("--new", action="store_true")
     logging.basicConfig()

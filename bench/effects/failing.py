@@ -1,5 +1,8 @@
 """What one failing event in a hundred costs the others: they end as dead letters after two attempts.
 
+They fail before their handler's first statement, as what is refused mostly does, and after it. A batch handler fails
+before it has said anything.
+
 ``python -m bench.effects.failing [--events 20000] [--rounds 3] [--batch 256]``
 """
 
@@ -18,22 +21,25 @@ KINDS = (AWAITED, QUEUED, MANY)
 ORDERS = {"order kept": ["--ordered"], "order=None": []}
 TARGET = 0.4
 
-Rates = dict[tuple[str, str], list[tuple[float, float]]]
+WHEN = {"early": "before the statement", "late": "after it"}
+CASES = [(kind, order, when) for kind in KINDS for order in ORDERS for when in WHEN if (kind, when) != (MANY, "late")]
+
+Rates = dict[tuple[str, str, str], list[tuple[float, float]]]
 
 
 async def measure(events: int, rounds: int, batch: int) -> tuple[str, Rates]:
-    """The settings, and for each kind and order the rates without and with failures."""
-    rates: Rates = {(kind, order): [] for kind in KINDS for order in ORDERS}
+    """The settings, and for each case the rates without and with failures."""
+    rates: Rates = {case: [] for case in CASES}
     async with world(batch) as servers:
         database = await servers.database("bench")
         await servers.fill(events)
         for number in range(rounds):
-            for (kind, order), found in rates.items():
+            for (kind, order, when), found in rates.items():
                 well = (await servers.run(kind, database, *ORDERS[order])).rate
-                badly = await servers.run(kind, database, *ORDERS[order], "--failing")
+                badly = await servers.run(kind, database, *ORDERS[order], "--failing", when)
                 found.append((well, badly.rate))
-                what = f"{TITLES[kind]}, {order}"
-                print(f"round {number + 1}: {what:<48} {well:>8,.0f}/s, with {badly.dead} dead {badly.rate:>8,.0f}/s")
+                what = f"{TITLES[kind]}, {order}, {WHEN[when]}"
+                print(f"round {number + 1}: {what:<64} {well:>8,.0f}/s, with {badly.dead} dead {badly.rate:>8,.0f}/s")
         return servers.settings(), rates
 
 
@@ -46,10 +52,10 @@ def main() -> int:
     settings, rates = asyncio.run(measure(given.events, given.rounds, given.batch))
     print(f"medians of {given.rounds} rounds, interleaved; {RETRY}; {settings}")
     verdicts = Verdicts()
-    for (kind, order), found in rates.items():
+    for (kind, order, when), found in rates.items():
         ratio = statistics.median(badly / well for well, badly in found)
-        what = f"{TITLES[kind]}, {order}: 1 % failing / none"
-        if kind == AWAITED:
+        what = f"{TITLES[kind]}, {order}: 1 % failing {WHEN[when]} / none"
+        if kind != MANY:
             verdicts.add(what, ratio, TARGET)
         else:
             print(f"         {what}: {ratio:.3g}")
