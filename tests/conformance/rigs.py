@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.integration.nats.cluster import NatsCluster
 from tests.integration.nats.server import NatsServer
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.ports import Broker, Features
@@ -50,3 +51,26 @@ class NatsRig:
 
     async def close(self) -> None:
         """The server serves the next test, too."""
+
+
+class ClusterRig:
+    """A cluster of three; each client knows all of them, and has connections of its own."""
+
+    def __init__(self, cluster: NatsCluster) -> None:
+        self.cluster = cluster
+
+    @property
+    def features(self) -> Features:
+        return NatsBroker(self.cluster.url).features
+
+    async def broker(self) -> Broker:
+        return NatsBroker(self.cluster.url)
+
+    async def restart(self, away: float = 0.0) -> None:
+        """All at once."""
+        await asyncio.to_thread(self.cluster.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self.cluster.start)
+
+    async def close(self) -> None:
+        """The cluster serves the next test, too."""
