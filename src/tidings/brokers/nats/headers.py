@@ -96,6 +96,12 @@ def status_of(raw: bytes) -> tuple[int, str]:
     return (int(code) if code.isdigit() else 0), text.strip().decode("ascii", "replace")
 
 
+def unserved_of(raw: bytes, asked: int) -> int:
+    """How many messages of a request that has ended will not come, as the server says; else all that did not yet."""
+    said = own(raw, b"Nats-Pending-Messages") or ""
+    return min(int(said), asked) if said.isdigit() else asked
+
+
 def render(headers: Mapping[str, str]) -> bytes:
     """The lines of users' and Tidings' headers, each ended by CR LF.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tidings.brokers.nats.headers import RawHeaders, own, status_of
+from tidings.brokers.nats.headers import RawHeaders, own, status_of, unserved_of
 from tidings.brokers.nats.names import type_and_slot
 from tidings.delivery import NO_HEADERS, Delivery, Route
 
@@ -78,10 +78,8 @@ class Slot:
         self.pull = pull
         self.inbox = b""
         self.sid = 0
-        self.serial = 0
-        self.left = self.left_bytes = self.asked = 0
-        self.until = 0.0
-        self.quiet = 0.0
+        self.serial = self.left = self.left_bytes = self.asked = 0
+        self.until = self.quiet = 0.0
 
     def take(self, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
         """A message, or a word about the request, as it came."""
@@ -301,10 +299,12 @@ class Pull:
             return
         if code == 100 or not subject.endswith(b".%d" % slot.serial):
             return
-        if text.startswith("Message Size Exceeds") and slot.left == slot.asked:
+        ended = code in (404, 408) or text.startswith(("Message Size Exceeds", "Batch Completed"))
+        unserved = unserved_of(headers, slot.left) if ended else slot.left
+        if text.startswith("Message Size Exceeds") and unserved == slot.asked:
             self._too_small = True
-        slot.left = slot.left_bytes = 0
-        if code in (404, 408) or text.startswith(("Message Size Exceeds", "Batch Completed")):
+        slot.left -= unserved  # with replicas the server says so before it sends the last of what it delivered
+        if ended:
             self.trouble = ""
             self.refill()
         elif code == 503 or text.startswith(("Consumer Deleted", "Leadership Change", "Server Shutdown")):
@@ -335,7 +335,7 @@ class Pull:
                 self.restart()
                 return
             if slot.until < now:
-                slot.left = slot.left_bytes = 0
+                slot.left = 0
         if self._paused_until and now >= self._paused_until:
             self._paused_until = 0.0
         self.refill()
