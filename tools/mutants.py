@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tools.mutants_cluster import CLUSTER
 from tools.mutants_counts import COUNTS
 from tools.mutants_ends import ENDS
 from tools.mutants_flow import FLOW
@@ -27,7 +28,7 @@ from tools.mutants_shares import SHARES
 
 AT_ONCE = 2
 
-KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES)
+KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES, *CLUSTER)
 """Every bug, whatever it is seeded into."""
 
 

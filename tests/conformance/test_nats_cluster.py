@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,9 +13,10 @@ from tests.integration.nats.cluster import NatsCluster
 from tidings.testing.conformance import Conformance, Rig
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    cluster = NatsCluster(tmp_path_factory.mktemp("nats"), jetstream="sync_interval: always").start()
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """For each test a fresh one: what other tests left would be hundreds of groups that elect leaders anew."""
+    cluster = NatsCluster(tmp_path / "nats", jetstream="sync_interval: always").start()
     yield cluster
     cluster.stop()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -85,6 +84,9 @@ class NatsCluster:
         return self
 
     def stop(self) -> None:
+        """Kill all at once."""
+        for node in self.nodes:
+            node.signal(signal.SIGKILL)
         for node in self.nodes:
             node.stop()
 
@@ -152,12 +154,3 @@ def _until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"no {what} in {LIMIT:.0f} s"
         time.sleep(0.05)
-
-
-def is_reachable(port: int) -> bool:
-    """Whether somebody listens there."""
-    try:
-        socket.create_connection(("127.0.0.1", port), 0.2).close()
-    except OSError:
-        return False
-    return True

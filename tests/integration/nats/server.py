@@ -58,11 +58,17 @@ class NatsServer:
         raise AssertionError(f"the server did not start: {self.log}")
 
     def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+        self.signal(how)
         process, self._process = self._process, None
+        if process is not None:
+            process.wait(15)
+
+    def signal(self, how: signal.Signals) -> None:
+        """Tell it to end, and do not wait for that."""
+        process = self._process
         if process is not None and process.poll() is None:
             os.kill(process.pid, signal.SIGCONT)
             process.send_signal(how)
-            process.wait(15)
 
     def pause(self) -> None:
         """It keeps its sockets and answers nothing, as a host that hangs."""

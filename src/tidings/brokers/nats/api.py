@@ -14,6 +14,8 @@ from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError, 
 
 PATIENCE: Final = 10.0
 """Seconds that "nobody answers" may last: an election or a restart looks the same as a missing stream (trap 16)."""
+ELECTION: Final = 10.0
+"""Seconds for which a cluster may have no leader after one was lost; it answers nothing meanwhile."""
 _PAUSE: Final = 0.25
 
 NO_CONSUMER: Final = 10014
@@ -78,6 +80,19 @@ class Api:
                 raise error
             await asyncio.sleep(_PAUSE)
 
+    async def _answers(self) -> None:
+        """Wait for an answer: while a cluster elects its leader nobody gives one; where nobody listens, none comes."""
+        end = time.monotonic() + ELECTION
+        while True:
+            try:
+                await self.call("INFO", timeout=2.0, patience=3.0)
+                return
+            except NoResponders:
+                raise
+            except BrokerUnavailable:
+                if time.monotonic() > end:
+                    raise
+
     async def check(self) -> None:
         """See that JetStream is there for us.
 
@@ -92,7 +107,7 @@ class Api:
                 " `jetstream { store_dir: … }` to its configuration"
             )
         try:
-            await self.call("INFO", patience=3.0)
+            await self._answers()
         except NoResponders:
             raise ConfigurationError(
                 f"nobody answers on {self.prefix}.INFO at {where}: the account has no JetStream, this user may not"

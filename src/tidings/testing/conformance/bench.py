@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from tidings.delivery import Header, Message, Route
+from tidings.errors import BrokerUnavailable
 from tidings.ports import Broker, Features, Plan, StreamPlan, Subscription
 from tidings.testing.conformance.consumer import Consumer, Judge, id_of
 from tidings.testing.conformance.ledger import Ledger
@@ -185,11 +186,19 @@ class Bench:
         await self.until(lambda: len(found) >= count, what)
 
     async def until_equal(self, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
-        """Ask until the answer is the wanted one: brokers count with a delay."""
+        """Ask until the answer is the wanted one: brokers count with a delay, and some of the time cannot be asked."""
         deadline = time.monotonic() + self.patience
-        while (found := await ask()) != wanted:
-            assert time.monotonic() < deadline, f"after {self.patience:g} s it is {found}, not {wanted}"
-            await asyncio.sleep(0.1)
+        found: object = None
+        while found != wanted:
+            assert time.monotonic() < deadline, f"after {self.patience:g} s it is {found}, not {wanted}; {self.ledger}"
+            try:
+                found = await ask()
+            except BrokerUnavailable as error:
+                found = error
+            for consumer in self._consumers:
+                consumer.check()
+            if found != wanted:
+                await asyncio.sleep(0.1)
 
     async def until_settled(self, position: str, ids: Sequence[str] | None = None) -> None:
         """Wait until each of these, or of all that was accepted, took effect here and was confirmed."""
@@ -199,6 +208,20 @@ class Bench:
         except AssertionError:
             self.ledger.check(position, ids)  # says what is missing, if something is
             raise
+
+    async def until_over(self, consumer: Consumer) -> None:
+        """Wait until all that was accepted took effect at a position and the broker has nothing of it open.
+
+        After a fault that is all there is to wait for: an acknowledgement may count although its confirmation was lost.
+        """
+
+        async def left() -> tuple[int, int]:
+            if lost := self.ledger.lost(consumer.position):
+                return len(lost), 0
+            backlog = await consumer.feed.backlog()
+            return 0, backlog.pending + backlog.in_flight
+
+        await self.until_equal(left, (0, 0))
 
     async def nothing_more(self, seconds: float = 0.3) -> None:
         """Give what should not come the time to come."""

@@ -15,8 +15,7 @@ class Outages:
         count, workers = bench.size("messages", 10_000, 600), 10
         subscription = bench.subscription(max_in_flight=100)
         publisher = await bench.client(subscription)
-        for _ in range(2):
-            await bench.consumer(subscription)
+        consumer, _ = [await bench.consumer(subscription) for _ in range(2)]
 
         async def publish(worker: int) -> None:
             for number in range(worker, count, workers):
@@ -29,7 +28,7 @@ class Outages:
                 await bench.until_many(bench.ledger.published, part, "a part")
                 await bench.rig.restart()
         assert len(bench.ledger.published) == count
-        await bench.until_settled(subscription.position)
+        await bench.until_over(consumer)
         bench.ledger.check(subscription.position, faults=True)
 
     async def test_P10_trouble_is_told_while_it_lasts_and_ends_by_itself(self, bench: Bench) -> None:
@@ -44,7 +43,7 @@ class Outages:
         await away
         await bench.until(lambda: consumer.client.trouble == "", "trouble ends")
         await bench.publish_until_stored(consumer.client, [bench.message("during"), bench.message("after")])
-        await bench.until_settled(subscription.position)
+        await bench.until_over(consumer)
         bench.ledger.check(subscription.position, faults=True)
 
     async def test_P10_an_ordered_position_keeps_its_order_through_a_restart(self, bench: Bench) -> None:
@@ -53,11 +52,11 @@ class Outages:
         subscription = bench.subscription(ordered=True, max_in_flight=50)
         publisher = await bench.client(subscription)
         await bench.publish(publisher, [bench.message(str(n), key=f"k{n % 4}") for n in range(count)])
-        for pace in (0.02, 0.005):  # side by side, the quick one would overtake the slow one
-            await bench.consumer(subscription, pace=pace)
+        # Side by side, the quick one would overtake the slow one.
+        consumer, _ = [await bench.consumer(subscription, pace=pace) for pace in (0.02, 0.005)]
         await bench.until(lambda: len(bench.ledger.effects) >= count // 3, "a third")
         await bench.rig.restart()
-        await bench.until_settled(subscription.position)
+        await bench.until_over(consumer)
         bench.ledger.check(subscription.position, faults=True)
         for key, ids in bench.ledger.keys(subscription.position).items():
             assert ids == sorted(ids, key=int), f"{key} is out of order: {ids}"

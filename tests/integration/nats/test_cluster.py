@@ -1,0 +1,100 @@
+"""What is different at a cluster: copies, elections, and consumers whose deliveries wait for a majority."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import nats
+import pytest
+
+from tests.integration.nats.cluster import NatsCluster
+from tests.integration.nats.conftest import Connect, plan, position, until
+from tidings.brokers.nats.names import DEAD_STREAM, NOTE_STREAM, RETRY_STREAM
+from tidings.delivery import ACK
+
+pytestmark = pytest.mark.server
+
+ELECTED = 30.0
+"""Seconds in which an election, and whatever waits for it, has to be over."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    made = NatsCluster(tmp_path / "cluster").start()
+    yield made
+    made.stop()
+
+
+async def test_every_stream_and_position_has_as_many_copies_as_the_url_says(
+    cluster: NatsCluster, connect: Connect
+) -> None:
+    await connect(cluster.url, position(ordered=True))
+    await connect(cluster.url, position("post.count"))
+    client = await nats.connect([node.url for node in cluster.nodes])
+    jetstream = client.jetstream()
+    for stream in ("order", RETRY_STREAM, DEAD_STREAM, NOTE_STREAM):
+        assert (await jetstream.stream_info(stream)).config.num_replicas == 3
+    for stream in ("order", RETRY_STREAM):
+        for consumer in await jetstream.consumers_info(stream):
+            assert consumer.cluster is not None
+            assert len(consumer.cluster.replicas or []) == 2, f"{consumer.name} of {stream} has fewer copies"
+    await client.close()
+
+
+async def test_streams_with_other_numbers_of_copies_are_told(cluster: NatsCluster, connect: Connect) -> None:
+    await connect(cluster.url.partition("?")[0])
+    rig = await connect(cluster.url, subscribe=False)
+    drifts = await rig.broker.open(plan(rig.subscription))
+    assert "num_replicas of stream order: the code says 3, the broker has 1" in "\n".join(map(str, drifts))
+    await rig.broker.close()
+
+
+async def test_P11_what_a_majority_has_to_confirm_is_counted_before_it_comes(
+    cluster: NatsCluster, connect: Connect
+) -> None:
+    """The server says that a request is served before it sends what it serves it with."""
+    rig = await connect(cluster.url, position(max_in_flight=2), subscribe=False)
+    await rig.publish(*(b"%d" % number for number in range(20)))
+    await rig.subscribe()
+    for done in range(0, 20, 2):
+        await until(lambda done=done: len(rig.got) >= done + 2)  # type: ignore[misc]
+        await asyncio.sleep(0.05)
+        backlog = await rig.feed.backlog()
+        assert (backlog.in_flight, len(rig.got)) == (2, done + 2), "more was asked for than may be in flight"
+        await rig.broker.settle([(delivery, ACK) for delivery in rig.open])
+
+
+async def test_P8_a_successor_gathers_in_one_go_what_replicas_send_in_another_order(
+    cluster: NatsCluster, connect: Connect
+) -> None:
+    subscription = position(ordered=True)
+    first = await connect(cluster.url, subscription)
+    second = await connect(cluster.url, subscription)
+    bodies = [b"%d" % number for number in range(100)]
+    await first.publish(*bodies)
+    await until(lambda: len(first.got) + len(second.got) == len(bodies))
+    leaving, staying = (first, second) if first.got else (second, first)
+    await leaving.feed.close()
+    await staying.settled(len(bodies), ELECTED)
+    assert staying.bodies == bodies
+    assert max(Counter(delivery.delivered for delivery in staying.got)) == 2, "some came more often than twice"
+
+
+async def test_P10_a_service_that_starts_while_nobody_leads_the_cluster_waits_for_that(
+    cluster: NatsCluster, connect: Connect
+) -> None:
+    await asyncio.to_thread(cluster.stop)
+    await asyncio.to_thread(cluster.nodes[0].start)
+    began = time.monotonic()
+    opening = asyncio.ensure_future(connect(cluster.url))
+    await asyncio.sleep(6.0)
+    for node in cluster.nodes[1:]:
+        await asyncio.to_thread(node.start)
+    rig = await opening
+    assert time.monotonic() - began >= 6.0
+    await rig.publish(b"stored", timeout=ELECTED)
+    await rig.settled(1, ELECTED)

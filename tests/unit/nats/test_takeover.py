@@ -1,0 +1,159 @@
+"""What a successor makes of what it gathers: deliveries that change places on their way, and those that go nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.takeover import TakeOver
+from tidings.delivery import Delivery
+
+PIN = "me"
+
+
+class Link:
+    """Says yes to everything, and remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self._answer: Callable[..., None] | None = None
+
+    def own_subject(self) -> bytes:
+        return b"inbox"
+
+    def expect(self, answer: Callable[..., None]) -> bytes:
+        self._answer = answer
+        return b"answer"
+
+    def forget(self, reply: bytes) -> None: ...
+
+    def send(self, frames: bytes) -> None:
+        self.said += frames
+        assert self._answer is not None
+        self._answer(0, None, b"")
+
+    async def drained(self) -> None: ...
+
+    async def round_trip(self, timeout: float) -> None: ...
+
+
+class Events:
+    """The pull; `refilled` is called whenever it may ask."""
+
+    extra = 0
+    only_one = blocked = True
+
+    def __init__(self) -> None:
+        self.refilled: Callable[[], None] = lambda: None
+        self.begun = 0
+
+    def hold_pin(self, link: object, reply: bytes) -> None: ...
+
+    def refill(self) -> None:
+        self.refilled()
+
+    def start_over(self) -> None:
+        self.begun += 1
+
+
+class Share:
+    """What is taken over: events 1 to 3 are open, and belonged to somebody who is gone."""
+
+    name, pin, in_doubt = "stock.reserve, share 0", PIN, True
+
+    def __init__(self) -> None:
+        self.link, self.events = Link(), Events()
+        self.connection = cast(Connection, self)
+        self.held: dict[Token, Delivery] = {}
+        self.numbers = 3
+        """The number of the last delivery, as the server says it."""
+        self.asked = 0
+        self.takeover = TakeOver(cast(Any, self))
+
+    async def info(self) -> dict[str, Any]:
+        self.asked += 1
+        groups = [{"group": "one", "pinned_client_id": PIN}]
+        delivered = {"consumer_seq": self.numbers, "stream_seq": 3}
+        return {
+            "priority_groups": groups,
+            "delivered": delivered,
+            "ack_floor": {"stream_seq": 0},
+            "num_ack_pending": 3,
+        }
+
+    def sure(self, since: float) -> None: ...
+
+    def held_here(self) -> dict[Token, Delivery]:
+        return self.held
+
+    def come(self, seq: int, number: int) -> None:
+        """An event comes, as `share.py` takes it in."""
+        reply = b"$JS.ACK.order.stock_reserve_0.2.%d.%d.0.0" % (seq, number)
+        token = Token(reply, cast(Pull, self.events), 1, seq, number)
+        delivery = Delivery(
+            body=b"", stream="order", origin=("order", seq), token=token, headers={}, slot=0, delivered=2
+        )
+        self.takeover.pinned_by(token)
+        self.takeover.note(token, counts=True)
+        self.held[token] = delivery
+        self.takeover.take(token, delivery)
+
+    def come_once(self, *pairs: tuple[int, int]) -> None:
+        """These come when they are asked for."""
+
+        def refilled() -> None:
+            self.events.refilled = lambda: None
+            for pair in pairs:
+                self.come(*pair)
+
+        self.events.refilled = refilled
+
+
+def _next(number: int) -> Token:
+    return Token(b"", cast(Pull, None), 1, 9, number)
+
+
+def _share() -> Share:
+    share = Share()
+    share.takeover.pinned_by(Token(b"$JS.ACK.order.stock_reserve_0.1.3.3.0.0", cast(Pull, None), 1, 3, 3))
+    return share
+
+
+async def test_deliveries_that_change_places_on_their_way_are_all_there() -> None:
+    share = _share()
+    share.come_once((3, 6), (1, 4), (2, 5))
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    assert share.events.begun == 0, "it was gathered twice"
+    assert share.takeover.follows(_next(7)), "the next delivery counts as one that was lost"
+    assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
+
+
+async def test_the_last_word_is_about_no_event_that_is_open() -> None:
+    share = _share()
+    share.come_once((1, 4), (2, 5), (3, 6))
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    given_back, _, asked = share.link.said.rpartition(b"PUB ")
+    assert given_back.count(b"-NAK") == 3
+    assert asked.startswith(b"$JS.ACK.order.stock_reserve_0.1.4.")
+    assert asked.endswith(b"+WPI\r\n")
+
+
+async def test_what_went_to_nobody_is_given_back_once_more() -> None:
+    """With replicas a delivery may be under way, to a process that is dead, when the server is asked what is open."""
+    share = _share()
+    share.come_once((1, 4), (2, 5))
+
+    def went_elsewhere() -> None:
+        share.numbers = 6
+        share.come_once((3, 7))
+
+    share.events.start_over = went_elsewhere  # type: ignore[method-assign]  # what the pull does meanwhile
+    asyncio.get_running_loop().call_later(0.1, lambda: setattr(share, "numbers", 6))
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    assert sorted(token.seq for token, _ in share.takeover.sorted()) == [1, 2, 3]

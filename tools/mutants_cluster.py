@@ -1,0 +1,63 @@
+"""Bugs to seed into what the adapter does at a cluster: copies, elections, and deliveries that wait for a majority."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tools.mutants_kit import Mutant
+
+STREAMS, PULL, TAKEOVER = (f"brokers/nats/{name}.py" for name in ("streams", "pull", "takeover"))
+
+_bug = partial(Mutant, tests=("tests/unit/nats/test_takeover.py", "tests/integration/nats/test_cluster.py"))
+
+CLUSTER: tuple[Mutant, ...] = (
+    _bug(
+        "cluster: events have one copy",
+        STREAMS,
+        "return _log(plan.name, replicas) | {",
+        "return _log(plan.name, 1) | {",
+    ),
+    _bug(
+        "cluster: retry copies have one copy",
+        STREAMS,
+        '        "allow_msg_schedules": True,\n        "num_replicas": replicas or 1,\n',
+        '        "allow_msg_schedules": True,\n        "num_replicas": 1,\n',
+    ),
+    _bug("cluster: another number of copies is not told", STREAMS, "if replicas is None:", "if True:"),
+    _bug(
+        "cluster: what is under way when a request has ended is asked for once more",
+        PULL,
+        "slot.left -= unserved",
+        "slot.left = 0",
+    ),
+    _bug(
+        "cluster: deliveries that change places count as lost",
+        TAKEOVER,
+        "return sorted(self._numbers) == list",
+        "return self._numbers == list",
+    ),
+    _bug(
+        "cluster: a word about an open event lets it overtake the others",
+        TAKEOVER,
+        'subject % (last + 1, counter) + b" %b 4',
+        'subject % (last, counter) + b" %b 4',
+    ),
+    _bug(
+        "cluster: the number after deliveries that changed places counts as a gap",
+        TAKEOVER,
+        "max(self._counter, token.counter) if counts else token.counter",
+        "token.counter",
+    ),
+    _bug(
+        "cluster: what went to nobody is left to come behind what is new",
+        TAKEOVER,
+        "if self._told >= first + len(self._numbers):",
+        "if False:",
+    ),
+    _bug(
+        "cluster: a start does not wait for an election",
+        "brokers/nats/api.py",
+        "if time.monotonic() > end:\n                    raise\n\n    async def check",
+        "if time.monotonic() > 0:\n                    raise\n\n    async def check",
+    ),
+)
