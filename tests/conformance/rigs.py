@@ -72,5 +72,18 @@ class ClusterRig:
         await asyncio.sleep(away)
         await asyncio.to_thread(self.cluster.start)
 
+    @property
+    def nodes(self) -> int:
+        return len(self.cluster.nodes)
+
+    async def leader(self, stream: str) -> int:
+        return await asyncio.to_thread(self.cluster.stream_leader, stream)
+
+    async def stop_node(self, node: int) -> None:
+        await asyncio.to_thread(self.cluster.nodes[node].stop)
+
+    async def start_node(self, node: int) -> None:
+        await asyncio.to_thread(self.cluster.nodes[node].start)
+
     async def close(self) -> None:
         """The cluster serves the next test, too."""

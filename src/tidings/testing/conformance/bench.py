@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence, Sized
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ from tidings.errors import BrokerUnavailable
 from tidings.ports import Broker, Features, Plan, StreamPlan, Subscription
 from tidings.testing.conformance.consumer import Consumer, Judge, id_of
 from tidings.testing.conformance.ledger import Ledger
-from tidings.testing.conformance.rig import Rig
+from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig
 
 SHORTER = 50
 """By how much the short mode divides the sizes, down to what keeps a test meaningful."""
@@ -25,6 +25,9 @@ SHORTER = 50
 PUBLISH_TIMEOUT = 10.0
 
 Feature = Literal["restart", "durable", "history", "ordered", "delayed", "positions", "deduplicates"]
+
+Make: TypeAlias = Callable[[], Awaitable[Broker]]
+"""Makes a client that nobody has opened."""
 
 
 class Bench:
@@ -61,7 +64,27 @@ class Bench:
         """Go on only where the adapter claims these; else the test is reported as not supported."""
         for feature in features:
             if not getattr(self.features, feature):
-                pytest.skip(f"not supported: {feature} ({self.features.name})")
+                self._not_supported(feature)
+
+    def _not_supported(self, what: str) -> NoReturn:
+        pytest.skip(f"not supported: {what} ({self.features.name})")
+
+    @property
+    def cluster(self) -> Cluster:
+        """The rig, which has several servers; else the test is reported as not supported, here and below."""
+        return self.rig if isinstance(self.rig, Cluster) else self._not_supported("cluster")
+
+    @property
+    def network(self) -> Network:
+        return self.rig if isinstance(self.rig, Network) else self._not_supported("network")
+
+    @property
+    def impatient(self) -> Impatient:
+        return self.rig if isinstance(self.rig, Impatient) else self._not_supported("ack wait")
+
+    @property
+    def processes(self) -> Processes:
+        return self.rig if isinstance(self.rig, Processes) else self._not_supported("processes")
 
     def size(self, what: str, full: int, least: int) -> int:
         """How many of something: all of them in full mode, a fiftieth in short mode but never less than `least`."""
@@ -90,15 +113,15 @@ class Bench:
             subscriptions=subscriptions,
         )
 
-    async def unopened(self) -> Broker:
+    async def unopened(self, make: Make | None = None) -> Broker:
         """A client that nobody has opened, for a service to do so; closed at the end of the test."""
-        client = await self.rig.broker()
+        client = await (make or self.rig.broker)()
         self._clients.append(client)
         return client
 
-    async def client(self, *subscriptions: Subscription, plan: Plan | None = None) -> Broker:
+    async def client(self, *subscriptions: Subscription, plan: Plan | None = None, make: Make | None = None) -> Broker:
         """A client as another process would have, opened with the plan; closed at the end of the test."""
-        client = await self.unopened()
+        client = await self.unopened(make)
         async with asyncio.timeout(self.patience):
             await client.open(self.plan(*subscriptions) if plan is None else plan)
         return client

@@ -95,12 +95,7 @@ class Chains:
                 await stage.until_seen(count // 3)
             await stage.until_applied(position, range(count))
         stage.judge(position, range(count))
-        ids: dict[str, list[int]] = {}
-        for row in stage.effects(position):
-            ids.setdefault(row.key or "", []).append(int(row.id))
-        for key, found in ids.items():
-            first_time = list(dict.fromkeys(found))  # without a store what is given again may be applied again
-            assert first_time == sorted(first_time), f"{key} is out of order: {first_time}"
+        stage.check_order(position)
 
     @ONLY_WITHOUT
     async def test_P12_a_handler_that_waits_stops_only_itself(self, stage: Stage) -> None:

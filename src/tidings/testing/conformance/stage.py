@@ -22,8 +22,9 @@ from tidings.event import Event
 from tidings.policy import Retry
 from tidings.ports import Broker, Settled
 from tidings.service import Service
-from tidings.testing.conformance.bench import Bench
+from tidings.testing.conformance.bench import Bench, Make
 from tidings.testing.conformance.ledger import Effect
+from tidings.testing.conformance.load import Load
 
 Act = Callable[[Event, Delivery], Awaitable[Any]]
 """What a handler does after its effect: it may fail, or return what it causes."""
@@ -138,13 +139,21 @@ class Stage:
         return position
 
     @asynccontextmanager
-    async def running(self, *services: Service) -> AsyncIterator[None]:
-        """Run services, each with a client of its own."""
+    async def running(self, *services: Service, make: Make | None = None) -> AsyncIterator[None]:
+        """Run services, each with a client of its own, from `make` if that is given."""
         async with AsyncExitStack() as stack:
             for service in services:
-                broker = await self.bench.unopened()
+                broker = await self.bench.unopened(make)
                 await stack.enter_async_context(service.running(broker=broker))
             yield
+
+    async def load(self, *, per_second: float = 200.0, make: Make | None = None) -> Load:
+        """Events that are published all the time, by a client of their own."""
+
+        def message(id: str, key: str) -> Message:
+            return self.message(self.Happened, id=id, key=key)
+
+        return Load(self.bench, await self.bench.client(make=make), message, per_second=per_second)
 
     async def publish(self, service: Service, ids: Collection[object], keys: int = 3) -> list[Event]:
         """Publish events with these ids, and enter them."""
@@ -191,6 +200,15 @@ class Stage:
         """The first one of an event to a handler."""
         calls = zip(self.seen, self.deliveries, strict=True)
         return next(one for seen, one in calls if (seen.position, seen.id) == (position, id))
+
+    def check_order(self, position: str) -> None:
+        """The effects of each key came in the order in which its events were stored; ids are rising numbers."""
+        numbers: dict[str, list[int]] = {}
+        for row in self.effects(position):
+            numbers.setdefault(row.key or "", []).append(int(row.id))
+        for key, found in numbers.items():
+            first_time = list(dict.fromkeys(found))  # without a store what is given again may be applied again
+            assert first_time == sorted(first_time), f"{key} is out of order: {first_time}"
 
     def attempts(self, position: str, id: str) -> list[int]:
         """How often the handler saw an event, as it was told each time."""

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.chains import Chains
+from tidings.testing.conformance.clusters import Clusters
 from tidings.testing.conformance.notes import Noting
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
@@ -55,7 +56,7 @@ class PortConformance(Publishing, Settling, Routes, Noting, Positions, Ordering,
     """Part A: what a broker does, at the level of `tidings.ports.Broker`. An adapter begins with these."""
 
 
-class Conformance(PortConformance, Policy, Shapes, Chains):
+class Conformance(PortConformance, Policy, Shapes, Chains, Clusters):
     """All of it: the policy over real services, too. Subclass it and give it a `rig`::
 
     class TestMyBroker(Conformance):
