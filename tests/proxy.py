@@ -39,6 +39,14 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
 
+    def hold(self) -> None:
+        """Pass nothing on over any connection, those that stand and those that come, and say nothing."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Pass on again what was held, and all that follows."""
+        self._open.set()
+
     def inject(self, data: bytes) -> None:
         """Say something to every client, in the server's name."""
         for writer in self._clients:

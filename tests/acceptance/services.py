@@ -19,7 +19,7 @@ from tests.acceptance.stage import note
 from tidings import Dead, Delivery, Event, Retry, Service
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.delivery import Message
-from tools.proof import kill
+from tidings.testing import kills
 
 
 class Placed(Event, type="order.placed", version=1, key="order_id"):
@@ -202,8 +202,8 @@ async def refuse(placed: Placed, delivery: Delivery) -> None:
 
 # ── keys that are held behind a dead letter ─────────────────────────────────────────────────────────────────────────
 
-if kill.VARIABLE in os.environ:
-    kill.install()  # a process that a test wants to end at a point
+if kills.VARIABLE in os.environ:
+    kills.install()  # a process that a test wants to end at a point
 
 holder = Service("holder", publishes=[Placed])
 

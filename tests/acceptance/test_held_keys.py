@@ -10,8 +10,8 @@ import pytest
 from tests.acceptance.services import Placed
 from tests.acceptance.stage import LIMIT, Stage
 from tidings import points
+from tidings.testing.kills import VARIABLE
 from tools.drill_kit import ROOT, Process, until
-from tools.proof.kill import VARIABLE
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="nats", store="sqlite")]
 

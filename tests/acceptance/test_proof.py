@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from tidings.testing.kills import install, parse
 from tools.drill_kit import ROOT
 from tools.proof.__main__ import main
 from tools.proof.every import STORES
-from tools.proof.kill import install, parse
 from tools.proof.report import Line, Total
 from tools.proof.rounds import points_of
 from tools.proof.turns import manner

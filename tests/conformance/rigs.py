@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from tests.integration.nats.cluster import NatsCluster
-from tests.integration.nats.server import NatsServer
+from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.ports import Broker, Features
 from tidings.testing import MemoryBroker
@@ -31,59 +32,93 @@ class MemoryRig:
         await self.server.close()
 
 
-class NatsRig:
-    """A real server, killed by SIGKILL and started again; each client has connections of its own."""
+class _NatsRig:
+    """What a server and a cluster have in common: addresses, and proxies on another way there."""
 
-    def __init__(self, server: NatsServer) -> None:
-        self.server = server
+    def __init__(self, ports: Sequence[int], query: str = "") -> None:
+        self._ports = ports
+        self._query = query
+        self._proxies: list[Proxy] = []
 
     @property
     def features(self) -> Features:
-        return NatsBroker(self.server.url).features
+        return NatsBroker(self._url()).features
 
     async def broker(self) -> Broker:
-        return NatsBroker(self.server.url)
+        return NatsBroker(self._url())
 
-    async def restart(self, away: float = 0.0) -> None:
-        await asyncio.to_thread(self.server.stop)
-        await asyncio.sleep(away)
-        await asyncio.to_thread(self.server.start)
+    async def impatient_broker(self, ack_wait: float) -> Broker:
+        return NatsBroker(self._url(ack_wait=f"{ack_wait}s"))
+
+    @property
+    def url(self) -> str:
+        return self._url(ack_wait="1s")
+
+    def _url(self, ports: Sequence[int] = (), **options: str) -> str:
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports or self._ports)
+        query = "&".join(filter(None, [self._query, *(f"{name}={value}" for name, value in options.items())]))
+        return f"nats://{hosts}?{query}"
+
+    # ── the way there ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def far_broker(self) -> Broker:
+        if not self._proxies:
+            self._proxies = [await Proxy(port).start() for port in self._ports]
+        return NatsBroker(self._url([proxy.port for proxy in self._proxies]))
+
+    async def lose(self) -> None:
+        for proxy in self._proxies:
+            proxy.hold()
+
+    async def mend(self) -> None:
+        for proxy in self._proxies:
+            proxy.release()
+
+    async def strand(self) -> None:
+        for proxy in self._proxies:
+            proxy.freeze()
 
     async def close(self) -> None:
         """The server serves the next test, too."""
+        for proxy in self._proxies:
+            await proxy.stop()
 
 
-class ClusterRig:
+class NatsRig(_NatsRig):
+    """A real server, killed by SIGKILL and started again; each client has connections of its own."""
+
+    def __init__(self, server: NatsServer) -> None:
+        super().__init__([server.port])
+        self._server = server
+
+    async def restart(self, away: float = 0.0) -> None:
+        await asyncio.to_thread(self._server.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self._server.start)
+
+
+class ClusterRig(_NatsRig):
     """A cluster of three; each client knows all of them, and has connections of its own."""
 
     def __init__(self, cluster: NatsCluster) -> None:
-        self.cluster = cluster
-
-    @property
-    def features(self) -> Features:
-        return NatsBroker(self.cluster.url).features
-
-    async def broker(self) -> Broker:
-        return NatsBroker(self.cluster.url)
+        super().__init__([node.port for node in cluster.nodes], f"replicas={len(cluster.nodes)}")
+        self._cluster = cluster
 
     async def restart(self, away: float = 0.0) -> None:
         """All at once."""
-        await asyncio.to_thread(self.cluster.stop)
+        await asyncio.to_thread(self._cluster.stop)
         await asyncio.sleep(away)
-        await asyncio.to_thread(self.cluster.start)
+        await asyncio.to_thread(self._cluster.start)
 
     @property
     def nodes(self) -> int:
-        return len(self.cluster.nodes)
+        return len(self._cluster.nodes)
 
     async def leader(self, stream: str) -> int:
-        return await asyncio.to_thread(self.cluster.stream_leader, stream)
+        return await asyncio.to_thread(self._cluster.stream_leader, stream)
 
     async def stop_node(self, node: int) -> None:
-        await asyncio.to_thread(self.cluster.nodes[node].stop)
+        await asyncio.to_thread(self._cluster.nodes[node].stop)
 
     async def start_node(self, node: int) -> None:
-        await asyncio.to_thread(self.cluster.nodes[node].start)
-
-    async def close(self) -> None:
-        """The cluster serves the next test, too."""
+        await asyncio.to_thread(self._cluster.nodes[node].start)

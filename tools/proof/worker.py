@@ -22,7 +22,8 @@ from tidings.brokers.nats.feed import NatsFeed
 from tidings.delivery import Delivery, Message
 from tidings.outbox.direct import Direct
 from tidings.ports import Claim, Key, Recalls, Sink, State, Subscription
-from tools.proof import kill, seeds
+from tidings.testing import kills
+from tools.proof import seeds
 from tools.proof.every import STORES
 
 PIN_TIMEOUT = 1.0
@@ -135,8 +136,8 @@ def work(job: Job) -> None:
     notes = Notes(job.notes)
     if job.relayed:
         Direct.takes = _never  # type: ignore[method-assign, assignment]  # all is left to the relay
-    os.environ[kill.VARIABLE] = job.kill_at
-    kill.install(last=lambda point: notes.write("K", point))
+    os.environ[kills.VARIABLE] = job.kill_at
+    kills.install(last=lambda point: notes.write("K", point))
     asyncio.run(_work(job, notes))
 
 

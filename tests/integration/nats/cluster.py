@@ -27,17 +27,15 @@ class Node(NatsServer):
         self.name = name
         self.jetstream = jetstream
         self.inner, self.monitor = free_port(), free_port()
-        self.advertised = ""
-        """What clients are told to connect to, if not the address itself."""
 
     def join(self, others: Sequence[Node]) -> None:
         routes = ", ".join(f'"nats://127.0.0.1:{one.inner}"' for one in others)
-        told = f'client_advertise: "{self.advertised}"\n' if self.advertised else ""
         self.configure(
             jetstream=self.jetstream,
             extra=f"server_name: {self.name}\n"
             f'http: "127.0.0.1:{self.monitor}"\n'
-            f'{told}cluster {{ name: tests, listen: "127.0.0.1:{self.inner}", routes: [{routes}] }}',
+            # Clients are told of no other addresses than those that they were given: a proxy stays on their way.
+            f'cluster {{ name: tests, listen: "127.0.0.1:{self.inner}", no_advertise: true, routes: [{routes}] }}',
         )
 
     @property
@@ -59,10 +57,6 @@ class NatsCluster:
 
     def __init__(self, folder: Path, *, nodes: int = 3, jetstream: str = "") -> None:
         self.nodes = [Node(folder / f"n{number}", f"n{number}", jetstream) for number in range(nodes)]
-        self.join()
-
-    def join(self) -> None:
-        """Write the configurations; also after something in them was changed."""
         for node in self.nodes:
             node.join([one for one in self.nodes if one is not node])
 
@@ -140,9 +134,6 @@ class NatsCluster:
         names = {node.name: place for place, node in enumerate(self.nodes) if node.runs}
         _until(lambda: leader() in names, "a leader")
         return names[leader()]
-
-    def kill(self, place: int) -> None:
-        self.nodes[place].stop(signal.SIGKILL)
 
 
 def _streams(answer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,20 +18,21 @@ adapter's `Features` do not claim is listed as ``not supported`` at the end, wit
 
 import pytest
 
-_PARTS = """bench chains clusters consumer ledger load ordering outages policy positions publishing routes settling
-shapes stage"""
+_PARTS = """bench chains clusters consumer killed ledger load networks ordering outages policy positions process
+publishing routes settling shapes stage steady"""
 
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS.split()))
 
 from tidings.testing.conformance.bench import Bench  # noqa: E402  # assertions are to speak
 from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig  # noqa: E402
 from tidings.testing.conformance.stage import Stage  # noqa: E402
-from tidings.testing.conformance.suite import Conformance, PortConformance  # noqa: E402
+from tidings.testing.conformance.suite import Conformance, FaultConformance, PortConformance  # noqa: E402
 
 __all__ = [
     "Bench",
     "Cluster",
     "Conformance",
+    "FaultConformance",
     "Impatient",
     "Network",
     "PortConformance",

@@ -43,6 +43,8 @@ class Bench:
         self.patience = patience * (4 if full else 1)
         self.ledger = Ledger()
         self.sizes: dict[str, tuple[int, int]] = {}
+        self.more: list[Callable[[], str]] = []
+        """Who has something to add to the report."""
         words = re.sub(r"[^a-z0-9]+", "-", re.sub(r"^test_(P\d+_)*", "", test).lower()).strip("-")
         self.name = f"c-{words[:36].strip('-')}-{uuid.uuid4().hex[:8]}"
         self._clients: list[Broker] = []
@@ -95,7 +97,8 @@ class Bench:
     def report(self) -> str:
         """The sizes and the numbers of the ledger, in a line."""
         sizes = [f"{what}={used}" + (f"/{full}" if used != full else "") for what, (used, full) in self.sizes.items()]
-        return " ".join([*sizes, *([str(self.ledger)] if self.ledger.deliveries or self.ledger.effects else [])])
+        numbers = [str(self.ledger)] if self.ledger.deliveries or self.ledger.effects else []
+        return " ".join(filter(None, [*sizes, *numbers, *(tell() for tell in self.more)]))
 
     # ── plans and clients ───────────────────────────────────────────────────────────────────────────────────────────
 

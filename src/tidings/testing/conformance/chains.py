@@ -7,8 +7,9 @@ from typing import Any
 
 from tidings.delivery import Delivery
 from tidings.policy import Retry
+from tidings.testing._effects import event_class
 from tidings.testing.conformance.policy import ONLY_WITH_A_STORE, ONLY_WITHOUT
-from tidings.testing.conformance.stage import Stage, event_class
+from tidings.testing.conformance.stage import Stage
 
 
 class Chains:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tidings.delivery import Delivery
 from tidings.service import Service
+from tidings.testing._effects import event_class
 from tidings.testing.conformance.policy import ONLY_WITH_A_STORE
-from tidings.testing.conformance.stage import Stage, event_class
+from tidings.testing.conformance.stage import Stage
 
 EVERY = 10.0
 """Seconds between two kills of a leader, where there is time."""

@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 from tidings.delivery import ACK, Ack, Delivery, Message, Verdict
 from tidings.ports import Broker, Feed, Subscription
-from tidings.testing.conformance.ledger import Effect, Ledger
+from tidings.testing._effects import Effect
+from tidings.testing.conformance.ledger import Ledger
 
 Judge: TypeAlias = Callable[[Delivery], Verdict | None]
 """None leaves a delivery unsettled, until `Consumer.settle`."""

@@ -9,18 +9,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
-
-class Effect(NamedTuple):
-    """What a handler did."""
-
-    position: str
-    id: str
-    key: str | None
-    attempt: int
-    worker: str
-    at: float
+from tidings.testing._effects import Effect
 
 
 class Ledger:

@@ -10,8 +10,9 @@ import pytest
 from tidings.envelope import envelope_of, to_structured
 from tidings.errors import EventTooLarge
 from tidings.event import Event
+from tidings.testing._effects import event_class
 from tidings.testing.conformance.policy import ONLY_WITHOUT
-from tidings.testing.conformance.stage import Stage, event_class, nothing
+from tidings.testing.conformance.stage import Stage, nothing
 
 SKIPPED = "skipped"
 

@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tidings import dead_letters
@@ -22,18 +21,14 @@ from tidings.event import Event
 from tidings.policy import Retry
 from tidings.ports import Broker, Settled
 from tidings.service import Service
+from tidings.testing._child import QUICK, Job
+from tidings.testing._effects import ROW, TABLE, Effect, effect_of, event_class
 from tidings.testing.conformance.bench import Bench, Make
-from tidings.testing.conformance.ledger import Effect
 from tidings.testing.conformance.load import Load
+from tidings.testing.conformance.process import Process
 
 Act = Callable[[Event, Delivery], Awaitable[Any]]
 """What a handler does after its effect: it may fail, or return what it causes."""
-
-TABLE = "CREATE TABLE IF NOT EXISTS ledger (position TEXT, id TEXT, key TEXT, attempt INTEGER, worker TEXT, at REAL)"
-"""Without a unique key, so that whatever is applied twice is seen twice."""
-ROW = sa.text("INSERT INTO ledger VALUES (:position, :id, :key, :attempt, :worker, :at)")
-
-QUICK = Retry(attempts=4, first=0.05, most=0.2)
 
 
 class Outcomes:
@@ -59,17 +54,6 @@ class Seen(NamedTuple):
     at: float
 
 
-def event_class(stream: str, name: str = "happened", version: int = 1) -> type[Event]:
-    """A class of events of a test's own stream."""
-
-    class Happened(Event, type=f"{stream}.{name}", version=version, key="key"):
-        id: str
-        key: str
-        note: str = ""
-
-    return Happened
-
-
 async def nothing(event: Event, delivery: Delivery) -> None:
     """What a handler does besides its effect: nothing."""
 
@@ -86,14 +70,17 @@ class Stage:
         """Those of the calls, in the same order."""
         self.outcomes = Outcomes()
         self.Happened = event_class(bench.stream)
-        self._path = folder / f"{bench.name}.db"
+        self.path = folder / f"{bench.name}.db"
+        self._notes = folder / f"{bench.name}.notes"
+        self._noted = 0
+        bench.more.append(self._outcomes)
         if store == "sqlite":
-            with closing(sqlite3.connect(self._path)) as connection:
+            with closing(sqlite3.connect(self.path)) as connection:
                 connection.execute(TABLE)
 
     def service(self, name: str = "", *, also: Sequence[type[Event]] = (), **options: Any) -> Service:
         """A service of this test, which may publish `also`; the same `name` twice stands for two processes of one."""
-        url = f"sqlite:///{self._path}" if self.store == "sqlite" else None
+        url = f"sqlite:///{self.path}" if self.store == "sqlite" else None
         full = f"{self.bench.name}-{name}" if name else self.bench.name
         service = Service(full, store=url, publishes=[self.Happened, *also], **options)
         service.observers.append(self.outcomes)
@@ -118,7 +105,7 @@ class Stage:
             self.seen.append(Seen(position, event.id, delivery.attempt, worker, time.time()))
             self.deliveries.append(delivery)
             self.bench.ledger.delivered(position, event.id)
-            return Effect(position, event.id, event.key, delivery.attempt, worker, time.time())
+            return effect_of(position, event, delivery, worker)
 
         if self.store == "sqlite":
 
@@ -146,6 +133,24 @@ class Stage:
                 broker = await self.bench.unopened(make)
                 await stack.enter_async_context(service.running(broker=broker))
             yield
+
+    @asynccontextmanager
+    async def process(self, handler: str = "handle", **more: Any) -> AsyncIterator[Process]:
+        """A process with that handler of this test's service, killed at the end; `more` goes to its `Job`."""
+        job = Job(
+            broker=self.bench.processes.url,
+            service=self.bench.name,
+            handler=handler,
+            stream=self.bench.stream,
+            notes=str(self._notes),
+            store=f"sqlite:///{self.path}" if self.store == "sqlite" else None,
+            **more,
+        )
+        process = await Process(job, self._notes.with_suffix(".log"), self.bench.patience).start()
+        try:
+            yield process
+        finally:
+            await process.kill()
 
     async def load(self, *, per_second: float = 200.0, make: Make | None = None) -> Load:
         """Events that are published all the time, by a client of their own."""
@@ -181,7 +186,7 @@ class Stage:
         """The rows of the ledger of one handler, as they are durable now."""
         if self.store == "none":
             return [row for row in self.bench.ledger.effects if row.position == position]
-        with closing(sqlite3.connect(self._path, timeout=5)) as connection:
+        with closing(sqlite3.connect(self.path, timeout=5)) as connection:
             rows = connection.execute("SELECT * FROM ledger WHERE position = ? ORDER BY rowid", (position,)).fetchall()
         return [Effect(*row) for row in rows]
 
@@ -189,7 +194,7 @@ class Stage:
         """How many rows of the ledger one handler has."""
         if self.store == "none":
             return len(self.effects(position))
-        with closing(sqlite3.connect(self._path, timeout=5)) as connection:
+        with closing(sqlite3.connect(self.path, timeout=5)) as connection:
             found = connection.execute("SELECT count(*) FROM ledger WHERE position = ?", (position,)).fetchone()
         return int(found[0])
 
@@ -227,6 +232,7 @@ class Stage:
 
     def judge(self, position: str, ids: Collection[object]) -> None:
         """Compare the ledger with what was accepted: lost and, with a store, applied twice are 0."""
+        self._take_notes()
         found = self.effects(position)
         ledger = self.bench.ledger
         if self.store == "sqlite":
@@ -237,6 +243,19 @@ class Stage:
         else:
             lost = {str(id) for id in ids} - {row.id for row in found}
             assert not lost, f"{position}: lost={len(lost)}; {ledger}"
+
+    def _take_notes(self) -> None:
+        """Enter what processes noted since the last time."""
+        lines = self._notes.read_text().splitlines() if self._notes.exists() else []
+        for line in lines[self._noted :]:
+            position, _, id = line.partition(" ")
+            self.bench.ledger.delivered(position, id)
+        self._noted = len(lines)
+
+    def _outcomes(self) -> str:
+        """What became of deliveries besides that they were done: a redelivery that `once` knew is no call."""
+        found = sum(self.outcomes.of.values(), Counter())
+        return " ".join(f"{kind}={count}" for kind, count in sorted(found.items()) if kind != "done")
 
     async def letters(self, position: str, count: int, reader: Broker) -> list[Letter]:
         """The dead letters of a handler, whole, once there are so many."""
@@ -249,14 +268,22 @@ class Stage:
         await self.bench.until_equal(counted, count)
         return await dead_letters.find(reader, [letter.id for letter in found]) if found else []
 
+    async def open_at_the_broker(self, service: Service) -> int:
+        """How much of a service is pending, in flight or waiting for its next attempt."""
+        backlogs = [await worker.backlog() for worker in service.active.workers]
+        return sum(one.pending + one.in_flight + one.scheduled for one in backlogs if one is not None)
+
     async def quiet(self, service: Service) -> None:
-        """Wait until nothing of a service is pending, in flight or waiting for its next attempt."""
+        """Wait until nothing of a service is open at the broker."""
+        await self.bench.until_equal(lambda: self.open_at_the_broker(service), 0)
 
-        async def work() -> int:
-            backlogs = [await worker.backlog() for worker in service.active.workers]
-            return sum(one.pending + one.in_flight + one.scheduled for one in backlogs if one is not None)
+    def workers(self) -> set[str]:
+        """Those whose handlers were called."""
+        return {one.worker for one in self.seen}
 
-        await self.bench.until_equal(work, 0)
+    def noted(self) -> int:
+        """How many deliveries the processes noted."""
+        return self._notes.read_text().count("\n") if self._notes.exists() else 0
 
     async def until_seen(self, count: int) -> None:
         await self.bench.until_many(self.seen, count, f"handlers were called {count} times")

@@ -11,6 +11,8 @@ import pytest_asyncio
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.chains import Chains
 from tidings.testing.conformance.clusters import Clusters
+from tidings.testing.conformance.killed import Killed
+from tidings.testing.conformance.networks import Networks
 from tidings.testing.conformance.notes import Noting
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
@@ -23,6 +25,7 @@ from tidings.testing.conformance.routes import Routes
 from tidings.testing.conformance.settling import Settling
 from tidings.testing.conformance.shapes import Shapes
 from tidings.testing.conformance.stage import Stage
+from tidings.testing.conformance.steady import Steady
 
 
 @pytest.mark.asyncio
@@ -56,7 +59,11 @@ class PortConformance(Publishing, Settling, Routes, Noting, Positions, Ordering,
     """Part A: what a broker does, at the level of `tidings.ports.Broker`. An adapter begins with these."""
 
 
-class Conformance(PortConformance, Policy, Shapes, Chains, Clusters):
+class FaultConformance(Steady, Killed, Networks, Clusters, _Suite):
+    """Part C: services under a steady load, and what may happen to them, to the broker, and to the way between."""
+
+
+class Conformance(FaultConformance, PortConformance, Policy, Shapes, Chains):
     """All of it: the policy over real services, too. Subclass it and give it a `rig`::
 
     class TestMyBroker(Conformance):

@@ -1,6 +1,6 @@
 """`TIDINGS_KILL_AT=point:count`: the process ends itself with SIGKILL when it reaches the point for that time.
 
-Nothing in the package reads the variable: a process that did not call `install` cannot be ended by it.
+For tests and proofs. No service reads the variable: a process that did not call `install` cannot be ended by it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tidings import points
 
 VARIABLE: Final = "TIDINGS_KILL_AT"
 
-log = logging.getLogger("tidings.proof")
+log = logging.getLogger("tidings.testing")
 
 
 def parse(text: str) -> tuple[str, int]:
