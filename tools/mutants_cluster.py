@@ -49,10 +49,23 @@ CLUSTER: tuple[Mutant, ...] = (
         "token.counter",
     ),
     _bug(
-        "cluster: what went to nobody is left to come behind what is new",
+        "cluster: what did not come is left to come behind what is new",
         TAKEOVER,
-        "if self._told >= first + len(self._numbers):",
-        "if False:",
+        "or not await self._another():\n                return False",
+        "or not await self._another():\n                return True",
+    ),
+    _bug(
+        "cluster: what is new counts for what is missing",
+        TAKEOVER,
+        "sum(token.seq <= until for token, _ in self.gathered[before:])",
+        "len(self.gathered[before:])",
+    ),
+    Mutant(
+        "cluster: the want of a leader is taken for a refusal",
+        "brokers/nats/api.py",
+        "error = BrokerUnavailable(str(refusal))",
+        "raise refusal",
+        ("tests/unit/nats/test_api.py",),
     ),
     _bug(
         "cluster: a start does not wait for an election",

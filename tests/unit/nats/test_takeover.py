@@ -43,7 +43,8 @@ class Link:
 class Events:
     """The pull; `refilled` is called whenever it may ask."""
 
-    extra = 0
+    held = 0
+    ceiling: int | None = None
     only_one = blocked = True
 
     def __init__(self) -> None:
@@ -70,18 +71,20 @@ class Share:
         self.held: dict[Token, Delivery] = {}
         self.numbers = 3
         """The number of the last delivery, as the server says it."""
+        self.last = self.open = 3
+        """The last event that was delivered, and how many are open."""
         self.asked = 0
         self.takeover = TakeOver(cast(Any, self))
 
     async def info(self) -> dict[str, Any]:
         self.asked += 1
         groups = [{"group": "one", "pinned_client_id": PIN}]
-        delivered = {"consumer_seq": self.numbers, "stream_seq": 3}
+        delivered = {"consumer_seq": self.numbers, "stream_seq": self.last}
         return {
             "priority_groups": groups,
             "delivered": delivered,
             "ack_floor": {"stream_seq": 0},
-            "num_ack_pending": 3,
+            "num_ack_pending": self.open,
         }
 
     def sure(self, since: float) -> None: ...
@@ -148,12 +151,26 @@ async def test_what_went_to_nobody_is_given_back_once_more() -> None:
     share = _share()
     share.come_once((1, 4), (2, 5))
 
-    def went_elsewhere() -> None:
+    def asked_anew() -> None:
         share.numbers = 6
         share.come_once((3, 7))
 
-    share.events.start_over = went_elsewhere  # type: ignore[method-assign]  # what the pull does meanwhile
-    asyncio.get_running_loop().call_later(0.1, lambda: setattr(share, "numbers", 6))
+    share.events.start_over = asked_anew  # type: ignore[method-assign]  # what the server has done meanwhile
     async with asyncio.timeout(5):
         await share.takeover.run()
     assert sorted(token.seq for token, _ in share.takeover.sorted()) == [1, 2, 3]
+
+
+async def test_what_is_new_does_not_stand_for_what_is_missing() -> None:
+    """A server whose own replica lacks an event leaves it out when it is to come again, and goes on behind it."""
+    share = _share()
+    share.come_once((1, 4), (2, 5), (9, 6))
+
+    def asked_anew() -> None:
+        share.numbers, share.last, share.open = 6, 9, 4
+        share.come_once((3, 7))
+
+    share.events.start_over = asked_anew  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3, 9]

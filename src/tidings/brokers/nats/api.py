@@ -10,7 +10,7 @@ import msgspec
 
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.link import NoResponders
-from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError, WorldError
+from tidings.errors import BrokerUnavailable, ConfigurationError, WorldError
 
 PATIENCE: Final = 10.0
 """Seconds that "nobody answers" may last: an election or a restart looks the same as a missing stream (trap 16)."""
@@ -60,20 +60,21 @@ class Api:
         Raises:
             ApiError: the server refused.
             NoResponders: nobody answered for so long; without JetStream nobody ever does.
-            BrokerUnavailable: no connection, or no answer in time.
+            BrokerUnavailable: no connection, no answer in time, or no leader for so long.
         """
         payload = b"" if body is None else msgspec.json.encode(body)
         end = time.monotonic() + patience
         while True:
-            error: TidingsError
+            error: BrokerUnavailable
             try:
                 link = await self._connection.ready(min(timeout, max(end - time.monotonic(), 0.1)))
                 answer = msgspec.json.decode(await link.ask(f"{self.prefix}.{subject}", payload, timeout))
                 if "error" not in answer:
                     return dict(answer)
-                error = ApiError(subject, answer["error"])
-                if error.err_code not in _NOT_NOW:
-                    raise error
+                refusal = ApiError(subject, answer["error"])
+                if refusal.err_code not in _NOT_NOW:
+                    raise refusal
+                error = BrokerUnavailable(str(refusal))
             except BrokerUnavailable as reason:
                 error = reason
             if time.monotonic() + _PAUSE > end:

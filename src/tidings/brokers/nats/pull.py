@@ -155,8 +155,8 @@ class Pull:
         """What a consumer with a priority group wants to read in each request."""
         self.only_one = False
         """A standby asks for one message alone."""
-        self.extra = 0
-        """Room beyond the limits, for what a predecessor left."""
+        self.ceiling: int | None = None
+        """How many may be here in place of the limit, while what a predecessor left is gathered."""
         self.blocked = False
         """Nothing is asked for now."""
         self.restart: Callable[[], None] = self.start_over
@@ -245,12 +245,12 @@ class Pull:
                 continue
             if self.only_one and asked:
                 return
-            room = self._most + self.extra - self.held - asked
+            room = (self._most if self.ceiling is None else self.ceiling) - self.held - asked
             room_bytes = self._most_bytes - self.held_bytes - asked_bytes
             if room <= 0 or (asked and room < (self._chunk + 1) // 2):
                 return
             if self._too_small or room_bytes <= 0:
-                if (self.held or asked) and not self.extra:
+                if (self.held or asked) and self.ceiling is None:
                     return  # until something is settled
                 self._ask(link, slot, 1, 0)
                 return

@@ -135,7 +135,7 @@ class Share:
         self.events.group = {"group": GROUP}
         self.events.only_one = True
         self.events.blocked = False
-        self.events.extra = 0
+        self.events.ceiling = None
 
     # ── asking, and being pinned ────────────────────────────────────────────────────────────────────────────────────
 
@@ -190,7 +190,7 @@ class Share:
     def _go(self) -> None:
         """Be the active one: hand over what was gathered, in the order of the stream."""
         pull = self.events
-        pull.extra, pull.only_one, pull.blocked = 0, False, False
+        pull.ceiling, pull.only_one, pull.blocked = None, False, False
         self._owner.begins()
         self.active = self.exposed = True
         self._owner.sure_again()

@@ -19,6 +19,8 @@ log = logging.getLogger("tidings.nats")
 
 QUIET: Final = 0.5
 """Seconds without a delivery after which the server is asked whether anything is still open elsewhere."""
+AGAIN: Final = 0.1
+"""Seconds until it is asked whether the rest may come now."""
 LONGEST: Final = 10.0
 """Seconds after which a take-over ends, whatever is still missing."""
 PORTION: Final = 2000
@@ -49,8 +51,6 @@ class TakeOver:
         """The server's number of the last delivery."""
         self._numbers: list[int] = []
         """The numbers of all that came while it was gathered."""
-        self._told = 0
-        """The last number that the server said it had given."""
         self._subject = b""
         """What deliveries are settled under, with places for the numbers."""
         self._arrived = asyncio.Event()
@@ -91,16 +91,21 @@ class TakeOver:
         try:
             async with asyncio.timeout(LONGEST):
                 while not await self._gather():
-                    log.info("%s: deliveries went where nobody is any more; all is gathered anew", self._share.name)
                     self._share.events.blocked = True
                     self._share.events.start_over()
+                    await asyncio.sleep(AGAIN)
         except TimeoutError:
             if self._share.in_doubt:
                 raise BrokerUnavailable("no answer in time") from None
             log.warning("%s: what the process before left has not come in full yet", self._share.name)
 
     async def _gather(self) -> bool:
-        """Have all that was open come to us; false where some of it went to somebody else meanwhile."""
+        """Have all that is open elsewhere come to us; false where that has to be asked anew, because not all came.
+
+        The predecessor may live, and have settled the rest. With replicas, what was under way to it is not told of
+        before a majority knows; and what the server's own replica does not have yet it leaves out, for later. So what
+        comes in place of what is missing says nothing.
+        """
         pull = self._share.events
         since = time.monotonic()
         if (link := self._share.connection.link) is not None:
@@ -109,42 +114,30 @@ class TakeOver:
         info = await self._info()
         self._share.sure(since)
         self._counter = info["delivered"]["consumer_seq"]
-        missing = info["num_ack_pending"] - len(self._mine(info["delivered"]["stream_seq"]))
+        until, first = info["delivered"]["stream_seq"], self._counter + 1
+        missing = info["num_ack_pending"] - len(self._mine(until))
         if missing <= 0:
             return True
         log.info("%s: %d open events are taken over", self._share.name, missing)
-        before, self._told = len(self.gathered), 0
+        before = len(self.gathered)
         self._numbers.clear()
         await self._give_back_for_others(info)
-        pull.extra, pull.only_one, pull.blocked = missing, False, False
-        while not await self._complete(info, before, missing):
-            pass
-        first = info["delivered"]["consumer_seq"] + 1
-        if self._told >= first + len(self._numbers):
-            return False
+        pull.ceiling, pull.only_one, pull.blocked = pull.held + missing, False, False
+        while sum(token.seq <= until for token, _ in self.gathered[before:]) < missing:
+            if len(self.gathered) - before >= missing or not await self._another():
+                return False
         return sorted(self._numbers) == list(range(first, first + len(self._numbers)))
 
-    async def _complete(self, info: dict[str, Any], before: int, missing: int) -> bool:
-        """Wait for a delivery; whether nothing more is to be waited for."""
+    async def _another(self) -> bool:
+        """Wait for a delivery; false if none comes for a while."""
         self._arrived.clear()
         self._share.events.refill()
-        until = info["delivered"]["stream_seq"]
-        come = self.gathered[before:]
-        if sum(token.seq <= until for token, _ in come) >= missing:
-            return True
-        if any(token.seq > until and delivery.delivered == 1 for token, delivery in come):
-            return True  # what comes again comes before what is new
         try:
             async with asyncio.timeout(QUIET):
                 await self._arrived.wait()
         except TimeoutError:
-            now = await self._info()
-            self._told = now["delivered"]["consumer_seq"]
-            if self._told - info["delivered"]["consumer_seq"] > len(self._numbers):
-                return True  # with replicas more was under way than it had said: to nobody, or to us in this moment
-            # The predecessor may live, and have settled the rest.
-            return bool(now["num_ack_pending"] <= len(self._mine(now["delivered"]["stream_seq"])))
-        return False
+            return False
+        return True
 
     async def _info(self) -> dict[str, Any]:
         info = await self._share.info()
