@@ -25,10 +25,14 @@ from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
 from tools.mutants_shares import SHARES
+from tools.mutants_stuck import STUCK
 
 AT_ONCE = 2
 
-KNOWN = (*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES, *CLUSTER)
+KNOWN = (
+    *(*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES, *CLUSTER),
+    *STUCK,
+)
 """Every bug, whatever it is seeded into."""
 
 

@@ -20,8 +20,8 @@ CLUSTER: tuple[Mutant, ...] = (
     _bug(
         "cluster: retry copies have one copy",
         STREAMS,
-        '        "allow_msg_schedules": True,\n        "num_replicas": replicas or 1,\n',
-        '        "allow_msg_schedules": True,\n        "num_replicas": 1,\n',
+        '        "allow_atomic": True,\n        "num_replicas": replicas or 1,\n',
+        '        "allow_atomic": True,\n        "num_replicas": 1,\n',
     ),
     _bug("cluster: another number of copies is not told", STREAMS, "if replicas is None:", "if True:"),
     _bug(

@@ -329,14 +329,14 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "review: sync handlers use up the threads of the loop",
         "calling.py",
-        "claim.executor or threads, within",
+        "own or claim.executor, within",
         "claim.executor, within",
     ),
     Mutant(
         "a sync handler does not know its delivery",
         "calling.py",
-        "partial(copy_context().run, run, event, claim, delivery)",
-        "partial(run, event, claim, delivery)",
+        "partial(copy_context().run, run, scope, event, claim, delivery)",
+        "partial(run, scope, event, claim, delivery)",
     ),
     Mutant(
         "review: a handler cannot publish while its service starts",

@@ -22,29 +22,28 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "watermill: a key is marked as applied although its handler failed",
         PIPELINE,
-        """                        claim.fail(index)
-                        decided[index] = decision = self._decide(error, work)
-""",
-        """                        decided[index] = decision = self._decide(error, work)
-""",
+        """        turn.claim.fail(index)
+        turn.left_out.update(self._names(work))
+        if""",
+        """        turn.left_out.update(self._names(work))
+        if""",
     ),
     Mutant(
         "sketch: decisions count before the claim has closed",
         PIPELINE,
-        """                    await self._publish(group, caused, claim, decided)
+        """                    await self._publish(turn)
         except""",
-        """                    await self._publish(group, caused, claim, decided)
-                for index, decision in decided.items():
+        """                    await self._publish(turn)
+                for index, decision in turn.decided.items():
                     group[index].decision = decision
         except""",
     ),
     Mutant(
         "sketch: a failure is treated as done",
         PIPELINE,
-        """                        claim.fail(index)
-                        decided[index] = decision = self._decide(error, work)
+        """                        self._failed(turn, index, error)
 """,
-        """                        decided[index] = decision = DONE
+        """                        turn.decided[index] = DONE
 """,
     ),
     Mutant(
@@ -55,7 +54,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sketch: a busy key is taken for a duplicate",
-        PIPELINE,
+        "claims.py",
         'return Retried(after=BUSY_PAUSE, reason="another worker holds its key", counted=False)',
         "return Duplicate()",
     ),
@@ -68,8 +67,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a handler may run for ever",
         PIPELINE,
-        "with Limit(self._handler.rules.timeout) as limit:",
-        "with Limit(1e9) as limit:",
+        "with turn.limit as limit:",
+        "for limit in [turn.limit]:",
     ),
     Mutant(
         "sketch: a shutdown leaves its deliveries unsettled",
@@ -106,7 +105,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a busy key counts as a failure",
-        PIPELINE,
+        "claims.py",
         'reason="another worker holds its key", counted=False)',
         'reason="another worker holds its key")',
     ),
@@ -125,41 +124,34 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what follows a failed event of its key overtakes it",
         PIPELINE,
-        """                        work.failure = decision if self._claimer.shared else None
-                        left_out.update(self._names(work))
-""",
-        """                        work.failure = decision if self._claimer.shared else None
-""",
+        """        turn.left_out.update(self._names(work))
+        if""",
+        """        if""",
     ),
     Mutant(
         "what a closing batch leaves out is overtaken by its key",
         PIPELINE,
-        """        if claimed.state is State.NEW:
-            claim.fail(index)
-        elif left_out""",
-        """        if claimed.state is State.NEW:
-            return claim.fail(index)
-        elif left_out""",
+        """            turn.claim.fail(index)
+            if self._handling.late""",
+        """            return turn.claim.fail(index)
+            if self._handling.late""",
     ),
     Mutant(
         "what a batch leaves out is marked as applied",
         PIPELINE,
-        """        if claimed.state is State.NEW:
-            claim.fail(index)
-        elif left_out""",
-        """        if claimed.state is State.NEW:
-            pass
-        elif left_out""",
+        """            turn.claim.fail(index)
+            if self._handling.late""",
+        """            if self._handling.late""",
     ),
     Mutant(
         "review: the key of an applied twin is given back",
         PIPELINE,
         """        if claimed.state is State.NEW:
-            claim.fail(index)
-        elif left_out""",
-        """        if claimed.state is State.NEW or not left_out.isdisjoint(names):
-            claim.fail(index)
-        elif left_out""",
+            turn.claim.fail(index)
+            if self._handling.late""",
+        """        if claimed.state is State.NEW or not turn.left_out.isdisjoint(names):
+            turn.claim.fail(index)
+            if self._handling.late""",
     ),
     Mutant(
         "a batch never closes",
@@ -182,26 +174,26 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a stop goes on to the next batch",
         PIPELINE,
-        "if self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):",
-        "if self.fence() or not (group := self._grouping.next(works, holds)):",
+        "if trouble or self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):",
+        "if trouble or self.fence() or not (group := self._grouping.next(works, holds)):",
     ),
     Mutant(
         "a failure in a shared transaction commits what it did",
         PIPELINE,
-        "if self._claimer.shared and not (len(group) > 1 and self._claimer.undone(claim, error)):",
+        "if self._claimer.shared and not (len(turn.group) > 1 and self._claimer.undone(claim, error)):",
         "if False:",
     ),
     Mutant(
         "a lock in a shared transaction counts as the event's failure",
         PIPELINE,
-        "return (self._claimer.of_the_store(error) if self._claimer.shared else None) or _Failed(works, error)",
-        "return _Failed(works, error)",
+        "return (self._claimer.of_the_store(error) if self._claimer.shared else None) or Failed(works, error)",
+        "return Failed(works, error)",
     ),
     Mutant(
         "review: what fails behind an event of its key overtakes it when the transaction is taken back",
-        PIPELINE,
-        "if before.isdisjoint(self._names(work)):",
-        "if True:",
+        GROUPING,
+        "            if before.isdisjoint(names(work)):\n",
+        "            if True:\n",
     ),
     Mutant(
         "what was put behind the events of its key is grouped with them again, for ever",
@@ -248,7 +240,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what has failed before is handled alone for ever, while all goes well",
         GROUPING,
-        "        if self._now < self._most:\n",
+        "        if self._now < self._most or self._blames_nobody:\n",
         "        if True:\n",
     ),
     Mutant(
@@ -292,7 +284,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "caused events that were not stored are lost",
         PIPELINE,
-        "for index in sorted(decided) if failed else ():",
+        "for index in sorted(turn.decided) if failed else ():",
         "for index in ():",
     ),
     Mutant(
@@ -304,22 +296,22 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "review: what follows an event whose own was not stored overtakes it",
         PIPELINE,
-        "                del decided[index]\n",
+        "                del turn.decided[index]\n",
         "                continue\n",
     ),
     Mutant(
         "a key is marked as applied although what it caused was not stored",
         PIPELINE,
-        """            if claim.states[index].state is State.NEW:
-                claim.fail(index)
+        """            if turn.claim.states[index].state is State.NEW:
+                turn.claim.fail(index)
 """,
         "",
     ),
     Mutant(
         "caused events go to the broker before their transaction commits",
         PIPELINE,
-        "if caused and not await claim.emit([message for _, message in caused]):",
-        "if caused:",
+        "if turn.caused and not await claim.emit([message for _, message in turn.caused]):",
+        "if turn.caused:",
     ),
     Mutant(
         "caused events of a transaction are dropped",
@@ -331,13 +323,13 @@ FLOW: tuple[Mutant, ...] = (
         "review: a transaction without an outbox keeps effects whose events were not stored",
         PIPELINE,
         """                if self._claimer.shared:
-                    raise _Failed([work], error)
-                decided""",
-        """                decided""",
+                    raise Failed([work], error)
+                turn""",
+        """                turn""",
     ),
     Mutant(
         "another event under an applied key is dropped where it was to be kept",
-        PIPELINE,
+        "claims.py",
         'if self._handler.rules.conflict == "dead":',
         "if False:",
     ),
@@ -380,8 +372,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a duplicate is passed to a batch handler",
         PIPELINE,
-        "                    self._pass_over(index, work, claim, decided, left_out)\n",
-        """                    self._pass_over(index, work, claim, decided, left_out)
+        "                    self._pass_over(turn, index)\n",
+        """                    self._pass_over(turn, index)
                     if self._handling.at_once and claim.states[index].state is State.DONE:
                         together.append(index)
 """,
@@ -399,7 +391,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a failed batch is tried whole for ever",
         GROUPING,
-        "work.most = max(1, len(group) // 2)",
+        "work.most = 1 if alone else max(1, len(group) // 2)",
         "pass",
     ),
     Mutant(
@@ -411,14 +403,14 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch handler that returns too few results is taken at its word",
         HANDLING,
-        "or len(results) != len(events):",
-        "or len(results) > len(events):",
+        "or len(results) != len(works):",
+        "or len(results) > len(works):",
     ),
     Mutant(
         "what failed by itself is forgotten when others of its transaction are taken back",
-        PIPELINE,
-        "            if failure is not None and work.decision is None:\n",
-        "            if failure is not None and len(group) == 1 and work.decision is None:\n",
+        GROUPING,
+        "        if failure is not None and work.decision is None:\n",
+        "        if failure is not None and len(group) == 1 and work.decision is None:\n",
         ("tests/walk/test_walk.py",),
     ),
 )

@@ -36,14 +36,14 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "the time of a batch counts for each of its events",
         "limit.py",
-        "elif (remaining := started + self._seconds - self._loop.time()) <= 0:",
-        "elif (remaining := 0.0) <= 0:",
+        "and (wait := self._started + self._seconds - now) <= 0:",
+        "and (wait := 0.0) <= 0:",
     ),
     Mutant(
         "a timeout strikes between events",
         "limit.py",
-        "        self._started = None\n        if self._expired:\n",
-        "        if self._expired:\n",
+        "        self._started = self._overdue = None\n        if self._expired:\n",
+        "        self._overdue = None\n        if self._expired:\n",
     ),
     Mutant(
         "the second failed event of a key overtakes the first in its hold",
@@ -140,8 +140,8 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "the events of a key are spread over lanes",
         "lane.py",
-        "lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]",
-        "lane = self._lanes[int(delivery.origin[1]) // 2 % len(self._lanes)]",
+        "return self._lanes[(delivery.slot or 0) % len(self._lanes)]",
+        "return self._lanes[int(delivery.origin[1]) // 2 % len(self._lanes)]",
     ),
     Mutant(
         "faststream: a lane that failed is never started again",

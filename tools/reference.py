@@ -54,7 +54,7 @@ def metrics() -> str:
         rows.append((f"`{name}`", str(one._type), _codes(one._labelnames), one._documentation))
     for family in made.registry.collect():
         known = family.samples and not any(f"`{sample.name}`" in row[0] for sample in family.samples for row in rows)
-        if family.type in ("gauge", "info") and known and family.name.startswith("tidings_"):
+        if family.type in ("counter", "gauge", "info") and known and family.name.startswith("tidings_"):
             sample = family.samples[0]
             labels = [name for name in sample.labels if sample.labels]
             rows.append((f"`{sample.name}`", family.type, _codes(labels), family.documentation))

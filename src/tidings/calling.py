@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from tidings.context import Scope, current
 from tidings.delivery import Delivery
 from tidings.errors import ConfigurationError
 from tidings.handler import Deliveries, Handler
 from tidings.handling import Call
 from tidings.ports import Claim, Once
+from tidings.threads import Threads
 
 Give = Callable[[Claim, Any], object]
 """Of the claim and the delivery: of a batch the deliveries."""
@@ -43,7 +45,7 @@ def make_call(handler: Handler, once: Once | None, shared: object) -> Call:
     bound = _bind(handler.function, tuple(gives.items()))
     if not handler.sync:
         return bound
-    return _in_thread(bound, ThreadPoolExecutor(handler.rules.concurrency, f"tidings {handler.position}"))
+    return _in_thread(bound, Threads(f"tidings {handler.position}"))
 
 
 def _giver(handler: Handler, name: str, hint: type, once: Once | None, shared: object) -> Give:
@@ -71,28 +73,46 @@ def _bind(function: Callable[..., Any], gives: tuple[tuple[str, Give], ...]) -> 
     return lambda event, claim, delivery: function(event, **{name: give(claim, delivery) for name, give in gives})
 
 
-def _in_thread(bound: Callable[[Any, Claim, Any], Any], threads: Executor) -> Call:
+def _in_thread(bound: Callable[[Any, Claim, Any], Any], threads: Threads) -> Call:
     """A sync handler runs in a thread: that of its store's connection, or one of its own.
 
     Not one of the loop's: those do the name look-ups of every connection, and one slow handler would use them up.
     """
 
-    def run(event: Any, claim: Claim, delivery: Any) -> Any:
+    def run(scope: Scope | None, event: Any, claim: Claim, delivery: Any) -> Any:
+        if scope is not None:
+            scope.thread = threading.get_ident()
         try:
             return bound(event, claim, delivery)
         except StopIteration as error:  # which no future can carry: it would never end
             raise RuntimeError("the handler raised StopIteration") from error
 
     async def call(event: Any, claim: Claim, delivery: Any) -> Any:
-        within = partial(copy_context().run, run, event, claim, delivery)
-        running = asyncio.get_running_loop().run_in_executor(claim.executor or threads, within)
-        while True:
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                # Nothing can stop a thread. Its event is not given back while its effect is still being made: what it
-                # returns counts, although its time was over.
-                if running.cancelled() or (running.done() and isinstance(running.exception(), asyncio.CancelledError)):
-                    raise
+        scope = current.get()
+        own = threads.take() if claim.executor is None else None
+        within = partial(copy_context().run, run, scope, event, claim, delivery)
+        running = asyncio.get_running_loop().run_in_executor(own or claim.executor, within)
+        if scope is not None:
+            scope.running = running
+        try:
+            return await _until_it_ends(running, scope)
+        finally:
+            if own is not None and running.done():  # else it is left to what runs in it
+                threads.give_back(own)
 
     return call
+
+
+async def _until_it_ends(running: asyncio.Future[Any], scope: Scope | None) -> Any:
+    """Nothing can stop a thread, so it is waited for however often this is cancelled, and what it returns counts.
+
+    Its event is not given back while its effect is still being made; unless it was abandoned.
+    """
+    while True:
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if running.cancelled() or (running.done() and isinstance(running.exception(), asyncio.CancelledError)):
+                raise
+            if scope is not None and scope.abandoned:
+                raise

@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 from tidings import points
-from tidings.delivery import Delivery, Envelope, Message
+from tidings.delivery import DeadLettered, Decision, Delivery, Duplicate, Envelope, Message, Retried
 from tidings.errors import MisuseError, TransactionEnded, WorldError
 from tidings.event import Event
 from tidings.handler import Handler
-from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once
+from tidings.policy import BUSY_PAUSE
+from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once, State
 from tidings.values import key_text
 
 
@@ -40,6 +41,9 @@ class NoClaim:
     def fail(self, index: int) -> None:
         """Nothing was claimed."""
 
+    def cut(self) -> None:
+        """Nothing was lent."""
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         return False
 
@@ -57,6 +61,7 @@ class Unkeyed:
         self.resource = self._claim.resource
         self.emit = self._claim.emit
         self.undo = self._claim.undo if isinstance(self._claim, Undoes) else lambda: False
+        self.cut = self._claim.cut
         return self
 
     async def __aexit__(
@@ -93,6 +98,8 @@ class Claimer:
         self._resource = resource
         self.shared = self._once is not None and self._once.transactional
         """Whether a failure takes back what the others of the batch did."""
+        self.fenced = self.shared and resource is not None
+        """Whether all that the handler does can be taken back, for which it has to ask for the store's connection."""
 
     def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
         points.at(points.BEFORE_CLAIM)
@@ -102,6 +109,17 @@ class Claimer:
             return Unkeyed(self._once.claim([], resource=self._resource, sync=self._handler.sync), len(batch))
         keys = [self.key(delivery, event) for delivery, event in batch]
         return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
+
+    def known(self, delivery: Delivery, claimed: Claimed) -> Decision:
+        """What becomes of an event whose key is not new."""
+        if claimed.state is State.BUSY:
+            return Retried(after=BUSY_PAUSE, reason="another worker holds its key", counted=False)
+        if claimed.event_id in ("", delivery.event_id):
+            return Duplicate()
+        if self._handler.rules.conflict == "dead":
+            reason = f"its key {self._handler.rules.once} was applied for event {claimed.event_id}"
+            return DeadLettered(reason=reason, code="conflict")
+        return Duplicate(of=claimed.event_id)
 
     def of_the_store(self, error: Exception) -> WorldError | TransactionEnded | None:
         """What a handler's error means, when it was the store's: a lock, or a database that is gone.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextvars import ContextVar
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
@@ -20,6 +22,12 @@ class Scope(msgspec.Struct, eq=False):
     caused: int = 0
     together: bool = False
     """One of a batch that a function handles at once: what it does meanwhile has no single cause."""
+    running: asyncio.Future[Any] | None = None
+    """Of a sync handler, what runs in its thread."""
+    thread: int | None = None
+    """That thread's identifier."""
+    abandoned: bool = False
+    """Nobody waits for the handler any more."""
 
     def next_id(self) -> str:
         """The id of the next caused event: the same whenever this delivery is handled again.

@@ -58,8 +58,10 @@ class Counts:
 
     # ── before: what others left ────────────────────────────────────────────────────────────────────────────────────
 
-    async def ready(self, batch: Sequence[Delivery], *, in_place: bool) -> None:
+    async def ready(self, batch: Sequence[Delivery], *, in_place: bool) -> bool:
         """Write what could not be written yet, and look up what was delivered before and has no count here.
+
+        Returns whether it looked anything up.
 
         Raises:
             WorldError: that cannot be done just now, so none of them may be begun.
@@ -70,6 +72,7 @@ class Counts:
         unknown = [one for one in batch if one.delivered > least and not one.counted]
         if unknown:
             await self._look_up(unknown)
+        return bool(unknown)
 
     def suspect(self, batch: Sequence[Delivery]) -> int | None:
         """The place of the first that may be what kills its process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
@@ -252,6 +252,9 @@ class Unsettled(msgspec.Struct, frozen=True):
     wanted: Done | Duplicate | Retried | DeadLettered
     reason: str
 
+
+UNTIL_IT_ENDS: Final = float("inf")
+"""`Retried.after` of an event whose call has not ended yet, which it waits for in its process."""
 
 Decision: TypeAlias = Done | Duplicate | Retried | DeadLettered
 Outcome: TypeAlias = Decision | Unsettled

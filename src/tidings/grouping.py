@@ -40,10 +40,22 @@ class Work(msgspec.Struct, eq=False):
     """Nothing before it is handled with it: it failed behind an event of its key, or it is likely to fail again."""
 
 
+def keep_failures(group: list[Work], names: Callable[[Work], list[str]]) -> None:
+    """What failed has failed, also where the rest was taken back; but not behind what it has to wait for."""
+    for index, work in enumerate(group):
+        failure, work.failure = work.failure, None
+        if failure is not None and work.decision is None:
+            before = {name for earlier in group[:index] for name in names(earlier)}
+            if before.isdisjoint(names(work)):
+                work.decision = failure
+            work.first = True
+
+
 class Grouping:
     """Of one handler."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic, *, blames_nobody: bool = False) -> None:
+        self._blames_nobody = blames_nobody
         self._most = self._now = self._ceiling = most
         self._clock = clock
         self._peace = PEACE
@@ -62,14 +74,21 @@ class Grouping:
         return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
 
     def set_apart(self, work: Work) -> None:
-        """It has failed before. While others fail too it is handled alone: it is likely to take them back again."""
-        if self._now < self._most:
+        """It has failed before. While others fail too it is handled alone: it is likely to take them back again.
+
+        So it is, whatever others do, where the call of a batch was set aside that it was part of: nobody knows whose
+        fault that was.
+        """
+        if self._now < self._most or self._blames_nobody:
             work.first, work.most = True, 1
 
-    def halve(self, group: list[Work]) -> None:
-        """It failed together, by whose fault is not known. Halves, and halves of those that fail again, find out."""
+    def halve(self, group: list[Work], *, alone: bool = False) -> None:
+        """It failed together, by whose fault is not known. Halves, and halves of those that fail again, find out.
+
+        Where each failure leaves a call behind, they are few: then each is tried `alone`.
+        """
         for work in group:
-            work.most = max(1, len(group) // 2)
+            work.most = 1 if alone else max(1, len(group) // 2)
 
     def fewer(self, group: list[Work]) -> None:
         """A group was taken back. One that was alone took nobody with it."""

@@ -41,6 +41,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     ordered: bool
     concurrency: int
     timeout: float
+    abandon_after: float | None = None
+    """Seconds after `timeout` until a call that has not ended is left behind; None waits for ever."""
     batch: int | None
     retry: Retry
     conflict: Literal["duplicate", "dead"]
@@ -98,6 +100,31 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"<Handler {self.position} of {', '.join(self.reader.types)}>"
+
+
+def check_rules(rules: Rules) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        DeclarationError: one of them does.
+    """
+    if not 1 <= rules.concurrency <= 64:
+        raise DeclarationError(f"concurrency={rules.concurrency}: between 1 and 64 lanes")
+    if rules.timeout <= 0:
+        raise DeclarationError(f"timeout={rules.timeout}: more than 0 seconds")
+    if rules.abandon_after is not None and rules.abandon_after <= 0:
+        raise DeclarationError(f"abandon_after={rules.abandon_after}: more than 0 seconds, or None to wait for ever")
+    if rules.batch is not None and not 1 <= rules.batch <= 1000:
+        raise DeclarationError(f"batch={rules.batch}: between 1 and 1000 events")
+    if rules.forget_after is None:
+        return
+    if not isinstance(rules.once, str):
+        raise DeclarationError(
+            'forget_after= is for business keys, such as once="order_id". The ids of events are forgotten by'
+            " themselves, when their stream no longer keeps the events"
+        )
+    if rules.forget_after <= timedelta(0):
+        raise DeclarationError(f"forget_after={rules.forget_after}: more than no time, or None to know keys for ever")
 
 
 def make_handler(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from tidings.context import Scope, current
 from tidings.delivery import Delivery, Message
 from tidings.errors import InvalidEvent
 from tidings.event import Event
+from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.limit import Limit
 from tidings.ports import Claim
@@ -17,6 +18,36 @@ from tidings.ports import Claim
 Call = Callable[[Any, Claim, Any], Awaitable[Any]]
 """Takes an event, the claim and the delivery; for a batch handler lists of events and deliveries."""
 Wrap = Callable[[Any, Scope], Sequence[Message]]
+
+
+class Late:
+    """What is known of the calls that did not end in their time, where they are waited for aside."""
+
+    def __init__(self) -> None:
+        self.results: dict[Delivery, Any] = {}
+        """What was returned, or the error that was raised, until it is taken by the next attempt."""
+        self.names: dict[str, Delivery] = {}
+        """Of the keys that nobody else may have meanwhile, by whose event they are held."""
+
+    def holds(self, names: Iterable[str], delivery: Delivery) -> bool:
+        """Whether one of these keys is that of another event, which has not come to its end."""
+        if delivery in self.results:  # it was called for together with the others that have its key
+            return False
+        owners = [self.names.get(name, delivery) for name in names]
+        return any(owner is not delivery and not owner.withdrawn for owner in owners)
+
+    def take(self, delivery: Delivery) -> Any:
+        """What came of the call; its event goes on, under a claim of its own."""
+        self.let_go(delivery)
+        return self.results.pop(delivery)
+
+    def let_go(self, delivery: Delivery) -> None:
+        for name in [name for name, owner in self.names.items() if owner is delivery]:
+            del self.names[name]
+
+    def clear(self) -> None:
+        self.results.clear()
+        self.names.clear()
 
 
 class Handling:
@@ -27,6 +58,8 @@ class Handling:
         self._position = handler.position
         self._call = call
         self._wrap = wrap
+        self.late = Late()
+        self._results = self.late.results
         self.at_once = handler.batches
         """It takes all new events of a claim in one call; otherwise each has a call of its own."""
 
@@ -38,9 +71,11 @@ class Handling:
             TimeoutError: it took longer than the handler's `timeout`.
             InvalidEvent: what it returned are no events.
         """
+        if self._results and delivery in self._results:
+            return self._late(delivery)
         scope = Scope(delivery, self._position)
         token = current.set(scope)
-        limit.begin()
+        limit.begin(scope)
         try:
             result = await self._call(event, claim, delivery)
         except asyncio.CancelledError as error:
@@ -52,20 +87,22 @@ class Handling:
             current.reset(token)
         return () if result is None else self._wrap(result, scope)
 
-    async def handle_all(
-        self, events: Sequence[Event], deliveries: Sequence[Delivery], claim: Claim, limit: Limit
-    ) -> Sequence[Sequence[Message]]:
+    async def handle_all(self, works: Sequence[Work], claim: Claim, limit: Limit) -> Sequence[Sequence[Message]]:
         """Call a batch handler for all of them, and return what each caused; when it raises, none is applied.
 
         Raises:
             Exception: as for `handle`; the `timeout` is for the call, however many events it is given.
             InvalidEvent: it returned no events, or not one result for each event.
         """
+        deliveries = [work.delivery for work in works]
+        if self._results and any(delivery in self._results for delivery in deliveries):
+            return await self._handle_rest(works, claim, limit)
         position = self._position
-        token = current.set(Scope(deliveries[0], position, together=True))
-        limit.begin()
+        scope = Scope(deliveries[0], position, together=True)
+        token = current.set(scope)
+        limit.begin(scope)
         try:
-            results = await self._call(events, claim, deliveries)
+            results = await self._call([work.event for work in works], claim, deliveries)
         except asyncio.CancelledError as error:
             if (meant := self._meant(limit)) is None:
                 raise
@@ -74,17 +111,30 @@ class Handling:
             limit.end()
             current.reset(token)
         if results is None:
-            return [()] * len(events)
-        if not isinstance(results, (list, tuple)) or len(results) != len(events):
+            return [()] * len(works)
+        if not isinstance(results, (list, tuple)) or len(results) != len(works):
             count = f" of {len(results)}" if isinstance(results, (list, tuple)) else ""
             raise InvalidEvent(
-                f"{position} returned a {type(results).__name__}{count} for {len(events)} events; a batch handler"
+                f"{position} returned a {type(results).__name__}{count} for {len(works)} events; a batch handler"
                 " returns None, or a list with one entry for each event, in their order: what it caused, or None"
             )
         return [
             () if result is None else self._wrap(result, Scope(delivery, position))
             for result, delivery in zip(results, deliveries, strict=True)
         ]
+
+    def _late(self, delivery: Delivery) -> Sequence[Message]:
+        came = self.late.take(delivery)
+        if isinstance(came, Exception):
+            raise came
+        messages: Sequence[Message] = came
+        return messages
+
+    async def _handle_rest(self, works: Sequence[Work], claim: Claim, limit: Limit) -> Sequence[Sequence[Message]]:
+        """Of some it is known what came of their call; the function is called for the others."""
+        rest = [work for work in works if work.delivery not in self._results]
+        found = iter(await self.handle_all(rest, claim, limit) if rest else ())
+        return [self._late(one.delivery) if one.delivery in self._results else next(found) for one in works]
 
     def _meant(self, limit: Limit) -> Exception | None:
         """What a cancellation is an error of, where it is not our own."""

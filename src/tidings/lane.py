@@ -35,6 +35,14 @@ class Lane:
         if self.holds:
             self.holds.forget(gone.__contains__)
 
+    def go_on(self, delivery: Delivery) -> None:
+        """An event that waited until its call had ended is to be looked at again."""
+        if self.holds is not None and delivery.key is not None:
+            self.holds.go_on(delivery.key, delivery, asyncio.get_running_loop().time())
+        else:
+            self.queue.appendleft(delivery)
+        self.wake()
+
     def put_back(self, deliveries: Sequence[Delivery]) -> None:
         self.queue.extendleft(reversed(deliveries))
 
@@ -68,15 +76,21 @@ class Shared:
     A key has one lane, chosen by its partition; whatever has no key shares the first.
     """
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane], aside: Container[Delivery]) -> None:
         self._lanes = lanes
+        self._aside = aside
+        """What waits until its call has ended: as long it is at work, and holds its key."""
         self._waiting = 0
         self._ended = asyncio.Event()
 
     def __call__(self, delivery: Delivery, /) -> None:
-        lane = self._lanes[(delivery.slot or 0) % len(self._lanes)]
+        lane = self.lane(delivery)
         lane.queue.append(delivery)
         lane.wake()
+
+    def lane(self, delivery: Delivery) -> Lane:
+        """The lane of its key."""
+        return self._lanes[(delivery.slot or 0) % len(self._lanes)]
 
     async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
         """See `ports.Recalls`."""
@@ -85,8 +99,9 @@ class Shared:
         try:
             async with asyncio.timeout(None if patience == float("inf") else patience):
                 while True:
+                    begun = {delivery for delivery in gone if delivery in self._aside}
                     for lane in self._lanes:
-                        lane.forget(gone)
+                        lane.forget(gone - begun)
                     if not self._at_work(gone):
                         return ()
                     self._ended.clear()
@@ -97,9 +112,10 @@ class Shared:
             self._waiting -= 1
 
     def _at_work(self, gone: set[Delivery]) -> list[Delivery]:
-        return [delivery for lane in self._lanes for delivery in lane.batch if delivery in gone]
+        running = [delivery for lane in self._lanes for delivery in lane.batch if delivery in gone]
+        return running + [delivery for delivery in gone if delivery in self._aside]
 
     def ended(self) -> None:
-        """A lane has come to the end of a batch."""
+        """A lane has come to the end of a batch, or a call that was set aside to its own."""
         if self._waiting:
             self._ended.set()

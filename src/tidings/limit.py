@@ -7,37 +7,71 @@ that runs now, and sets itself again; what it cancels, it also takes back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
+from typing import Final
+
+from tidings.context import Scope
+
+ASK_AGAIN: Final = 5.0
+"""Seconds until it is said once more that a call does not end, where nothing came of it."""
 
 
 class Limit:
-    """Cancels the task it was entered in when the current event runs longer than `seconds`."""
+    """Cancels the task it was entered in when the current event runs longer than `seconds`.
 
-    __slots__ = ("_expired", "_handle", "_loop", "_seconds", "_started", "_task")
+    Where the event has not ended `patience` seconds after that, `stuck` is called. None is for ever.
+    """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    __slots__ = (
+        "_expired",
+        "_handle",
+        "_loop",
+        "_overdue",
+        "_patience",
+        "_seconds",
+        "_started",
+        "_stuck",
+        "_task",
+        "scope",
+    )
+
+    def __init__(
+        self, seconds: float, patience: float | None = None, stuck: Callable[[], object] = lambda: None
+    ) -> None:
+        self._seconds, self._patience, self._stuck = seconds, patience, stuck
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[object] | None = None
         self._started: float | None = None
+        self._overdue: float | None = None
+        """When an event that was cancelled must have ended."""
         self._expired = False
         self._handle: asyncio.TimerHandle | None = None
+        self.scope: Scope | None = None
+        """Of the call that runs now, or ran last."""
 
     def __enter__(self) -> Limit:
+        self._task = asyncio.current_task()
         self._handle = self._loop.call_later(self._seconds, self._look)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Look no more."""
         if self._handle is not None:
             self._handle.cancel()
+            self._handle = None
 
-    def begin(self) -> None:
+    def begin(self, scope: Scope | None = None) -> None:
         """The next event starts now."""
         self._started = self._loop.time()
+        self.scope = scope
 
     def end(self) -> None:
         """The current event has ended, whichever way: a timeout that it swallowed is taken back."""
-        self._started = None
+        self._started = self._overdue = None
         if self._expired:
             self.took_back()
 
@@ -49,13 +83,23 @@ class Limit:
         return self._task is not None and self._task.uncancel() == 0
 
     def _look(self) -> None:
-        started = self._started
-        if started is None:
-            remaining = self._seconds
-        elif (remaining := started + self._seconds - self._loop.time()) <= 0:
+        wait = self._seconds
+        now = self._loop.time()
+        if self._overdue is not None:
+            wait = self._overdue - now
+            if wait <= 0:
+                wait = ASK_AGAIN
+                self._overdue = now + wait
+                self._stuck()
+                if self._handle is None:  # left behind
+                    return
+        elif self._started is not None and (wait := self._started + self._seconds - now) <= 0:
             self._expired = True
             self._started = None
-            remaining = self._seconds
+            wait = self._seconds
+            if self._patience is not None:
+                wait = self._patience
+                self._overdue = now + wait
             if self._task is not None:
                 self._task.cancel()
-        self._handle = self._loop.call_later(remaining, self._look)
+        self._handle = self._loop.call_later(wait, self._look)

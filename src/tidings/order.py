@@ -33,6 +33,13 @@ class Holds:
         """Queue a delivery behind the one that is held."""
         self._waiting[key].append(delivery)
 
+    def go_on(self, key: str, delivery: Delivery, now: float) -> bool:
+        """A delivery that holds its key may go on now; False where it does not hold it any more."""
+        if delivery not in self._waiting.get(key, ()):
+            return False
+        self._due[key] = now
+        return True
+
     def next_due(self) -> float | None:
         """When the next key may go on, in loop time."""
         return min(self._due.values(), default=None)

@@ -13,22 +13,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidings import points
 from tidings.claims import Claimer
-from tidings.delivery import DeadLettered, Decision, Delivery, Done, Duplicate, Message, Retried
+from tidings.delivery import Decision, Delivery, Done, Duplicate, Retried
 from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
-from tidings.grouping import UNLIMITED, Grouping, Work
+from tidings.grouping import UNLIMITED, Grouping, Work, keep_failures
 from tidings.handler import Handler
 from tidings.handling import Handling, we_are_cancelled
-from tidings.limit import Limit
+from tidings.leaving import Abandoned, Leaving, Leftovers
 from tidings.order import Holds
-from tidings.policy import BUSY_PAUSE, decide, describe
-from tidings.ports import Broker, Claim, Claimed, State
-from tidings.reading import read
+from tidings.policy import decide, describe
+from tidings.ports import Broker, Claimed, State
+from tidings.reading import look_again, read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
+from tidings.turn import Failed, Left, Turn
 
 log = logging.getLogger("tidings.pipeline")
 
@@ -38,17 +39,6 @@ BATCH_SECONDS: Final = 0.05
 
 CRASH_PAUSE: Final = 5.0
 """How long a batch stays away over which the pipeline itself, not a handler, failed."""
-
-Decided = dict[int, Decision]
-Caused = list[tuple[int, Message]]  # with the place in the group of the event that caused it
-
-
-class _Failed(Exception):
-    """A call that failed, and takes back what is not its own: the others of its transaction, or of its batch."""
-
-    def __init__(self, works: list[Work], error: Exception) -> None:
-        super().__init__()
-        self.works, self.error = works, error
 
 
 class Pipeline:
@@ -63,6 +53,7 @@ class Pipeline:
         handling: Handling,
         settler: Settler,
         together: int,
+        leftovers: Leftovers | None = None,
     ) -> None:
         self._handler = handler
         self.rules = handler.rules
@@ -71,7 +62,8 @@ class Pipeline:
         self._handling = handling
         self.settler = settler
         self._holding = settler.holding
-        self._grouping = Grouping(together)
+        self.leaving = Leaving(handler, handling.late, fenced=claimer.fenced, leftovers=leftovers)
+        self._grouping = Grouping(together, blames_nobody=handler.batches and self.leaving.sets_aside)
         self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
         self.lenient = False  # the kill switch is off: what fails counts for nothing
         self.fence: Callable[[], str] = str  # see `ports.Fenced`; nothing is begun while it has something to say
@@ -88,47 +80,56 @@ class Pipeline:
         """
         began = time.monotonic()
         works = [read(delivery, self._handler, self._grouping) for delivery in batch]
-        trouble = ""
         try:
-            await self.settler.counts.ready(batch, in_place=holds is not None)
+            if trouble := await self._trouble(self._look_up(works, in_place=holds is not None)):
+                return list(batch), trouble
             while True:
                 if any(work.decision for work in works):
                     await self._settle(works, holds, began, more)
                 if self._holding is not None and self._holding.keep_back(works, holds):
                     continue
-                if self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
+                if trouble or self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
                     break
-                await self._attempt(group)
-        except (WorldError, TransactionEnded) as error:
-            trouble = describe(error)
-            self.broken = trouble if isinstance(error, TransactionEnded) else ""
-            if any(work.decision for work in works):
-                await self._settle(works, holds, began)
+                trouble = await self._trouble(self._attempt(group))
         except (Exception, asyncio.CancelledError) as error:
             self._grouping.next(works, holds)  # what follows a held event stays behind it
             after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")
             for work in works:
+                self.leaving.forget(work.delivery)
                 work.decision = Retried(after=after, reason=reason, counted=False)
             await self._settle(works, None, began)
             raise
         return [work.delivery for work in works], trouble
 
+    async def _look_up(self, works: list[Work], *, in_place: bool) -> None:
+        if await self.settler.counts.ready([work.delivery for work in works], in_place=in_place):
+            look_again(works, self._handler, self._grouping)
+
+    async def _trouble(self, step: Awaitable[None]) -> str:
+        """Take a step, or say why it cannot be taken just now."""
+        try:
+            await step
+        except (WorldError, TransactionEnded) as error:
+            self.broken = describe(error) if isinstance(error, TransactionEnded) else ""
+            return describe(error)
+        return ""
+
     # ── claim and handle: the decisions of a group count only once its claim has closed ─────────────────────────────
 
     async def _attempt(self, group: list[Work]) -> None:
-        decided: Decided = {}
         try:
             async with self._claimer.open([(work.delivery, work.event) for work in group]) as claim:
                 points.at(points.AFTER_CLAIM)
-                caused = await self._handle_all(group, claim, decided)
-                if caused and not await claim.emit([message for _, message in caused]):
-                    await self._publish(group, caused, claim, decided)
-        except _Failed as failed:
+                turn = self.leaving.turn(group, claim)
+                await self._handle_all(turn)
+                if turn.caused and not await claim.emit([message for _, message in turn.caused]):
+                    await self._publish(turn)
+        except Failed as failed:
             self._grouping.fewer(group)
             if len(failed.works) > 1:
                 return self._halve(group, failed.error)
             (work,) = failed.works
-            work.failure = self._decide(failed.error, work)
+            work.failure = work.decision or self._decide(failed.error, work)
         except WorldError as error:
             if isinstance(error, Contention):
                 self._grouping.locked(group)
@@ -142,118 +143,122 @@ class Pipeline:
             self._halve(group, error)
         else:
             self._grouping.more()
-            for index, decision in decided.items():
+            for index, decision in turn.decided.items():
                 group[index].decision = decision
         finally:
-            self._keep_failures(group)
-
-    def _keep_failures(self, group: list[Work]) -> None:
-        """What failed has failed, also where the rest was taken back; but not behind what it has to wait for."""
-        for index, work in enumerate(group):
-            failure, work.failure = work.failure, None
-            if failure is not None and work.decision is None:
-                before = {name for earlier in group[:index] for name in self._names(earlier)}
-                if before.isdisjoint(self._names(work)):
-                    work.decision = failure
-                work.first = True
+            keep_failures(group, self._names)
 
     def _halve(self, group: list[Work], error: Exception) -> None:
         if len(group) == 1:
-            group[0].decision = self._decide(error, group[0])
-        elif group[0].most == UNLIMITED:
+            group[0].decision = group[0].decision or self._decide(error, group[0])
+        elif group[0].most == UNLIMITED and not isinstance(error, Abandoned):
             text = "%s: %d events failed together and are handled in halves, to find the one that fails: %s"
             log.warning(text, self._handler.position, len(group), describe(error))
-        self._grouping.halve(group)
+        self._grouping.halve(group, alone=isinstance(error, Abandoned))
 
-    async def _handle_all(self, group: list[Work], claim: Claim, decided: Decided) -> Caused:
-        """Handle what is new, and return what it caused. What is left out stays undecided."""
-        caused: Caused = []
+    async def _handle_all(self, turn: Turn) -> None:
+        """Handle what is new, in a task of its own. What is left out stays undecided."""
+        try:
+            await turn.run(self._calls(turn))
+        except Left as left:
+            turn.claim.cut()
+            error = left.error or self.leaving.leave(turn, self._names, ending=left.cancelled is not None)
+            if left.cancelled is not None:
+                raise left.cancelled from None
+            for work in turn.works:
+                work.decision = self.leaving.decision(error, work.delivery)
+            if self._claimer.shared or self._handling.at_once:
+                raise Failed(turn.works, error) from None
+            at = turn.group.index(turn.works[0])
+            self._failed(turn, at, error)
+            for index in range(at + 1, len(turn.group)):
+                self._pass_over(turn, index)
+
+    async def _calls(self, turn: Turn) -> None:
         together: list[int] = []
-        left_out: set[str] = set()
-        closes = time.monotonic() + BATCH_SECONDS
-        with Limit(self._handler.rules.timeout) as limit:
-            for index, work in enumerate(group):
+        claim, late, closes = turn.claim, self._handling.late, time.monotonic() + BATCH_SECONDS
+        with turn.limit as limit:
+            for index, work in enumerate(turn.group):
                 if (
                     claim.states[index].state is not State.NEW
                     or (index and (self.stopping or time.monotonic() > closes))
-                    or (left_out and not left_out.isdisjoint(self._names(work)))
+                    or (turn.left_out and not turn.left_out.isdisjoint(self._names(work)))
+                    or (late.names and late.holds(self._names(work), work.delivery))
                 ):
-                    self._pass_over(index, work, claim, decided, left_out)
+                    self._pass_over(turn, index)
                 elif self._handling.at_once:
                     together.append(index)
                 else:
+                    turn.works = [work]
                     try:
-                        messages = await self._handling.handle(work.event, work.delivery, claim, limit)
+                        messages = turn.still(await self._handling.handle(work.event, work.delivery, claim, limit))
                     except Exception as error:
-                        if self._claimer.shared and not (len(group) > 1 and self._claimer.undone(claim, error)):
+                        turn.still(error)
+                        if self._claimer.shared and not (len(turn.group) > 1 and self._claimer.undone(claim, error)):
                             raise self._blamed([work], error) from error
-                        claim.fail(index)
-                        decided[index] = decision = self._decide(error, work)
-                        work.failure = decision if self._claimer.shared else None
-                        left_out.update(self._names(work))
+                        self._failed(turn, index, error)
                     else:
-                        decided[index] = DONE
+                        turn.decided[index] = DONE
                         if messages:
-                            caused.extend((index, message) for message in messages)
+                            turn.caused.extend((index, message) for message in messages)
             if together:
-                works = [group[index] for index in together]
+                turn.works = works = [turn.group[index] for index in together]
                 try:
-                    caused_by_each = await self._handling.handle_all(
-                        [work.event for work in works], [work.delivery for work in works], claim, limit
-                    )
+                    caused_by_each = turn.still(await self._handling.handle_all(works, claim, limit))
                 except Exception as error:
-                    raise self._blamed(works, error) from error
+                    raise self._blamed(works, turn.still(error)) from error
                 for index, messages in zip(together, caused_by_each, strict=True):
-                    decided[index] = DONE
-                    caused.extend((index, message) for message in messages)
-        return caused
+                    turn.decided[index] = DONE
+                    turn.caused.extend((index, message) for message in messages)
 
-    def _pass_over(self, index: int, work: Work, claim: Claim, decided: Decided, left_out: set[str]) -> None:
+    def _failed(self, turn: Turn, index: int, error: Exception) -> None:
+        """An event that takes back no others. Where it waits for its call, the claim has no part in it."""
+        work = turn.group[index]
+        turn.claim.fail(index)
+        turn.left_out.update(self._names(work))
+        if work.decision is None:
+            turn.decided[index] = decision = self._decide(error, work)
+            work.failure = decision if self._claimer.shared else None
+
+    def _pass_over(self, turn: Turn, index: int) -> None:
         """An event that the function is not called for: known, held by others, or left for the next round."""
-        claimed, names = claim.states[index], self._names(work)
+        work, claimed = turn.group[index], turn.claim.states[index]
+        names = self._names(work)
         if claimed.state is State.NEW:
-            claim.fail(index)
-        elif left_out.isdisjoint(names):
-            decided[index] = self._known(work, claimed)
+            turn.claim.fail(index)
+            if self._handling.late.holds(names, work.delivery):
+                turn.decided[index] = self._claimer.known(work.delivery, Claimed(State.BUSY))
+        elif turn.left_out.isdisjoint(names):
+            turn.decided[index] = self._claimer.known(work.delivery, claimed)
             if claimed.state is not State.BUSY:
                 return
-        left_out.update(names)
+        turn.left_out.update(names)
 
     def _blamed(self, works: list[Work], error: Exception) -> Exception:
         """What is raised for a call that failed: what the store's errors mean, or that these works failed."""
-        return (self._claimer.of_the_store(error) if self._claimer.shared else None) or _Failed(works, error)
+        return (self._claimer.of_the_store(error) if self._claimer.shared else None) or Failed(works, error)
 
-    async def _publish(self, group: list[Work], caused: Caused, claim: Claim, decided: Decided) -> None:
+    async def _publish(self, turn: Turn) -> None:
         """Without a SQL store the broker has stored what was caused before the claim is marked done.
 
         Where it has not, the event is not done either, and what must wait for it is handled again after it.
         """
-        errors = await self._broker.publish([message for _, message in caused], timeout=COPY_TIMEOUT)
-        failed = {index: error for (index, _), error in zip(caused, errors, strict=True) if error is not None}
+        errors = await self._broker.publish([message for _, message in turn.caused], timeout=COPY_TIMEOUT)
+        failed = {index: error for (index, _), error in zip(turn.caused, errors, strict=True) if error is not None}
         left_out: set[str] = set()
-        for index in sorted(decided) if failed else ():
-            work = group[index]
+        for index in sorted(turn.decided) if failed else ():
+            work = turn.group[index]
             if (error := failed.get(index)) is not None:
                 if self._claimer.shared:
-                    raise _Failed([work], error)
-                decided[index] = self._decide_unpublished(error, work)
+                    raise Failed([work], error)
+                turn.decided[index] = self._decide_unpublished(error, work)
             elif left_out and not left_out.isdisjoint(self._names(work)):
-                del decided[index]
+                del turn.decided[index]
             else:
                 continue
             left_out.update(self._names(work))
-            if claim.states[index].state is State.NEW:
-                claim.fail(index)
-
-    def _known(self, work: Work, claimed: Claimed) -> Decision:
-        if claimed.state is State.BUSY:
-            return Retried(after=BUSY_PAUSE, reason="another worker holds its key", counted=False)
-        if claimed.event_id in ("", work.delivery.event_id):
-            return Duplicate()
-        if self._handler.rules.conflict == "dead":
-            reason = f"its key {self._handler.rules.once} was applied for event {claimed.event_id}"
-            return DeadLettered(reason=reason, code="conflict")
-        return Duplicate(of=claimed.event_id)
+            if turn.claim.states[index].state is State.NEW:
+                turn.claim.fail(index)
 
     def _names(self, work: Work) -> list[str]:
         """What makes an event wait for an earlier one that was not applied: same key once, same key in order."""

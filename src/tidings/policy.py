@@ -152,6 +152,16 @@ def killed(delivery: Delivery, deaths: int, retry: Retry) -> DeadLettered | None
     return DeadLettered(reason=reason, code="killed")
 
 
+def spent(delivery: Delivery, retry: Retry) -> DeadLettered | None:
+    """What becomes of an event that has failed more often than it has attempts, but of which nobody made a letter.
+
+    Its last ones counted while they still ran, because they did not end; and then their process did.
+    """
+    if not delivery.counted or delivery.failures <= retry.attempts:
+        return None
+    return DeadLettered(reason=f"failed {delivery.failures} times: the handler did not end", code="failed")
+
+
 def describe(error: BaseException) -> str:
     """An error in one line, cut to what fits a header."""
     name = type(error).__name__

@@ -165,10 +165,7 @@ class Feed(Protocol):
     async def keeps(self) -> timedelta | None:
         """How long the stream of this position keeps its events, as the broker has it now; None is without end.
 
-        For as long an event may be delivered again, so for as long its id has to be known.
-
-        Raises:
-            BrokerUnavailable: it cannot be asked.
+        For as long an event may be delivered again, and its id has to be known. Raises BrokerUnavailable.
         """
 
 
@@ -247,11 +244,7 @@ class Positions(Protocol):
     """What a broker has beside the rest if it can be asked about positions that somebody else takes from."""
 
     async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
-        """The positions of a service that exist, each with the types it takes.
-
-        Raises:
-            BrokerUnavailable: it cannot be asked.
-        """
+        """The positions of a service that exist, each with the types it takes. Raises BrokerUnavailable."""
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled, those included that wait.
@@ -328,6 +321,9 @@ class Claim(Protocol):
 
     def fail(self, index: int) -> None:
         """Give one key back when the claim closes cleanly: it was not applied, whatever became of the others."""
+
+    def cut(self) -> None:
+        """A handler runs on with what it was lent: when the claim closes, end its transaction, and wait for nothing."""
 
     async def emit(self, messages: Sequence[Message]) -> bool:
         """Write caused events into the transaction. False: this store cannot, the broker must store them first."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidings.copies import is_discarded, restore
 from tidings.delivery import Delivery, Done, Route
 from tidings.envelope import read_envelope
 from tidings.grouping import Grouping, Work
 from tidings.handler import Handler
-from tidings.policy import decide
+from tidings.policy import decide, spent
 
 
 def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
@@ -28,3 +30,14 @@ def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
     except Exception as error:
         work.decision = decide(error, delivery, handler.rules.retry)
     return work
+
+
+def look_again(works: Sequence[Work], handler: Handler, grouping: Grouping) -> None:
+    """What is to be done otherwise, now that it is known how often each has failed in other processes."""
+    for work in works:
+        if work.decision is not None or not work.delivery.failures:
+            continue
+        grouping.set_apart(work)
+        if (dead := spent(work.delivery, handler.rules.retry)) is not None:
+            work.delivery.failures -= 1  # of which the last attempt is one
+            work.decision = dead

@@ -23,6 +23,7 @@ from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Handling
 from tidings.holding import holding_of
+from tidings.leaving import Leftovers
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
@@ -73,6 +74,7 @@ class Running:
         self.tasks: Supervisor = Supervisor()
         self.stopping: bool = False
         self._obedient: list[Obedience] = []
+        self.leftovers: Leftovers = Leftovers()
 
     @classmethod
     def of(
@@ -176,6 +178,7 @@ class Running:
                 holding=holding_of(handler, self.broker),
             ),
             together=1 if claimer.shared and resource is None else handler.batch,
+            leftovers=self.leftovers,
         )
         worker = Worker(
             handler.subscription,

@@ -12,7 +12,7 @@ import msgspec
 from tidings.delivery import Content
 from tidings.errors import DeclarationError, MisuseError
 from tidings.event import Event, spec_of
-from tidings.handler import NAME, Handler, Rules, make_handler
+from tidings.handler import NAME, Handler, Rules, check_rules, make_handler
 from tidings.policy import Retry
 from tidings.ports import Plan, StreamPlan
 from tidings.switch import KillSwitch
@@ -86,6 +86,7 @@ class Service:
         order: Literal["key", "auto"] | None = "auto",
         concurrency: int = 1,
         timeout: float = 30.0,
+        abandon_after: float | None = 60.0,
         batch: int | None = None,
         retry: Retry = Retry(),  # noqa: B008  # frozen
         conflict: Literal["duplicate", "dead"] = "duplicate",
@@ -102,7 +103,9 @@ class Service:
         * `order`: ``"key"`` keeps the order of each key, which has one process at a time; None does not. Unless told,
           it is kept where all the events have a key.
         * `concurrency`: how many lanes work side by side; in order, each key keeps to one.
-        * `timeout`: seconds for one event.
+        * `timeout`: seconds for one event; then it is cancelled, and has failed.
+        * `abandon_after`: seconds after that until a call that has not ended, cancelled or in its thread, is left
+          behind, so that it stops nobody else; None waits for ever.
         * `batch`: how many events may share a transaction or a wave of acknowledgements; 1 handles each alone.
         * `retry`: how often and when a failed event is tried again.
         * `conflict`: what becomes of another event with a key that was applied: a duplicate, or a dead letter.
@@ -122,6 +125,7 @@ class Service:
             ordered=order == "key",
             concurrency=concurrency,
             timeout=timeout,
+            abandon_after=abandon_after,
             batch=batch,
             retry=retry,
             conflict=conflict,
@@ -141,6 +145,7 @@ class Service:
         order: Literal["key", "auto"] | None = "auto",
         concurrency: int = 1,
         timeout: float = 30.0,
+        abandon_after: float | None = 60.0,
         batch: int | None = None,
         retry: Retry = Retry(),  # noqa: B008  # frozen
         conflict: Literal["duplicate", "dead"] = "duplicate",
@@ -171,6 +176,7 @@ class Service:
             ordered=order == "key",
             concurrency=concurrency,
             timeout=timeout,
+            abandon_after=abandon_after,
             batch=batch,
             retry=retry,
             conflict=conflict,
@@ -191,8 +197,7 @@ class Service:
     ) -> Callable[[F], F]:
         if events and not all(isinstance(event, type) for event in events):
             raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
-        _check_numbers(rules.concurrency, rules.timeout, rules.batch)
-        _check_forgetting(rules.forget_after, rules.once)
+        check_rules(rules)
         keyed = all(spec_of(event).key is not None for event in events)
         if order == "key" and not keyed:
             raise DeclarationError(f'@{self.name}.{how}(…, order="key"): not all of its events have a key')
@@ -376,24 +381,3 @@ def _never() -> asyncio.Event:
     import asyncio
 
     return asyncio.Event()
-
-
-def _check_numbers(concurrency: int, timeout: float, batch: int | None) -> None:
-    if not 1 <= concurrency <= 64:
-        raise DeclarationError(f"concurrency={concurrency}: between 1 and 64 lanes")
-    if timeout <= 0:
-        raise DeclarationError(f"timeout={timeout}: more than 0 seconds")
-    if batch is not None and not 1 <= batch <= 1000:
-        raise DeclarationError(f"batch={batch}: between 1 and 1000 events")
-
-
-def _check_forgetting(forget_after: timedelta | None, once: bool | str) -> None:
-    if forget_after is None:
-        return
-    if not isinstance(once, str):
-        raise DeclarationError(
-            'forget_after= is for business keys, such as once="order_id". The ids of events are forgotten by'
-            " themselves, when their stream no longer keeps the events"
-        )
-    if forget_after <= timedelta(0):
-        raise DeclarationError(f"forget_after={forget_after}: more than no time, or None to know keys for ever")

@@ -17,6 +17,7 @@ from tidings.counting import Counts
 from tidings.delivery import (
     ACK,
     NO_HEADERS,
+    UNTIL_IT_ENDS,
     DeadLettered,
     Decision,
     Delivery,
@@ -210,6 +211,8 @@ def _sorted(ended: Ended, holds: Holds | None) -> tuple[Verdicts, list[int], lis
             _hold(holds, delivery.key, delivery, decision.after)
             if decision.counted:
                 failed.append(delivery)
+        elif decision.after == UNTIL_IT_ENDS:
+            failed.append(delivery)
         elif decision.counted:
             copies.append(place)
         else:

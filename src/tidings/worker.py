@@ -14,8 +14,10 @@ from datetime import timedelta
 from functools import partial
 
 from tidings.alone import Gate, handle_alone
+from tidings.asides import Asides
 from tidings.delivery import Delivery, Done, Release
 from tidings.errors import BrokerUnavailable, WorldError
+from tidings.handling import we_are_cancelled
 from tidings.holding import Holding
 from tidings.lane import Lane, Shared
 from tidings.pipeline import Pipeline
@@ -60,7 +62,7 @@ class Worker:
         shared: deque[Delivery] = deque()
         ordered = subscription.ordered
         self._lanes = [Lane(deque() if ordered else shared, ordered) for _ in range(lanes)]
-        self._shared = Shared(self._lanes) if ordered else None
+        self._shared = Shared(self._lanes, pipeline.leaving.aside) if ordered else None
         self._feed: Feed | None = None
         self._tasks = Supervisor()
         self._stopping = asyncio.Event()
@@ -71,6 +73,7 @@ class Worker:
         self.paused = ""
         """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
         pipeline.settler.judge = self._judge
+        self._asides = Asides(pipeline, self._lanes, self._shared)
         self._gate = Gate(lambda: self.busy)
         self._holding = pipeline.settler.holding
         self._began: tuple[Feed | None, int] = (None, -1)
@@ -88,6 +91,16 @@ class Worker:
         if self._switch.off:
             return f"paused itself: {self._switch.reason}; it tries single events and goes on once they succeed"
         return next((lane.trouble for lane in self._lanes if lane.trouble), "")
+
+    @property
+    def stuck(self) -> str:
+        """Why only a new process can go on: calls of it do not end. Empty while none is needed."""
+        return self._pipeline.leaving.stuck
+
+    @property
+    def left_behind(self) -> tuple[int, int]:
+        """How many calls were left behind because they did not end: now, and in all."""
+        return self._pipeline.leaving.living, self._pipeline.leaving.count
 
     @property
     def off(self) -> bool:
@@ -140,6 +153,7 @@ class Worker:
             while self.busy and not self._stopping.is_set():  # noqa: ASYNC110  # a handler's time is limited
                 await asyncio.sleep(LOOK)
             if not self._stopping.is_set():
+                await self._asides.give_up()
                 await self._pipeline.settler.settled()
                 await self._give_back(self._emptied())
                 self._pipeline.stopping = False
@@ -186,6 +200,7 @@ class Worker:
         if not await self._tasks.wait(*names, timeout=grace):
             log.warning("%s: a handler was still running after %.0f s; its event is given back", self.position, grace)
         await self._tasks.cancel()
+        await self._asides.give_up()
         await self._pipeline.settler.settled()
         await self._give_back(self._emptied())
         if self._feed is not None:
@@ -214,7 +229,7 @@ class Worker:
 
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or we_are_cancelled()):  # which a handler may have kept to itself
             if self._gate.closed:
                 await self._gate.opened()
                 continue

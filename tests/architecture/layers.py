@@ -7,16 +7,17 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "pace", "partition", "points", "supervision", "together", "traces"),
+    ("errors", "delivery", "pace", "partition", "points", "stacks", "supervision", "threads", "together", "traces"),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     # what the pipeline is made of
     ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order"),
     ("holding",),
     ("settling",),
-    ("reading", "handling"),
+    ("reading", "handling", "turn"),
+    ("leaving",),
     ("pipeline",),
-    ("alone", "lane", "releasing", "worker", "calling", "publisher", "dead_letters", "sweeping"),
+    ("alone", "asides", "lane", "releasing", "worker", "calling", "publisher", "dead_letters", "sweeping"),
     ("control", "bulk", "replay"),
     ("running",),
     ("beside",),
@@ -29,9 +30,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
     "brokers": ("errors", "delivery", "partition", "supervision", "ports"),
-    "stores": ("errors", "delivery", "partition", "points", "supervision", "ports", "outbox"),
+    "stores": ("errors", "delivery", "partition", "points", "supervision", "threads", "ports", "outbox"),
     "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
-    "observe": ("errors", "delivery", "partition", "supervision", "ports", "context"),  # a log line names its delivery
+    "observe": (
+        "errors",
+        "delivery",
+        "partition",
+        "stacks",
+        "supervision",
+        "ports",
+        "context",
+    ),  # a log line names its delivery
 }
 """What stands beside the core, and all of the package that it may import besides its own unit.
 

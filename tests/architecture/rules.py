@@ -282,7 +282,10 @@ def _is_asyncio(node: ast.expr) -> bool:
 
 
 def nothing_swallows_cancellation(root: Path) -> list[str]:
-    """Who catches everything (`except:`, `except BaseException`, `suppress(BaseException)`) raises it again."""
+    """Who catches everything (`except:`, `except BaseException`, `suppress(BaseException)`) raises it again.
+
+    Or hands it to a future, which raises it where it is awaited.
+    """
     found = []
     for module in read(root):
         for node in ast.walk(module.tree):
@@ -300,11 +303,13 @@ def _catches_all(node: ast.expr | None) -> bool:
 
 
 def _raises(body: list[ast.stmt]) -> bool:
-    """Whether some statement raises, other than inside a function that is only defined here."""
+    """Whether some statement raises, or sets a future's exception; not in a function that is only defined here."""
     waiting: list[ast.AST] = list(body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Raise):
+            return True
+        if isinstance(node, ast.Call) and _name_of(node.func) == "set_exception":
             return True
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
             waiting.extend(ast.iter_child_nodes(node))

@@ -163,6 +163,7 @@ class ToldClaim:
     def __init__(self, states: Sequence[Claimed]) -> None:
         self.states = states
         self.failed: list[int] = []
+        self.was_cut = False
         self.emitted: list[Message] | None = None
         self.closed: BaseException | Literal["cleanly", ""] = ""
 
@@ -171,6 +172,9 @@ class ToldClaim:
 
     def fail(self, index: int) -> None:
         self.failed.append(index)
+
+    def cut(self) -> None:
+        self.was_cut = True
 
     async def emit(self, messages: Sequence[Message]) -> bool:
         if self.emitted is None:

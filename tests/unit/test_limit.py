@@ -106,3 +106,38 @@ async def test_a_cancellation_from_outside_wins_over_a_timeout_at_the_same_time(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_P12_what_does_not_end_when_it_is_cancelled_is_told_after_its_patience_and_again() -> None:
+    told: list[float] = []
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    def stuck() -> None:
+        told.append(loop.time() - began)
+        limit.leave()
+
+    with Limit(0.05, 0.1, stuck) as limit:
+        async with _event(limit):
+            while not told:
+                try:
+                    await asyncio.sleep(FOREVER)
+                except asyncio.CancelledError:
+                    while not told:  # noqa: ASYNC110  # it does not give in
+                        await asyncio.sleep(0.01)
+    assert told[0] >= 0.15
+    assert len(told) == 1
+
+
+async def test_what_ends_after_it_was_cancelled_is_not_told() -> None:
+    told: list[str] = []
+    with Limit(0.02, 0.05, lambda: told.append("stuck")) as limit:
+        for _ in range(2):
+            async with _event(limit):
+                try:
+                    await asyncio.sleep(FOREVER)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+    assert not told
+    assert _cancelling() == 0

@@ -203,3 +203,35 @@ async def test_P8_nothing_is_begun_while_nobody_knows_whose_it_is_and_the_handle
 
 async def _give_up(run: Run, deliveries: list[Delivery], patience: float) -> list[Delivery]:
     return list(await recalls(run).give_up(deliveries, patience))
+
+
+async def test_P8_a_part_stays_while_a_call_runs_on_for_an_event_of_it() -> None:
+    go, seen = asyncio.Event(), list[str]()
+
+    async def hold(event: Placed) -> None:
+        seen.append(f"{event.order_id}{event.number}")
+        while event.number == 1 and not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                pass
+
+    async with Run(hold, ordered=True, timeout=0.05, abandon_after=0.05) as run:
+        going, other = batch("a1", "a2"), batch("b3")
+        run.give(*going, *other)
+        await until(lambda: run.worker.stuck and "b3" in seen)
+        withdraw(*going)
+        assert await _give_up(run, going, 0.02) == going[:1], "what runs on keeps it, what waits behind it does not"
+        for one in going:
+            one.withdrawn = False
+        again = batch("a2")
+        run.give(*again)  # as the broker gives it once more, where the part stayed
+        await asyncio.sleep(0.05)
+        assert seen == ["a1", "b3"], "its key is still held"
+        withdraw(*going[:1], *again)
+        giving = asyncio.create_task(_give_up(run, [*going[:1], *again], AT_WORK))
+        await asyncio.sleep(0.02)
+        assert not giving.done()
+        go.set()
+        assert await giving == []
+    assert seen == ["a1", "b3"]

@@ -24,6 +24,9 @@ StoreKind = Literal["none", "lease", "tx"]
 
 RETRY = Retry(attempts=5, first=0.5, most=2.0)
 TIMEOUT = 1.0
+ABANDON_AFTER = 2.0
+HELD = 6.0
+"""How long a handler that listens to nobody does not end, in seconds."""
 POSITION = "walk.step"
 FOREVER = 1000.0
 
@@ -123,6 +126,8 @@ class Process:
             self.store = TransactionalStore(world) if setting.store == "tx" else LeaseStore(world)
         self.watch = Watch(world)
         self.moments: dict[str, list[Moment]] = defaultdict(list)
+        self.over = False
+        """The process has ended: whatever still hangs in it has no effect any more."""
         self.worker = self._worker()
 
     def _worker(self) -> Worker:
@@ -136,7 +141,9 @@ class Process:
             concurrency=self.setting.lanes,
             batch=self.setting.batch,
             timeout=TIMEOUT,
+            abandon_after=ABANDON_AFTER,
             retry=RETRY,
+            kill_switch=None,  # its clock is not the loop's
         )
         if self.setting.whole:
             on(self._steps_in_tx if self.setting.store == "tx" else self._steps)
@@ -188,8 +195,22 @@ class Process:
         if take("swallow"):
             self._fail(delivery, alone, TIMEOUT)
             await self._swallow()
+        if take("stuck"):
+            await self._hold()
         if take("slow"):
             await asyncio.sleep(0.06)
+
+    async def _hold(self) -> None:
+        """Go on, whoever says what; and then do what was to be done all the same, unless nobody is there any more."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + HELD
+        while (left := ends - loop.time()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                pass
+        if self.over:
+            raise asyncio.CancelledError
 
     async def _swallow(self) -> None:
         try:
@@ -207,6 +228,7 @@ class Process:
 
     def die(self) -> None:
         """Nothing that is still done in its name reaches the broker or the store."""
+        self.over = True
         self.session.disconnect()
         if self.store is not None:
             self.store.dead = True

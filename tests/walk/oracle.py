@@ -18,15 +18,18 @@ HANDLER_FAULTS = frozenset(
 MEANT_DEAD = frozenset({"dead", "too-large"})
 
 CAN_REPEAT = {
-    "none": frozenset({"publish", "publish-late", "settle", "settle-late"}),
+    "none": frozenset({"publish", "publish-late", "settle", "settle-late"}),  # and a call that does not end, unordered
     "lease": frozenset({"commit", "commit-odd", "publish", "publish-late"}),
     "tx": frozenset[str](),
 }
 """Faults after which an effect may be applied again: the gap that each store leaves open, and no more."""
 
 
-def judge(setting: Setting, world: World, *, interrupted: bool = False) -> list[str]:
-    """Everything that is wrong at the end. `interrupted`: a process died, or was stopped before it was done."""
+def judge(setting: Setting, world: World, *, interrupted: bool = False, gave_back: bool = False) -> list[str]:
+    """Everything that is wrong at the end. `interrupted`: a process died, or was stopped before it was done.
+
+    `gave_back`: one was stopped with all the time that it needed, and gave back what it had not begun.
+    """
     wrong = list(world.violations)
     letters = _letters(world)
     wrong += [f"{one.event} is still at the broker" for one in world.messages if not one.gone]
@@ -37,14 +40,17 @@ def judge(setting: Setting, world: World, *, interrupted: bool = False) -> list[
         if applied and dead and setting.store != "none" and not MEANT_DEAD & set(world.faults.struck):
             wrong.append(f"{event} was applied, and is a dead letter")
         repeats = world.faults.names & CAN_REPEAT[setting.store] or (
-            setting.store == "none" and (setting.twice or setting.whole)
+            setting.store == "none"
+            and (setting.twice or setting.whole or ("stuck" in world.faults.names and not setting.ordered))
         )
-        if applied > 1 and not repeats and not (interrupted and setting.store != "tx"):
+        # A call that does not end is given up when its process is stopped, and may end while that is under way.
+        ended = interrupted or (gave_back and "stuck" in world.faults.names)
+        if applied > 1 and not repeats and not (ended and setting.store != "tx"):
             wrong.append(f"{event} was applied {applied} times")
     wrong += _dead_only_when_meant(setting, world, letters)
     wrong += _caused(setting, world)
     if setting.ordered:
-        wrong += _order(setting, world, interrupted)
+        wrong += _order(setting, world, interrupted or gave_back)
     return wrong
 
 
@@ -139,13 +145,13 @@ def _caused(setting: Setting, world: World) -> list[str]:
     return wrong
 
 
-def _order(setting: Setting, world: World, interrupted: bool) -> list[str]:
+def _order(setting: Setting, world: World, gave_back: bool) -> list[str]:
     """Events of one key take effect in their order; where effects may repeat, the last state is the last event's."""
     wrong: list[str] = []
     struck = set(world.faults.struck)
     if MEANT_DEAD & struck and (setting.twice or "settle" in struck):
         return wrong  # what died once and comes again takes effect in its second place
-    if interrupted and "settle" in struck:
+    if gave_back and "settle" in struck:
         return wrong  # the broker did not hear that an event was given back, but heard it of those behind
     for key in sorted(set(setting.keys)):
         seen = [event for event in world.ledger if event[0] == key]

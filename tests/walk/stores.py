@@ -22,6 +22,8 @@ class Tx:
     def __init__(self) -> None:
         self.effects: list[str] = []
         self.events: list[Message] = []
+        self.closed = False
+        """It was closed under the hands of a handler that did not end."""
 
 
 class OpenClaim:
@@ -50,6 +52,10 @@ class OpenClaim:
 
     def fail(self, index: int) -> None:
         self.failed.add(index)
+
+    def cut(self) -> None:
+        if self.tx is not None:
+            self.tx.closed = True
 
     async def emit(self, messages: Sequence[Message]) -> bool:
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from tests.walk.world import Faults, World
 LIMIT = 900.0
 """Seconds of virtual time in which every case must have come to its end."""
 
-EVERYWHERE = ("raise", "mute", "dead", "cancel", "hang", "swallow", "slow", "observer", "garbage", "publish",
+EVERYWHERE = ("raise", "mute", "dead", "cancel", "hang", "swallow", "stuck", "slow", "observer", "garbage", "publish",
               "publish-late", "too-large", "settle", "settle-late")  # fmt: skip
 WITH_STORE = ("claim", "contention", "claim-odd", "busy", "commit", "commit-odd", "commit-late")
 FAULTS: dict[StoreKind, tuple[str, ...]] = {
@@ -50,7 +50,7 @@ def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
 
 def settings_to_interrupt(*, full: bool) -> Iterator[tuple[Setting, frozenset[str]]]:
     """Every store, with and without order, in turns of shapes; alone and with one fault: all of them, or some."""
-    some = ("raise", "hang", "settle", "publish", "claim", "commit-late", "slow", "driver")
+    some = ("raise", "hang", "stuck", "settle", "publish", "claim", "commit-late", "slow", "driver")
     for store, faults in FAULTS.items():
         for turn, fault in enumerate([None, *faults]):
             if full or fault is None or fault in some:
@@ -88,6 +88,7 @@ async def _to_the_end(setting: Setting, world: World, limit: float) -> Process:
     except TimeoutError:
         world.blame("it never came to an end")
     await process.worker.stop(10.0)
+    process.over = True
     _check_left_behind(process)
     return process
 
@@ -139,7 +140,7 @@ def stop_at(
         now = loop.time()
         loop.dispose()
     unseen = [f"unseen by anybody: {one}" for one in loop.unseen]
-    return _take_over(clock, setting, world, now, interrupted=grace == 0) + unseen, early
+    return _take_over(clock, setting, world, now, interrupted=grace == 0, gave_back=True) + unseen, early
 
 
 async def _stop_at(loop: Loop, setting: Setting, world: World, step: int, grace: float, again: int | None) -> bool:
@@ -160,12 +161,15 @@ async def _stop_at(loop: Loop, setting: Setting, world: World, step: int, grace:
             if " lane " in task.get_name():
                 task.cancel()
     await stop
+    process.over = True
     if again is None:
         _check_left_behind(process)
     return early
 
 
-def _take_over(clock: Clock, setting: Setting, world: World, now: float, *, interrupted: bool) -> list[str]:
+def _take_over(
+    clock: Clock, setting: Setting, world: World, now: float, *, interrupted: bool, gave_back: bool = False
+) -> list[str]:
     """A fresh process brings the rest to its end; then all is judged."""
     loop = clock.loop = Loop()
     loop.selector.now = now
@@ -173,7 +177,7 @@ def _take_over(clock: Clock, setting: Setting, world: World, now: float, *, inte
         if not all(one.gone for one in world.messages):
             world.all_gone = asyncio.Event()
             loop.run_until_complete(_to_the_end(setting, world, LIMIT))
-        return judge(setting, world, interrupted=interrupted)
+        return judge(setting, world, interrupted=interrupted, gave_back=gave_back)
     except Stuck:
         return ["everything waits for each other"]
     finally:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
-from tidings.delivery import ACK, Decision, Done, Message
+from tidings.delivery import ACK, Done, Message
 from tidings.outbox.relay import Relay
 from tidings.pipeline import Pipeline
 from tidings.ports import Claim, Key
+from tidings.turn import Turn
 from tools.proof.verdict import Verdict
 
 MARK_BEFORE_EFFECT: Final = "mark-before-effect"
@@ -121,6 +122,7 @@ class Lent:
         self.states = states
         self.executor = claim.executor
         self.resource = claim.resource
+        self.cut = claim.cut
         self.messages: list[Message] = []
 
     def fail(self, index: int) -> None:
@@ -137,11 +139,10 @@ class Lent:
 def _ack_before_commit() -> None:
     handle_all: Any = Pipeline._handle_all
 
-    async def early(self: Any, group: Any, claim: Claim, decided: dict[int, Decision]) -> Any:
-        caused = await handle_all(self, group, claim, decided)
-        done = [group[index].delivery for index, decision in decided.items() if isinstance(decision, Done)]
+    async def early(self: Any, turn: Turn) -> None:
+        await handle_all(self, turn)
+        done = [turn.group[place].delivery for place, decision in turn.decided.items() if isinstance(decision, Done)]
         await self._broker.settle([(delivery, ACK) for delivery in done])
-        return caused
 
     Pipeline._handle_all = early  # type: ignore[method-assign]
 

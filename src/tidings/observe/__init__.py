@@ -138,7 +138,7 @@ class Observability:
             return
         backlogs = await _backlogs(running)
         lanes = {
-            one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position), _why_paused(one))
+            one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position), _why_paused(one), one.left_behind)
             for one in running.workers
         }
         outbox = await _outbox(running.store)

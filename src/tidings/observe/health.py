@@ -1,6 +1,7 @@
 """Whether a process lives and is ready, told from outside its event loop: a blocked loop cannot tell it itself.
 
-* **live**: the loop beat a few seconds ago, and no internal task keeps failing. A world that is down is none of that:
+* **live**: the loop beat a few seconds ago, no internal task keeps failing, and no call that does not end keeps others
+  waiting. A world that is down is none of that:
   restarting a process does not bring a broker or a database back, and restarting all of them at once brings a storm.
 * **ready**: live, started, not stopping, and broker, store and handlers are without trouble.
 """
@@ -9,15 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from tidings import stacks
 from tidings.errors import MisuseError, WorldError
 from tidings.observe._text import shown
 from tidings.observe._watched import WatchedRunning, WatchedService
@@ -45,7 +45,7 @@ class State(msgspec.Struct, frozen=True):
     phase: str = "starting"
     """``starting``, ``running``, ``stopping`` or ``stopped``."""
     failing: tuple[str, ...] = ()
-    """Internal tasks that keep failing."""
+    """Internal tasks that keep failing, and handlers that only a new process can help."""
     troubles: tuple[str, ...] = ()
     """Why broker, store or handlers cannot work just now."""
 
@@ -130,7 +130,7 @@ class Health:
             running = self._running = self._service.active
         except MisuseError:
             return State("starting" if self._running is None else "stopped")
-        failing: list[str] = []
+        failing = [f"{worker.position}: {worker.stuck}" for worker in running.workers if worker.stuck]
         troubles = list(_troubles(running))
         for name, failure in _failures(running):
             # A task that fails because the world is down will work again by itself; restarting us would not help it.
@@ -215,16 +215,9 @@ class Watchdog:
                 began = 0.0
 
     def _tell(self, silent: float) -> None:
-        """The stack goes where `stack_info` goes: below the line in plain logs, a field of its own in JSON."""
         text = (
             "the event loop has been blocked for %.1f s, and nothing else runs meanwhile. Let blocking code run in a"
             " handler that is no coroutine (def instead of async def), or in asyncio.to_thread"
         )
-        log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (silent,), None, sinfo=self._stack()))
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._loop_thread)
-        if frame is None:
-            return "(its thread has ended)"
-        lines = traceback.format_stack(frame)[-12:]
-        return "The loop stands here (most recent call last):\n" + "".join(lines).rstrip()
+        stack = f"The loop stands here (most recent call last):\n{stacks.of_thread(self._loop_thread)}"
+        stacks.log_with(log, logging.ERROR, stack, text, silent)

@@ -13,7 +13,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final, TextIO
 
 from tidings.context import current
-from tidings.delivery import DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Unsettled
+from tidings.delivery import UNTIL_IT_ENDS, DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Unsettled
 from tidings.observe._text import shown
 from tidings.ports import Settled
 
@@ -70,7 +70,10 @@ def _told(outcome: Outcome) -> tuple[int, str, dict[str, object]]:
     if isinstance(outcome, Retried):
         reason = shown(outcome.reason, LONGEST_REASON)
         level, why = (logging.WARNING, "failed") if outcome.counted else (logging.INFO, "put off, which is no failure")
-        more = {"reason": reason, "after": round(outcome.after, 3), "counted": outcome.counted, **_where(outcome.error)}
+        more = {"reason": reason, "counted": outcome.counted, **_where(outcome.error)}
+        if outcome.after == UNTIL_IT_ENDS:
+            return level, f"{why}, and waits until its call has ended: {reason}", more
+        more["after"] = round(outcome.after, 3)
         return level, f"{why}, again in {outcome.after:.2f} s: {reason}", more
     if isinstance(outcome, DeadLettered):
         reason = shown(outcome.reason, LONGEST_REASON)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tidings.delivery import DeadLettered, Done, Duplicate, Outcome, Retried
@@ -37,6 +37,8 @@ class Lanes(msgspec.Struct, frozen=True):
     backlog: Backlog | None
     paused: str = ""
     """``operator`` or ``failures``; empty while it works."""
+    left_behind: tuple[int, int] = (0, 0)
+    """Calls that did not end: how many there are now, and how many there were."""
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +205,11 @@ def _lanes(lanes: Mapping[str, Lanes]) -> Iterator[Metric]:
         "tidings_backlog_scheduled": "Copies that wait on the retry route for their time",
         "tidings_lanes_busy": "Lanes of this process that are at work",
         "tidings_deliveries_waiting": "Deliveries queued or held in this process",
+        "tidings_calls_left_behind": "Calls that did not end and were left behind, in this process now",
     }
+    abandoned = CounterMetricFamily(
+        "tidings_calls_abandoned", "Calls that did not end and were left behind", labels=("service", "handler")
+    )
     paused = GaugeMetricFamily(
         "tidings_handler_paused", "1 while a handler is paused, by what", labels=("service", "handler", "by")
     )
@@ -212,14 +218,20 @@ def _lanes(lanes: Mapping[str, Lanes]) -> Iterator[Metric]:
         where = position.split(".", 1)
         for by in ("operator", "failures"):
             paused.add_metric((*where, by), found.paused == by)
-        values = {"tidings_lanes_busy": found.busy, "tidings_deliveries_waiting": found.waiting}
+        now, ever = found.left_behind
+        abandoned.add_metric(where, ever)
+        values = {
+            "tidings_lanes_busy": found.busy,
+            "tidings_deliveries_waiting": found.waiting,
+            "tidings_calls_left_behind": now,
+        }
         if (backlog := found.backlog) is not None:
             values["tidings_backlog_pending"] = backlog.pending
             values["tidings_backlog_in_flight"] = backlog.in_flight
             values["tidings_backlog_scheduled"] = backlog.scheduled
         for name, value in values.items():
             families[name].add_metric(where, value)
-    yield from (paused, *families.values())
+    yield from (paused, abandoned, *families.values())
 
 
 def _gauge(name: str, text: str, value: float, service: str) -> Metric:

@@ -63,6 +63,9 @@ class SqlClaim:
         if self.states[index].state is State.NEW:
             self._given_back.add(index)
 
+    def cut(self) -> None:
+        self._transaction.is_cut = True
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         self._transaction.emit(messages)
         return True

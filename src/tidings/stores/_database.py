@@ -7,7 +7,7 @@ are plain functions of it, called where the connection belongs.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
@@ -25,6 +25,9 @@ Pair = tuple[str, str]
 
 Found = dict[Pair, tuple[str, bytes]]
 """Event id and digest of what was applied, by handler and key."""
+
+Read = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
+"""Does something with another connection, outside of a transaction."""
 
 BEGIN: Final = "tidings_begin"
 """The execution option that says how a transaction begins; empty for reading, which needs none."""
@@ -111,6 +114,12 @@ class Database(Protocol):
 
     def cut(self, driver: Any) -> None:
         """Close a connection under whoever waits for its answer, because the server will not give one."""
+
+    async def take_away(self, driver: Any, read: Read, *, in_thread: bool) -> None:
+        """End a transaction that a handler does not give back, from another connection: `read` does something on one.
+
+        `in_thread`: the connection belongs to the handler's thread. Has a limit; raises nothing.
+        """
 
     # ---- the inbox and the outbox
 

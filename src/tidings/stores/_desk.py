@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -14,7 +14,8 @@ from tidings.outbox.direct import Direct
 from tidings.outbox.relay import Wake
 from tidings.outbox.waiting import to_end
 from tidings.stores._database import BEGIN, Database, own_error
-from tidings.stores._links import AsyncLink, Link, ThreadLink, Threads
+from tidings.stores._links import AsyncLink, Link, ThreadLink
+from tidings.threads import Threads
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Desk:
         self.hooks: list[Callable[[], None]] = []
         """What takes out again what was hooked into the engines."""
         self.late: set[asyncio.Task[None]] = set()
-        self._threads = Threads()
+        self._threads = Threads("tidings-store")
         # Where one writes at a time the others poll, and whoever comes at the right moment wins. Here they queue.
         self._turn = asyncio.Lock() if database.one_writer else None
 
@@ -75,6 +76,13 @@ class Desk:
     def give_turn(self) -> None:
         if self._turn is not None:
             self._turn.release()
+
+    def finish_later(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something that nobody waits for, but a close."""
+        task = asyncio.ensure_future(step)
+        self.late.add(task)
+        task.add_done_callback(self.late.discard)
+        return task
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Read without a transaction and without waiting for writers.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+
+from tidings.threads import OneThread, Threads
 
 T = TypeVar("T")
 
@@ -98,7 +100,7 @@ class ThreadLink:
         self._threads = threads
         self._connection: sa.Connection | None = None
         self._session: Session | None = None
-        self.executor: Executor | None = None
+        self.executor: OneThread | None = None
 
     async def connect(self, **options: object) -> None:
         executor = self.executor = self._threads.take()
@@ -144,28 +146,3 @@ class ThreadLink:
     @property
     def session(self) -> Session | None:
         return self._session
-
-
-class Threads:
-    """Executors of one thread each, kept for the next claim."""
-
-    def __init__(self) -> None:
-        self._idle: list[ThreadPoolExecutor] = []
-        self._all: set[ThreadPoolExecutor] = set()
-
-    def take(self) -> ThreadPoolExecutor:
-        if self._idle:
-            return self._idle.pop()
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidings-store")
-        self._all.add(executor)
-        return executor
-
-    def give_back(self, executor: Executor) -> None:
-        if isinstance(executor, ThreadPoolExecutor) and executor in self._all:
-            self._idle.append(executor)
-
-    def close(self) -> None:
-        for executor in self._all:
-            executor.shutdown(wait=False)
-        self._all.clear()
-        self._idle.clear()

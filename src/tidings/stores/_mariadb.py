@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, EventTooLarge, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
-from tidings.stores._database import BEGIN, Found, Pair, Row, installed, pool_error, same_home
+from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
 
 log = logging.getLogger("tidings.store")
 
@@ -204,6 +204,10 @@ class Mariadb:
                 await asyncio.to_thread(kill)
         except Exception as error:
             log.debug("%s: a statement could not be stopped: %s", self, error)
+
+    async def take_away(self, driver: Any, read: Read, *, in_thread: bool) -> None:
+        await self.stop(driver)
+        self.cut(driver)
 
     def cut(self, driver: Any) -> None:
         with suppress(Exception):  # it was closed meanwhile

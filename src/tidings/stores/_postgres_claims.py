@@ -59,6 +59,9 @@ class PostgresClaim:
         """See `claims.Undoes`."""
         return self._transaction.undo()
 
+    def cut(self) -> None:
+        self._transaction.is_cut = True
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         self._transaction.emit(messages)
         return True

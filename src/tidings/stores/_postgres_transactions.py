@@ -40,6 +40,9 @@ T = TypeVar("T")
 ROLLBACK_LIMIT: Final = 5.0
 """Seconds that a rollback has, before its connection is cut and the server rolls back by itself."""
 
+CUT_LIMIT: Final = 2.0
+"""Seconds that the server has to end a connection that a handler does not give back."""
+
 LOOK_UP_PAUSES: Final = (0.1, 0.3, 0.6, 0.0)
 """Seconds after each attempt to learn what became of a commit."""
 
@@ -92,6 +95,8 @@ class Transaction:
         self.usable = False
         self.doubtful = False
         """The commit failed, and whether it took effect is not known."""
+        self.is_cut = False
+        """A handler runs on with its connection, which is to be closed under its hands."""
 
     @property
     def settings(self) -> tuple[int, str, str]:
@@ -315,7 +320,9 @@ class Transaction:
     async def _roll_back(self) -> None:
         connection = self._connection
         broken = True
-        if connection is not None and not self.doubtful:
+        if connection is not None and self.is_cut:
+            await self._end_at_the_server(connection)
+        elif connection is not None and not self.doubtful:
             self._lend(None)
             try:
                 async with asyncio.timeout(ROLLBACK_LIMIT):
@@ -327,6 +334,19 @@ class Transaction:
                 # Whatever it is: the connection is cut, and the server rolls back by itself.
                 log.debug("%s: the rollback failed: %s", self._desk.where, error)
         await self._release(broken=broken)
+
+    async def _end_at_the_server(self, connection: Lent) -> None:
+        """Let the server end a connection: it would not see that it was cut while it is at a statement of it.
+
+        Until then the transaction stands, so that nothing which the handler still says is outside of it.
+        """
+        if self._desk.pooled:
+            return  # what the proxy says is no process of the server's
+        try:
+            async with asyncio.timeout(CUT_LIMIT), self._desk.session() as other:
+                await other.fetchval("SELECT pg_terminate_backend($1)", driver_of(connection).get_server_pid())
+        except Exception as error:
+            log.debug("%s: a connection was not ended at the server: %s", self._desk.where, error)
 
     async def _release(self, *, broken: bool) -> None:
         connection, self._connection = self._connection, None

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
-from tidings.stores._database import BEGIN, Found, Pair, Row, installed, pool_error, same_home
+from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
 
 LOCK: Final = 0x7469_6469_6E67_7301
 """The advisory lock under which tables are created: "tidings", and a number."""
@@ -209,6 +209,14 @@ class Postgresql:
             with suppress(Exception):  # it is closed, or the server does not answer; then it is cut off
                 async with asyncio.timeout(STOP_WITHIN + 0.5):
                     await asyncio.to_thread(driver.cancel_safe, timeout=STOP_WITHIN)
+
+    async def take_away(self, driver: Any, read: Read, *, in_thread: bool) -> None:
+        # The server would not see that a connection was cut while it is at a statement of it.
+        with suppress(Exception):  # it is closed, or the server does not answer
+            number = driver.info.backend_pid if hasattr(driver, "info") else driver.get_server_pid()
+            async with asyncio.timeout(STOP_WITHIN):
+                await read(lambda connection: connection.exec_driver_sql(f"SELECT pg_terminate_backend({number})"))
+        self.cut(driver)
 
     def cut(self, driver: Any) -> None:
         if hasattr(driver, "terminate"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import sqlite3
 import time
@@ -18,10 +20,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, StoreUnavailable, WorldError
 from tidings.outbox import tables
-from tidings.stores._database import BEGIN, Found, Pair, Row, pool_error
+from tidings.stores._database import BEGIN, Found, Pair, Read, Row, pool_error
+from tidings.threads import OneThread
+
+log = logging.getLogger("tidings.store")
 
 CHUNK: Final = 1000
 """Rows in one statement: five parameters each, far below SQLite's limit of 32,766."""
+
+TAKE_AWAY_WITHIN: Final = 5.0
+"""Seconds that a statement has to end which was interrupted, so that its transaction can be rolled back."""
 
 IMMEDIATE: Final = "BEGIN IMMEDIATE"
 
@@ -215,6 +223,23 @@ class Sqlite:
 
     async def stop(self, driver: sqlite3.Connection) -> None:
         self.interrupt(driver)
+
+    async def take_away(self, driver: sqlite3.Connection, read: Read, *, in_thread: bool) -> None:
+        """There is no server that could, and the connection is not closed while another thread may be in it."""
+        if not in_thread:
+            return  # the thread that it belongs to is nobody's, and free
+
+        def roll_back() -> None:
+            self.interrupt(driver)
+            driver.execute("PRAGMA query_only=1")  # or what is written next would be committed at once
+            driver.rollback()
+
+        thread = OneThread("tidings-store")
+        try:
+            async with asyncio.timeout(TAKE_AWAY_WITHIN):
+                await asyncio.get_running_loop().run_in_executor(thread, roll_back)
+        except Exception as error:
+            log.warning("%s: a transaction could not be taken from a handler that did not end: %s", self, error)
 
     def cut(self, driver: sqlite3.Connection) -> None:
         """There is no server: it is the handler itself that goes on, and its file is not taken away from it."""

@@ -28,6 +28,11 @@ T = TypeVar("T")
 ROLLBACK_LIMIT = 5.0
 """How long an ending transaction waits for its thread, in seconds, before it goes on without it."""
 
+TAKEN_AWAY = (
+    "this connection was taken away from a handler that did not end, and its transaction was rolled back. Let what the"
+    " handler waits for have a time limit of its own"
+)
+
 STOP_AFTER = 0.05
 """How long a rollback waits for a statement that still runs, in seconds, before the server is asked to stop it."""
 
@@ -62,6 +67,9 @@ class Transaction:
         """The commit failed, and whether it took effect is not known."""
         self._unanswered = False
         """A step of ours was given up; the server may still be at it."""
+        self.is_cut = False
+        """A handler runs on with its connection, which is to be taken away from it."""
+        self._has_turn = False
 
     async def open(self, first: Callable[[sa.Connection], T]) -> T:
         """Begin, and do the first step in the same round."""
@@ -72,6 +80,7 @@ class Transaction:
                 " ever. Use the connection that this handler or block was given"
             )
         await self._desk.take_turn()
+        self._has_turn = True
         try:
             result = await to_end(self._begin(first))
         except BaseException as error:
@@ -193,9 +202,7 @@ class Transaction:
         if self._ending is None:
             self._desk.direct.give_back(self._due)
             self._desk.direct.not_committed(self._entries)
-            self._ending = asyncio.ensure_future(self._roll_back())
-            self._desk.late.add(self._ending)
-            self._ending.add_done_callback(self._desk.late.discard)
+            self._ending = self._desk.finish_later(self._roll_back())
         await to_end(_wait(self._ending, ROLLBACK_LIMIT))
         if not self._ending.done():
             log.warning(
@@ -212,13 +219,25 @@ class Transaction:
             return await self._release(broken=True)
 
         def roll_back(connection: sa.Connection) -> bool:
-            guard.active = False
+            guard.active = self.is_cut  # what the handler still says is to be refused
             if connection.invalidated or (guard.cut_off and not database.survives_cancel):
                 return True
             database.roll_back(connection)
             # Whoever ended the transaction may have left more behind, such as tables that are locked.
-            return guard.cut_off or isinstance(guard.trouble, MisuseError) or not database.reusable(connection)
+            return (
+                self.is_cut
+                or guard.cut_off
+                or isinstance(guard.trouble, MisuseError)
+                or not database.reusable(connection)
+            )
 
+        if self.is_cut:
+            guard.trouble = guard.trouble or MisuseError(TAKEN_AWAY)
+            in_thread = self._link.executor is not None
+            await database.take_away(guard.driver, self._desk.read, in_thread=in_thread)
+            if in_thread:
+                self._give_turn()
+                return self._tidy_up_later(self._link.run(roll_back))
         broken = True
         rolling = asyncio.ensure_future(self._link.run(roll_back))
         stopping = await self._stop_what_runs(rolling)
@@ -230,6 +249,18 @@ class Transaction:
         await self._release(broken=broken)
         if broken and not stopping and (guard.cut_off or self._unanswered):
             self._stop()  # nobody waits for that statement, but its locks would
+
+    def _tidy_up_later(self, rolling: Awaitable[bool]) -> None:
+        """Its thread does not come back now; what is left to do there follows, should it ever do so."""
+
+        async def tidy_up() -> None:
+            try:
+                await rolling
+            except Exception as error:
+                log.debug("%s: its connection had been taken away: %s", self._desk.database, error)
+            await self._release(broken=True)
+
+        _ = self._desk.finish_later(tidy_up())
 
     async def _stop_what_runs(self, rolling: asyncio.Future[bool]) -> bool:
         """See that a rollback is not held up by a statement before it; whether the server was asked to stop one."""
@@ -243,9 +274,7 @@ class Transaction:
         return True
 
     def _stop(self) -> None:
-        stopping = asyncio.ensure_future(self._desk.database.stop(self._guard.driver))
-        self._desk.late.add(stopping)
-        stopping.add_done_callback(self._desk.late.discard)
+        _ = self._desk.finish_later(self._desk.database.stop(self._guard.driver))
 
     async def _answered(self, step: Awaitable[T]) -> T:
         """A step of ours, with a limit where a server might never answer.
@@ -269,6 +298,11 @@ class Transaction:
         except Exception as error:
             log.warning("%s: a connection could not be closed: %s", self._desk.database, error)
         finally:
+            self._give_turn()
+
+    def _give_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
             self._desk.give_turn()
 
     def _leave(self) -> None:

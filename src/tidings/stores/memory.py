@@ -150,6 +150,9 @@ class MemoryClaim:
     def fail(self, index: int) -> None:
         self.failed.add(index)
 
+    def cut(self) -> None:
+        """Nothing was lent."""
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         return False
 

@@ -254,6 +254,9 @@ class RedisClaim:
     def fail(self, index: int) -> None:
         self._given_back.add(index)
 
+    def cut(self) -> None:
+        """Nothing was lent but a number, and a later claim has a greater one."""
+
     async def emit(self, messages: Sequence[Message]) -> bool:
         return False
 

@@ -15,13 +15,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tidings import Dead, Event, Retry, Service, points
-from tidings.delivery import ACK, Decision
-from tidings.grouping import Work
+from tidings.delivery import ACK
 from tidings.pipeline import Pipeline
-from tidings.ports import NEW, Claim, Key, Store
+from tidings.ports import NEW, Key, Store
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 from tidings.testing.prover import Differs, Prover
 from tidings.testing.prover.prover import _Fault
+from tidings.turn import Turn
 
 pytest_plugins = ["tidings.testing.plugin"]
 
@@ -207,10 +207,9 @@ async def test_P3_an_acknowledgement_before_the_commit_is_caught(
 ) -> None:
     right = Pipeline._handle_all
 
-    async def early(self: Pipeline, group: list[Work], claim: Claim, decided: dict[int, Decision]) -> Any:
-        caused = await right(self, group, claim, decided)
-        await self._broker.settle([(group[place].delivery, ACK) for place in decided])
-        return caused
+    async def early(self: Pipeline, turn: Turn) -> None:
+        await right(self, turn)
+        await self._broker.settle([(turn.group[place].delivery, ACK) for place in turn.decided])
 
     monkeypatch.setattr(Pipeline, "_handle_all", early)
     stock = service()

@@ -187,6 +187,30 @@ async def test_P12_a_blocked_loop_is_seen_from_a_thread_and_its_stack_is_logged(
     assert "goes on" in again.getMessage()
 
 
+async def test_P12_a_call_that_does_not_end_and_holds_others_up_makes_it_not_live_and_is_counted() -> None:
+    service, go = Service("shop", publishes=[Placed]), threading.Event()
+
+    @service.on(Placed, idempotent=True, timeout=0.1, abandon_after=0.1)
+    def blocks(event: Placed) -> None:
+        go.wait(20)
+
+    async with seen(service) as (sight, broker):
+        await service.publish(Placed(order_id="1"))
+        await until(lambda: not sight.live().ok)
+        status, body = await ask(sight, "/health/live")
+        assert status == 503
+        assert "shop.blocks: a call for order@1 does not end" in body["reasons"][0]
+        await sight.look()
+        where = '{handler="blocks",service="shop"}'
+        assert f"tidings_calls_left_behind{where} 1.0" in sight.metrics.text().decode()
+        go.set()
+        await broker.idle()
+        await until(lambda: sight.ready().ok)
+        await sight.look()
+        assert f"tidings_calls_left_behind{where} 0.0" in sight.metrics.text().decode()
+        assert f"tidings_calls_abandoned_total{where} 1.0" in sight.metrics.text().decode()
+
+
 def test_events_that_wait_while_nobody_gets_any_are_trouble() -> None:
     """Trap 155: a consumer that is a zombie."""
     progress = Progress(stuck_after=0.05)

@@ -1,0 +1,183 @@
+"""Bugs to seed into what becomes of calls that do not end."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+TESTS = (
+    "tests/unit/test_limit.py",
+    "tests/integration/service/test_stuck_handlers.py",
+    "tests/walk",
+)
+ON_DATABASES = ("tests/integration/service/test_stuck_on_databases.py",)
+
+
+def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = TESTS) -> Mutant:
+    return Mutant(f"stuck: {what}", file, old, new, tests)
+
+
+STUCK: tuple[Mutant, ...] = (
+    bug(
+        "a call that does not end keeps its lane",
+        "turn.py",
+        "        if self._may_leave(self):\n",
+        "        if False:\n",
+    ),
+    bug("a call is left behind as soon as its time is over", "limit.py", "wait = self._patience\n", "wait = 0.0\n"),
+    bug(
+        "a call that took its time-out is left behind later",
+        "limit.py",
+        "self._started = self._overdue = None",
+        "self._started = None",
+    ),
+    bug("a call without a limit is left behind", "limit.py", "if self._patience is not None:", "if True:"),
+    bug(
+        "a call that was left goes on with the next event",
+        "turn.py",
+        "        if not self.left:\n",
+        "        if True:\n",
+    ),
+    bug(
+        "a call whose effect cannot be undone is tried again beside itself",
+        "leaving.py",
+        "self.sets_aside = not fenced and bool(handler.rules.once or handler.rules.ordered)",
+        "self.sets_aside = False",
+    ),
+    bug(
+        "a call whose transaction is closed keeps its event",
+        "leaving.py",
+        "self.sets_aside = not fenced and bool(handler.rules.once or handler.rules.ordered)",
+        "self.sets_aside = bool(handler.rules.once or handler.rules.ordered)",
+        ON_DATABASES,
+    ),
+    bug(
+        "what an ordered call returned at last does not count",
+        "leaving.py",
+        "                self.late.results.update(results)\n",
+        "",
+    ),
+    bug("nobody goes on when the call has ended", "leaving.py", "                self.back(delivery)\n", ""),
+    bug(
+        "a twin is handled beside a call that was set aside",
+        "handling.py",
+        "return any(owner is not delivery and not owner.withdrawn for owner in owners)",
+        "return False",
+    ),
+    bug(
+        "a call that ended with an error has failed twice",
+        "leaving.py",
+        "                delivery.failures = max(0, delivery.failures - 1)  # what",
+        "                delivery.failures = max(0, delivery.failures)  # what",
+    ),
+    bug(
+        "an event that was given back waits for its call as well",
+        "pipeline.py",
+        "                self.leaving.forget(work.delivery)\n",
+        "",
+    ),
+    bug(
+        "the failure of an event that waits for its call is not counted",
+        "settling.py",
+        "        elif decision.after == UNTIL_IT_ENDS:\n            failed.append(delivery)\n",
+        "        elif decision.after == UNTIL_IT_ENDS:\n            pass\n",
+    ),
+    bug(
+        "what does not end in any process never dies",
+        "leaving.py",
+        "            ended.append((delivery, decision))\n",
+        "",
+    ),
+    bug(
+        "what was set aside is lost when its claim cannot be closed",
+        "pipeline.py",
+        "            group[0].decision = group[0].decision or self._decide(error, group[0])\n",
+        "            group[0].decision = self._decide(error, group[0])\n",
+    ),
+    bug(
+        "a share leaves while a call runs on for an event of it",
+        "lane.py",
+        "        return running + [delivery for delivery in gone if delivery in self._aside]\n",
+        "        return running\n",
+        ("tests/unit/test_worker_shared.py",),
+    ),
+    bug(
+        "any number of calls is left behind",
+        "leaving.py",
+        "        return len(self._living) >= self._most\n",
+        "        return False\n",
+    ),
+    bug(
+        "a process with calls that hold others up is well",
+        "observe/health.py",
+        "for worker in running.workers if worker.stuck]",
+        "for worker in running.workers if not worker]",
+        ("tests/unit/observe/test_health.py",),
+    ),
+    bug("a batch that does not end is halved", "pipeline.py", "alone=isinstance(error, Abandoned)", "alone=False"),
+    bug(
+        "all of a batch die of a call that nobody knows the culprit of",
+        "leaving.py",
+        "if isinstance(decision, DeadLettered) and len(turn.works) > 1:",
+        "if False:",
+    ),
+    bug(
+        "what was in a batch that did not end is tried together again",
+        "reading.py",
+        "        grouping.set_apart(work)\n        if (dead",
+        "        if (dead",
+    ),
+    bug(
+        "a stop waits for ever for a call that does not end",
+        "turn.py",
+        "last = last or loop.call_later(LAST_PATIENCE, self._give_up)",
+        "pass",
+    ),
+    bug(
+        "a thread that was left behind goes to the next call",
+        "calling.py",
+        "if own is not None and running.done():",
+        "if own is not None:",
+    ),
+    bug(
+        "a thread keeps the process from ending",
+        "threads.py",
+        "daemon=True",
+        "daemon=False",
+        ("tests/unit/test_threads.py",),
+    ),
+    bug(
+        "an asyncpg transaction stays open under a handler that does not end",
+        "stores/_postgres_transactions.py",
+        "            await self._end_at_the_server(connection)\n        elif",
+        "            broken = False\n        elif",
+        ON_DATABASES,
+    ),
+    bug(
+        "the server goes on with a statement whose connection was cut",
+        "stores/_postgresql.py",
+        "                await read(lambda connection",
+        "                pass; (lambda connection",
+        ON_DATABASES,
+    ),
+    bug(
+        "a thread keeps the write lock of SQLite",
+        "stores/_sqlite.py",
+        "            driver.rollback()\n\n        thread",
+        "\n        thread",
+        ON_DATABASES,
+    ),
+    bug(
+        "a thread writes into SQLite after its transaction was rolled back",
+        "stores/_transactions.py",
+        "            guard.active = self.is_cut",
+        "            guard.active = False",
+        ON_DATABASES,
+    ),
+    bug(
+        "the turn to write is kept by a thread that does not come back",
+        "stores/_transactions.py",
+        "                self._give_turn()\n                return self._tidy_up_later",
+        "                return self._tidy_up_later",
+        ON_DATABASES,
+    ),
+)
