@@ -9,6 +9,7 @@ TESTS = (
     "tests/integration/service/test_stuck_handlers.py",
     "tests/walk",
 )
+ON_THE_COMMAND_LINE = ("tests/integration/cli/test_stuck.py",)
 ON_DATABASES = ("tests/integration/service/test_stuck_on_databases.py",)
 
 
@@ -112,6 +113,33 @@ STUCK: tuple[Mutant, ...] = (
         "for worker in running.workers if worker.stuck]",
         "for worker in running.workers if not worker]",
         ("tests/unit/observe/test_health.py",),
+    ),
+    bug(
+        "each handler has a limit of its own for calls that are left behind",
+        "leaving.py",
+        "Leftovers() if leftovers is None else leftovers",
+        "leftovers or Leftovers()",
+    ),
+    bug(
+        "a worker that is stuck is not replaced",
+        "cli/stuck.py",
+        'for worker in running.workers if worker.stuck), "")',
+        'for worker in running.workers if not worker), "")',
+        ON_THE_COMMAND_LINE,
+    ),
+    bug(
+        "a worker whose loop is blocked for good is not replaced",
+        "cli/stuck.py",
+        "while health.silent < limit:",
+        "while True:",
+        ON_THE_COMMAND_LINE,
+    ),
+    bug(
+        "a process waits at its end for calls that do not end",
+        "cli/run.py",
+        "    if running.leftovers:\n",
+        "    if False:\n",
+        ON_THE_COMMAND_LINE,
     ),
     bug("a batch that does not end is halved", "pipeline.py", "alone=isinstance(error, Abandoned)", "alone=False"),
     bug(

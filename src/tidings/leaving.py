@@ -61,7 +61,7 @@ class Leaving:
         """What it does can neither be taken back nor be repeated at any time."""
         self._whole = handler.batches
         self.late = late
-        self._leftovers = leftovers or Leftovers()
+        self._leftovers = Leftovers() if leftovers is None else leftovers
         self._said_full = False
         self.living = 0
         """Calls that were left behind and have not ended."""

@@ -108,25 +108,30 @@ async def test_a_cancellation_from_outside_wins_over_a_timeout_at_the_same_time(
     assert task.cancelled()
 
 
-async def test_P12_what_does_not_end_when_it_is_cancelled_is_told_after_its_patience_and_again() -> None:
-    told: list[float] = []
+async def test_P12_what_does_not_end_when_it_is_cancelled_is_told_after_its_patience_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, enough = list[float](), asyncio.Event()
     loop = asyncio.get_running_loop()
     began = loop.time()
+    monkeypatch.setattr("tidings.limit.ASK_AGAIN", 0.05)
 
     def stuck() -> None:
         told.append(loop.time() - began)
-        limit.leave()
+        if len(told) == 2:
+            enough.set()
+            limit.leave()
 
     with Limit(0.05, 0.1, stuck) as limit:
         async with _event(limit):
-            while not told:
-                try:
-                    await asyncio.sleep(FOREVER)
-                except asyncio.CancelledError:
-                    while not told:  # noqa: ASYNC110  # it does not give in
-                        await asyncio.sleep(0.01)
+            try:
+                await asyncio.sleep(FOREVER)
+            except asyncio.CancelledError:
+                await enough.wait()
+        await asyncio.sleep(0.1)
     assert told[0] >= 0.15
-    assert len(told) == 1
+    assert told[1] >= told[0] + 0.05
+    assert len(told) == 2
 
 
 async def test_what_ends_after_it_was_cancelled_is_not_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ from tidings.cli.failures import CommandError, Status
 from tidings.cli.options import Json, configure_log, named
 from tidings.cli.output import Out
 from tidings.cli.signals import Stop
+from tidings.cli.stuck import blocked_limit, end_now, until_stuck, watch_loop
 from tidings.cli.target import find_service
 from tidings.cli.workers import Link
 from tidings.observe import PORT, Observability
 from tidings.service import Service
+
+log = logging.getLogger("tidings.service")
 
 
 def run(
@@ -74,21 +78,45 @@ async def _serve(
         loop.call_soon_threadsafe(stopped.set if ready else starting.cancel)
 
     stop.bind(asked)
+    status = Status.OK
     try:
         async with sight, service.running(broker=broker, store=store):
             ready = True
+            running = service.active
             if stop.asked:
                 stopped.set()
             sight.health.look()  # whoever reads the line may ask at once whether it is ready
             _say_ready(service, broker, store, sight, out, time.monotonic() - began)
             if link is not None:
                 link.ready(sight.url)
+                status = await _work(service, sight, stop, stopped)
             await stopped.wait()
     except asyncio.CancelledError:
         if ready or not stop.asked:
             raise
         return Status.INTERRUPTED
-    return Status.OK
+    if running.leftovers:
+        log.warning("%d calls have not ended; the process ends without them", len(running.leftovers))
+        end_now(status)
+    return status
+
+
+async def _work(service: Service, sight: Observability, stop: Stop, stopped: asyncio.Event) -> Status:
+    """As a worker, which is replaced when it is stuck: until it is asked to stop, or is to be replaced."""
+    if (limit := blocked_limit(service)) is not None:
+        watch_loop(sight.health, limit)
+    waits = {asyncio.create_task(stopped.wait()), stuck := asyncio.create_task(until_stuck(service.active))}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waits:
+            one.cancel()
+        await asyncio.wait(waits)
+    if stuck.cancelled():
+        return Status.OK
+    log.error("%s. This worker stops, for another to take its place", stuck.result())
+    stop.ask()
+    return Status.FAILED
 
 
 def _say_ready(

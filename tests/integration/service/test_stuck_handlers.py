@@ -93,6 +93,7 @@ async def test_P7_P12_a_call_that_never_ends_stops_nobody_and_its_event_dies(
             assert sorted(seen) == [1, 3, 4], "those beside it are handled, once"
             (worker,) = stock.active.workers
             assert worker.left_behind == (2, 2)
+            assert len(stock.active.leftovers) == 2
             assert not worker.stuck
             hands.release()
             await until(lambda: worker.left_behind == (0, 2))
@@ -215,8 +216,9 @@ async def test_P6_a_call_that_ends_late_with_an_error_has_failed_once(hands: Han
 
 
 async def test_P12_at_most_so_many_are_left_behind_then_the_process_says_that_it_must_be_replaced(
-    hands: Hands, caplog: pytest.LogCaptureFixture
+    hands: Hands, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tidings.running.Leftovers", lambda: Leftovers(2))
     broker, begun = MemoryBroker(), list[int]()
     stock = Service("stock", publishes=[Placed])
 
@@ -226,7 +228,6 @@ async def test_P12_at_most_so_many_are_left_behind_then_the_process_says_that_it
         await hands.hold()
 
     async with stock.running(broker=broker):
-        stock.active.workers[0]._pipeline.leaving._leftovers = Leftovers(2)
         assert not any(await stock.publish_many(placed("a1", "b2", "c3", "d4")))
         await until(lambda: "no more can be in this process" in stock.active.workers[0].stuck)
         await until(lambda: len(begun) == 3)
