@@ -55,6 +55,7 @@ class Link(Client):
         self._counter = 0
         self._inbox = b""
         self._writer: asyncio.StreamWriter | None = None
+        self._unsent: list[bytes] = []
         self.up = False
         self.heard = 0
         """Counts what was read, so that a watchdog can see whether anything was."""
@@ -106,12 +107,21 @@ class Link(Client):
         """Hand bytes to the socket. Nothing is kept for later: without a connection it raises (trap 54)."""
         if not self.up or self._writer is None:
             raise BrokerUnavailable("the connection was just lost")
-        self._writer.write(frames)
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unsent.append(frames)
+
+    def _write(self) -> None:
+        """What was said in one turn of the loop leaves in one write: each wakes the server."""
+        frames, self._unsent = self._unsent, []
+        if frames and self.up and self._writer is not None:
+            self._writer.write(b"".join(frames))
 
     async def drained(self) -> None:
         """Wait until the socket has taken most of what was sent."""
         if not self.up or self._writer is None:
             raise BrokerUnavailable("the connection was just lost")
+        self._write()
         try:
             await self._writer.drain()
         except OSError as error:
