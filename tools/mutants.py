@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tools.mutants_cluster import CLUSTER
 from tools.mutants_counts import COUNTS
 from tools.mutants_ends import ENDS
+from tools.mutants_faults import FAULTS
 from tools.mutants_flow import FLOW
 from tools.mutants_held import HELD
 from tools.mutants_isolation import ISOLATION
@@ -30,7 +31,19 @@ from tools.mutants_stuck import STUCK
 AT_ONCE = 2
 
 KNOWN = (
-    *(*FLOW, *LANES, *COUNTS, *HELD, *ENDS, *LETTERS, *OUTBOX, *POSTGRES, *REDIS, *ISOLATION, *SHARES, *CLUSTER),
+    *FLOW,
+    *LANES,
+    *COUNTS,
+    *HELD,
+    *ENDS,
+    *LETTERS,
+    *OUTBOX,
+    *POSTGRES,
+    *REDIS,
+    *ISOLATION,
+    *SHARES,
+    *CLUSTER,
+    *FAULTS,
     *STUCK,
 )
 """Every bug, whatever it is seeded into."""

@@ -55,6 +55,18 @@ CLUSTER: tuple[Mutant, ...] = (
         "or not await self._another():\n                return True",
     ),
     _bug(
+        "cluster: what is acknowledged and not confirmed counts as open",
+        TAKEOVER,
+        "(mine if token.is_open else settled).add(token.seq)",
+        "mine.add(token.seq)",
+    ),
+    _bug(
+        "cluster: what is in hand and acknowledged is given back",
+        TAKEOVER,
+        "(info, mine | settled)",
+        "(info, mine)",
+    ),
+    _bug(
         "cluster: what is new counts for what is missing",
         TAKEOVER,
         "sum(token.seq <= until for token, _ in self.gathered[before:])",

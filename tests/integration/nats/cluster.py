@@ -22,11 +22,15 @@ LIMIT = 30.0
 class Node(NatsServer):
     """One server of a cluster, which also says over HTTP how it is."""
 
-    def __init__(self, folder: Path, name: str, jetstream: str) -> None:
+    def __init__(self, folder: Path, name: str, jetstream: str, taken: list[int]) -> None:
         super().__init__(folder)
         self.name = name
         self.jetstream = jetstream
-        self.inner, self.monitor = free_port(), free_port()
+        taken.append(self.port)
+        self.inner = free_port(taken)
+        taken.append(self.inner)
+        self.monitor = free_port(taken)
+        taken.append(self.monitor)
 
     def join(self, others: Sequence[Node]) -> None:
         routes = ", ".join(f'"nats://127.0.0.1:{one.inner}"' for one in others)
@@ -56,7 +60,8 @@ class NatsCluster:
     """Three servers on free loopback ports, with JetStream over all of them."""
 
     def __init__(self, folder: Path, *, nodes: int = 3, jetstream: str = "") -> None:
-        self.nodes = [Node(folder / f"n{number}", f"n{number}", jetstream) for number in range(nodes)]
+        taken: list[int] = []
+        self.nodes = [Node(folder / f"n{number}", f"n{number}", jetstream, taken) for number in range(nodes)]
         for node in self.nodes:
             node.join([one for one in self.nodes if one is not node])
 

@@ -73,6 +73,8 @@ class Share:
         """The number of the last delivery, as the server says it."""
         self.last = self.open = 3
         """The last event that was delivered, and how many are open."""
+        self.floor = 0
+        """Up to which event all are acknowledged."""
         self.asked = 0
         self.takeover = TakeOver(cast(Any, self))
 
@@ -83,7 +85,7 @@ class Share:
         return {
             "priority_groups": groups,
             "delivered": delivered,
-            "ack_floor": {"stream_seq": 0},
+            "ack_floor": {"stream_seq": self.floor},
             "num_ack_pending": self.open,
         }
 
@@ -103,6 +105,11 @@ class Share:
         self.takeover.note(token, counts=True)
         self.held[token] = delivery
         self.takeover.take(token, delivery)
+
+    def settle(self, seq: int) -> None:
+        """An acknowledgement is on its way."""
+        (token,) = [token for token in self.held if token.seq == seq]
+        token.is_open = False
 
     def come_once(self, *pairs: tuple[int, int]) -> None:
         """These come when they are asked for."""
@@ -174,3 +181,35 @@ async def test_what_is_new_does_not_stand_for_what_is_missing() -> None:
     async with asyncio.timeout(5):
         await share.takeover.run()
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3, 9]
+
+
+async def test_what_is_acknowledged_and_not_confirmed_yet_hides_nothing_that_got_lost() -> None:
+    """A connection went: with it the third event, and the answer to the acknowledgement of the first."""
+    share = _share()
+    share.come(1, 1)
+    share.come(2, 2)
+    share.settle(1)
+    share.floor, share.open = 1, 2
+    share.come_once((3, 4))
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
+    assert b"_0.1.1." not in share.link.said, "it was given back what is in hand"
+
+
+async def test_what_is_acknowledged_is_waited_for_until_the_server_has_heard_it() -> None:
+    share = _share()
+    share.come(1, 1)
+    share.come(2, 2)
+    share.settle(1)
+    share.come_once((3, 4))
+
+    def heard() -> None:
+        share.floor, share.open, share.numbers = 1, 2, 4
+
+    share.events.start_over = heard  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        await share.takeover.run()
+    assert share.asked == 2
+    assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
+    assert share.link.said.count(b"-NAK") == 1

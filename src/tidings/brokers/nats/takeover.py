@@ -115,13 +115,14 @@ class TakeOver:
         self._share.sure(since)
         self._counter = info["delivered"]["consumer_seq"]
         until, first = info["delivered"]["stream_seq"], self._counter + 1
-        missing = info["num_ack_pending"] - len(self._mine(until))
+        mine, settled = self._in_hand(until)
+        missing = info["num_ack_pending"] - len(mine)
         if missing <= 0:
             return True
-        log.info("%s: %d open events are taken over", self._share.name, missing)
+        log.info("%s: up to %d open events are taken over", self._share.name, missing)
         before = len(self.gathered)
         self._numbers.clear()
-        await self._give_back_for_others(info)
+        await self._give_back_for_others(info, mine | settled)
         pull.ceiling, pull.only_one, pull.blocked = pull.held + missing, False, False
         while sum(token.seq <= until for token, _ in self.gathered[before:]) < missing:
             if len(self.gathered) - before >= missing or not await self._another():
@@ -145,22 +146,29 @@ class TakeOver:
             raise BrokerUnavailable("the server has given it to another process, or to nobody")
         return info
 
-    def _mine(self, until: int) -> set[int]:
-        pull = self._share.events
-        held = self._share.held_here()
-        return {token.seq for token in held if token.pull is pull and token.seq <= until and not token.lost}
+    def _in_hand(self, until: int) -> tuple[set[int], set[int]]:
+        """The events that are here: those that the server counts as open, and those of which nobody knows that.
 
-    async def _give_back_for_others(self, info: dict[str, Any]) -> None:
-        """Say of all that is open and not ours that it may be delivered again; the server goes by the sequence."""
+        Of an acknowledgement that is on its way it is not known whether the server has heard it.
+        """
+        pull = self._share.events
+        mine: set[int] = set()
+        settled: set[int] = set()
+        for token in self._share.held_here():
+            if token.pull is pull and token.seq <= until and not token.lost:
+                (mine if token.is_open else settled).add(token.seq)
+        return mine, settled - mine
+
+    async def _give_back_for_others(self, info: dict[str, Any], here: set[int]) -> None:
+        """Say of all that is open and not here that it may be delivered again; the server goes by the sequence."""
         link = self._share.connection.link
         if link is None:
             raise BrokerUnavailable("the connection was just lost")
         first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
-        mine = self._mine(last)
         subject, counter = self._subject, info["delivered"]["consumer_seq"]
         frames: list[bytes] = []
         for seq in range(first, last + 1):
-            if seq in mine:
+            if seq in here:
                 continue
             frames.append(b"PUB " + subject % (seq, counter) + b" 4\r\n-NAK\r\n")
             if len(frames) >= PORTION:

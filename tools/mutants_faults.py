@@ -1,0 +1,76 @@
+"""Bugs to seed that only faults show: what part C of the conformance suite catches on a real server, and nothing else
+has to. `tests/conformance/test_awake.py` counts on them, by their words, where the memory broker cannot be used."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+SINGLE = "tests/conformance/test_nats.py::TestNats::"
+CLUSTER = "tests/conformance/test_nats_cluster.py::TestNatsCluster::"
+
+ACK_WAIT = "test_P2_a_handler_that_takes_three_times_the_ack_wait_gets_its_event_once"
+KILLED = "test_P4_a_process_that_was_killed_at_a_point_loses_nothing_and_doubles_nothing"
+MEMORY = "test_P11_memory_is_bounded_with_a_slow_handler_and_a_long_backlog"
+LOSS = "test_P1_P10_complete_packet_loss_for_a_while_loses_nothing_and_doubles_nothing"
+SILENT = "test_P10_connections_that_died_without_a_word_are_noticed_and_replaced"
+ROLLING = "test_P1_P10_a_cluster_stopped_node_by_node_down_to_none_comes_back_with_everything"
+LEADERS = "test_P4_P8_P10_leaders_killed_under_load_lose_nothing_double_nothing_and_keep_the_order"
+
+FAULTS: tuple[Mutant, ...] = (
+    Mutant(
+        "faults: what is slow is not kept alive",
+        "brokers/nats/feed.py",
+        "        if not old:\n            return\n",
+        "        if old or not old:\n            return\n",
+        (SINGLE + ACK_WAIT,),
+    ),
+    Mutant(
+        "faults: what a dead process held in the outbox stays there",
+        "outbox/rows.py",
+        "where(outbox.c.retry_at <= now, ~held)",
+        "where(outbox.c.retry_at <= now, ~held, sa.false())",
+        (SINGLE + KILLED,),
+    ),
+    Mutant(
+        "faults: what was applied by a dead process is applied again",
+        "stores/_claims.py",
+        "states.append(Claimed(State.DONE, key.event_id if event_id == self._id(key) else event_id, digest))",
+        "states.append(NEW)",
+        (SINGLE + KILLED,),
+    ),
+    Mutant(
+        "faults: a feed takes whatever there is",
+        "brokers/nats/pull.py",
+        "        self._most, self._most_bytes = most, most_bytes\n",
+        "        self._most, self._most_bytes = 1 << 20, 1 << 40\n",
+        (SINGLE + MEMORY,),
+    ),
+    Mutant(
+        "faults: what nobody answered counts as stored",
+        "brokers/nats/publishing.py",
+        'results[index] = BrokerUnavailable(f"{_MAYBE}: {reason}")',
+        "results[index] = None",
+        (SINGLE + LOSS,),
+    ),
+    Mutant(
+        "faults: a silent connection is believed for ever",
+        "brokers/nats/connection.py",
+        'link.abandon(f"the server was silent for {quiet:.0f} s")',
+        "asked = 1",
+        (SINGLE + SILENT,),
+    ),
+    Mutant(
+        "faults: a connection gives up after a few attempts",
+        "brokers/nats/connection.py",
+        '        pause, said = FIRST_PAUSE, ""\n        while not self._closing:\n',
+        '        pause, said = FIRST_PAUSE, ""\n        for _ in range(3 if not self._closing else 0):\n',
+        (CLUSTER + ROLLING,),
+    ),
+    Mutant(
+        "faults: a share that was lost with its leader is not asked for again",
+        "brokers/nats/share.py",
+        "        if self.wanted and not self.leaving:\n            self.events.start_over()\n",
+        "",
+        (CLUSTER + LEADERS,),
+    ),
+)
