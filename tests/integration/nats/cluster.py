@@ -26,6 +26,8 @@ class Node(NatsServer):
         super().__init__(folder)
         self.name = name
         self.jetstream = jetstream
+        while self.port in taken:
+            self.port = free_port(taken)
         taken.append(self.port)
         self.inner = free_port(taken)
         taken.append(self.inner)
