@@ -412,6 +412,26 @@ def serves_one_feed_of_a_client_at_a_time(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryFeed, "has_room", narrow)
 
 
+def acknowledges_what_it_hands_over(patch: pytest.MonkeyPatch) -> None:
+    hand_over = Position._hand_over
+
+    def hasty(self: Position, item: Item, taker: Any) -> None:
+        hand_over(self, item, taker)
+        for flight in [one for one in self._flights if one.item is item]:
+            self.settle(flight, None)
+
+    patch.setattr(Position, "_hand_over", hasty)
+
+
+def hands_over_by_a_timer(patch: pytest.MonkeyPatch) -> None:
+    take = MemoryFeed.take
+
+    def late(self: MemoryFeed, delivery: Delivery, flight: Any) -> None:
+        asyncio.get_running_loop().call_later(0.3, take, self, delivery, flight)
+
+    patch.setattr(MemoryFeed, "take", late)
+
+
 def acknowledges_what_it_gives_back(patch: pytest.MonkeyPatch) -> None:
     settle = MemoryBroker._settle
 

@@ -1,4 +1,7 @@
-"""The suite on a cluster of three nats-servers, each stream and position with a copy on each of them."""
+"""The suite on a cluster of three nats-servers, each stream and position with a copy on each of them.
+
+What only a cluster shows is in every run, shortened; the whole suite, and those tests in their full length, take minutes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import pytest_asyncio
 
 from tests.conformance.rigs import ClusterRig
 from tests.integration.nats.cluster import NatsCluster
-from tidings.testing.conformance import Conformance, Rig
+from tidings.testing.conformance import ClusterConformance, Conformance, Rig
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="nats")]
 
 
 @pytest.fixture
@@ -21,11 +26,27 @@ def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
     cluster.stop()
 
 
-@pytest.mark.server
-@pytest.mark.proves(broker="nats")
-class TestNatsCluster(Conformance):
-    @pytest_asyncio.fixture
-    async def rig(self, cluster: NatsCluster) -> AsyncIterator[Rig]:
-        rig = ClusterRig(cluster)
-        yield rig
-        await rig.close()
+@pytest_asyncio.fixture
+async def rig(cluster: NatsCluster) -> AsyncIterator[Rig]:
+    rig = ClusterRig(cluster)
+    yield rig
+    await rig.close()
+
+
+class TestNatsCluster(ClusterConformance):
+    """In the sizes that were asked for."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+class TestNatsClusterInFull(ClusterConformance):
+    """Thirty seconds without any server; a leader killed every ten seconds for two minutes."""
+
+    @pytest.fixture
+    def full(self) -> bool:
+        return True
+
+
+@pytest.mark.long
+class TestNatsClusterAltogether(Conformance):
+    """All of the suite."""

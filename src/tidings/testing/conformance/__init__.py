@@ -26,11 +26,12 @@ pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS.split()
 from tidings.testing.conformance.bench import Bench  # noqa: E402  # assertions are to speak
 from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig  # noqa: E402
 from tidings.testing.conformance.stage import Stage  # noqa: E402
-from tidings.testing.conformance.suite import Conformance, FaultConformance, PortConformance  # noqa: E402
+from tidings.testing.conformance.suite import ClusterConformance, Conformance, FaultConformance, PortConformance  # noqa: E402
 
 __all__ = [
     "Bench",
     "Cluster",
+    "ClusterConformance",
     "Conformance",
     "FaultConformance",
     "Impatient",

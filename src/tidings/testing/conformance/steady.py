@@ -33,24 +33,27 @@ class Steady:
         if order:
             stage.bench.needs("ordered")
         times = stage.bench.size("times", 20, 3)
+
+        async def act(event: Any, delivery: Delivery) -> None:
+            await asyncio.sleep(0.004)  # so that whoever leaves has something to leave
+
         first = stage.service()
-        position = stage.handle(first, order=order, worker="first")
-        async with stage.running(first), await stage.load() as load:
+        position = stage.handle(first, act, order=order, worker="first")
+        async with stage.running(first), await stage.load(per_second=200) as load:
             await stage.until_seen(20)
-            for number in range(times):
-                worker = f"second {number}"
+            for _ in range(times):
                 second = stage.service()
-                stage.handle(second, order=order, worker=worker)
+                stage.handle(second, act, order=order, worker="second")
                 async with stage.running(second):
                     await load.more(50)
-                    if not order:  # else it may stand by
-                        await stage.bench.until(lambda w=worker: w in stage.workers(), f"{worker} has work")  # type: ignore[misc]
                 await load.more(50)
             await load.stop()
             await stage.until_applied(position, load.ids)
         stage.judge(position, load.ids)
         if order:
             stage.check_order(position)
+        else:
+            assert stage.workers() == {"first", "second"}, "the second never had work"
 
     @ONLY_WITHOUT
     async def test_P2_a_handler_that_takes_three_times_the_ack_wait_gets_its_event_once(self, stage: Stage) -> None:

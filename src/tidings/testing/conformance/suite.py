@@ -32,9 +32,13 @@ from tidings.testing.conformance.steady import Steady
 class _Suite:
     """Gives each test its bench."""
 
+    @pytest.fixture
+    def full(self, request: pytest.FixtureRequest) -> bool:
+        """Whether the sizes are the full ones."""
+        return bool(request.config.getoption("--conformance", "short") == "full")
+
     @pytest_asyncio.fixture
-    async def bench(self, rig: Rig, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-        full = request.config.getoption("--conformance", "short") == "full"
+    async def bench(self, rig: Rig, full: bool, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
         bench = Bench(rig, request.node.name, full=full)
         try:
             yield bench
@@ -57,6 +61,10 @@ class _Suite:
 
 class PortConformance(Publishing, Settling, Routes, Noting, Positions, Ordering, Outages, _Suite):
     """Part A: what a broker does, at the level of `tidings.ports.Broker`. An adapter begins with these."""
+
+
+class ClusterConformance(Clusters, _Suite):
+    """Of part C what servers show that work as one; for a rig that is a `Cluster`."""
 
 
 class FaultConformance(Steady, Killed, Networks, Clusters, _Suite):
