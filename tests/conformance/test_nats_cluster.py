@@ -1,6 +1,6 @@
 """The suite on a cluster of three nats-servers, each stream and position with a copy on each of them.
 
-What only a cluster shows is in every run, shortened; the whole suite, and those tests in their full length, take minutes.
+What only a cluster shows is in every run, shortened; the whole suite, and those tests in full length, take minutes.
 """
 
 from __future__ import annotations
