@@ -27,6 +27,7 @@ from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
 from tools.mutants_shares import SHARES
 from tools.mutants_stuck import STUCK
+from tools.mutants_workers import WORKERS
 
 AT_ONCE = 2
 
@@ -45,6 +46,7 @@ KNOWN = (
     *CLUSTER,
     *FAULTS,
     *STUCK,
+    *WORKERS,
 )
 """Every bug, whatever it is seeded into."""
 

@@ -88,6 +88,31 @@ async def send(charged: Charged, db: AsyncConnection, delivery: Delivery) -> Non
     await write(db, "post.send", charged.number, delivery)
 
 
+# ── two handlers of the same events, with and without an order, that are stopped and started again ──────────────────
+
+pair = Service("pair", publishes=[Placed])
+
+
+@pair.on(Placed, order="key", concurrency=2)
+async def in_order(placed: Placed, db: AsyncConnection, delivery: Delivery) -> Reserved:
+    await write(db, "pair.in-order", placed.number, delivery)
+    await _linger(placed, "in-order")
+    return Reserved(order_id=placed.order_id, number=placed.number)
+
+
+@pair.on(Placed, order=None)
+async def in_no_order(placed: Placed, db: AsyncConnection, delivery: Delivery) -> None:
+    await write(db, "pair.in-no-order", placed.number, delivery)
+    await _linger(placed, "in-no-order")
+
+
+async def _linger(placed: Placed, name: str) -> None:
+    """Take a while over what is slow, in the middle of the transaction."""
+    if placed.wanted == f"slow {name}":
+        (FOLDER / f"slow-{name}").touch()
+        await asyncio.sleep(1.5)
+
+
 # ── killed between the commit and what it caused ────────────────────────────────────────────────────────────────────
 
 

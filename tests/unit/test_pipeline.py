@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from tests.unit.parts import Bench, Doing, Placed, ToldStore, batch, delivery, ids
+from tests.unit.parts import Bench, Doing, Placed, ToldStore, batch, delivery, ids, until
 from tidings.context import current
 from tidings.delivery import ACK, Done, Duplicate, Header, Release, Route
-from tidings.errors import Dead
+from tidings.errors import Dead, StoreUnavailable
 from tidings.event import Event
 from tidings.order import Holds
 from tidings.policy import Retry
@@ -261,3 +261,33 @@ async def test_an_error_that_is_raised_on_purpose_makes_a_letter_at_once() -> No
     bench = Bench(Doing(a1=Dead("no such article")))
     await bench.pipeline.process(batch("a1"))
     assert bench.outcomes == {"a1": "dead"}
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), RuntimeError("odd")], ids=["world", "odd"])
+async def test_P2_P12_what_waits_for_its_call_does_so_although_its_claim_could_not_be_closed(error: Exception) -> None:
+    go, called = asyncio.Event(), list[str]()
+
+    async def hold(event: Placed) -> None:
+        called.append(event.order_id)
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                pass
+
+    bench = Bench(hold, store=ToldStore(), timeout=0.02, abandon_after=0.02)
+    assert bench.store is not None
+    bench.store.exit.append(error)
+    try:
+        rest, trouble = await bench.pipeline.process(batch("a1"))
+        assert rest == []
+        assert ("gone" in trouble) == isinstance(error, StoreUnavailable)
+        assert len(bench.pipeline.leaving.aside) == 1
+        assert bench.broker.settled == [], "it is neither given back nor put off: it is still at work"
+        (waits,) = bench.pipeline.leaving.aside
+    finally:
+        go.set()
+    await until(lambda: not bench.pipeline.leaving.aside)
+    assert await bench.pipeline.process([waits]) == ([], "")
+    assert called == ["a"]
+    assert bench.outcomes == {"a1": "done"}

@@ -30,8 +30,10 @@ class Stop:
         self._call: Callable[[], object] | None = None
         self._last: Callable[[], object] = bool
         signal.signal(signal.SIGTERM, self._on)
-        # A terminal sends Ctrl-C to every process in front of it; a worker hears from its parent.
+        # A terminal sends Ctrl-C, and its end, to every process in front of it; a worker hears from its parent.
         signal.signal(signal.SIGINT, signal.SIG_IGN if worker else self._on)
+        if worker:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     @property
     def asked(self) -> bool:
@@ -45,6 +47,18 @@ class Stop:
         self._call, self._last = call, last
         if self._asked:
             call()
+
+    def on_hangup(self, call: Callable[[], object]) -> None:
+        """Call back at SIGHUP, unless it says that the terminal is gone, which is a reason to stop."""
+        had_terminal = _has_terminal()
+
+        def hung_up(number: int, frame: FrameType | None) -> None:
+            if had_terminal and not _has_terminal():
+                self.ask()
+            else:
+                call()
+
+        signal.signal(signal.SIGHUP, hung_up)
 
     def ask(self) -> None:
         """As the first signal does; for other threads too."""
@@ -80,3 +94,11 @@ class Stop:
             os.write(2, f"{line}\n".encode())
         except OSError:
             pass  # nobody listens any more, which is no reason not to stop
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -29,6 +29,8 @@ LONGEST_PAUSE: Final = 15.0
 STEADY: Final = 30.0
 """Seconds after which a worker counts as steady, and the next pause begins small again."""
 STOP_TIMEOUT: Final = 30.0
+START_TIMEOUT: Final = 60.0
+"""Seconds that a worker has to become ready which takes the place of another one."""
 PROBE_TIMEOUT: Final = 2.0
 _STOPPED: Final = (Status.OK, Status.INTERRUPTED, -signal.SIGTERM)
 """How a worker ends that was asked to: with grace, or while it was still starting."""
@@ -77,10 +79,27 @@ class Slot:
         self.url = ""
         """Where its health can be asked, once it said that it is ready."""
         self.was_ready = asyncio.Event()
+        self.replacing = False
+        """Its next end is meant, and no failure."""
+        self._awaited: asyncio.Future[bool] | None = None
 
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    def started(self, *, well: bool) -> None:
+        """A worker is ready, or has ended before it was."""
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(well)
+
+    async def next_start(self, timeout: float) -> bool:
+        """Wait until a worker in it is ready; False when it ends before, or is not in time."""
+        self._awaited = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._awaited
+        except TimeoutError:
+            return False
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None and self.alive:
@@ -99,10 +118,15 @@ class Parent:
         self._target, self._options, self._port, self._host, self._out = target, options, port, host, out
         self.slots = [Slot(number) for number in range(count)]
         self._stopping = asyncio.Event()
+        self._asked_anew = asyncio.Event()
         self._status = int(Status.OK)
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def restart(self) -> None:
+        """Replace the workers one after the other; once more, if that is under way."""
+        self._asked_anew.set()
 
     def kill(self) -> None:
         for slot in self.slots:
@@ -111,11 +135,12 @@ class Parent:
     async def run(self) -> int:
         """Until asked to stop; returns the exit status."""
         async with asyncio.TaskGroup() as group:
-            telling = group.create_task(self._tell_ready())
+            beside = [group.create_task(self._tell_ready()), group.create_task(self._replace_all())]
             for slot in self.slots:
                 group.create_task(self._keep(slot))
             await self._stopping.wait()
-            telling.cancel()
+            for one in beside:
+                one.cancel()
             await self._end()
         return self._status
 
@@ -132,7 +157,7 @@ class Parent:
         pause = FIRST_PAUSE
         while not self._stopping.is_set():
             began = time.monotonic()
-            status = await self._live(slot)
+            status, ready = await self._live(slot)
             if self._stopping.is_set():
                 self._status = self._status or (Status.OK if status in _STOPPED else Status.FAILED)
                 return
@@ -140,13 +165,18 @@ class Parent:
                 self._status = status  # it said why; started again it would say so again
                 self._stopping.set()
                 return
+            if slot.replacing:
+                slot.replacing = False
+                continue
+            if not ready:
+                slot.started(well=False)
             pause = FIRST_PAUSE if time.monotonic() - began > STEADY else pause
             log.warning("worker %d %s; it is started again in %.1f s", slot.number, _ended(status), pause)
             await self._unless_stopped(asyncio.Event(), timeout=pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _live(self, slot: Slot) -> int:
-        """One life of a worker, from its start to its exit status; negative for the signal that killed it."""
+    async def _live(self, slot: Slot) -> tuple[int, bool]:
+        """One life of a worker: its exit status, negative for the signal that killed it, and whether it was ready."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours:
@@ -158,7 +188,7 @@ class Parent:
                     # Its end of the line closes when it dies, so this wakes at once; the timeout is for strange cases.
                     await asyncio.wait({listening}, timeout=1.0 if not listening.done() else 0.05)
                     await asyncio.sleep(0.01)
-                return status
+                return status, bool(slot.url)
             finally:
                 slot.url = ""
                 listening.cancel()
@@ -167,8 +197,9 @@ class Parent:
     def _spawn(self, slot: Slot, line: socket.socket) -> subprocess.Popen[bytes]:
         port = str(self._port + 1 + slot.number if self._port else 0)
         arguments = ["run", self._target, "--port", port, "--host", self._host, *_as_arguments(self._options)]
-        # Ctrl-C reaches the whole group of the terminal, also a worker that is still importing: it must not mind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C reaches the whole group of the terminal, also a worker that is still importing: it must not mind. Nor
+        # the terminal's end, at which the parent stops it.
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
         try:
             return subprocess.Popen(
                 [sys.executable, "-m", "tidings.cli", *arguments],
@@ -176,7 +207,8 @@ class Parent:
                 env={**os.environ, _VARIABLE: str(line.fileno())},
             )
         finally:
-            signal.signal(signal.SIGINT, before)
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
     async def _listen(self, slot: Slot, ours: socket.socket) -> None:
         """Until the worker's end of the line closes."""
@@ -184,6 +216,43 @@ class Parent:
         while said := await loop.sock_recv(ours, 1024):
             slot.url = said.decode().strip()
             slot.was_ready.set()
+            slot.started(well=True)
+
+    # ── one after the other ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _replace_all(self) -> None:
+        while True:
+            await self._asked_anew.wait()
+            self._asked_anew.clear()
+            log.info("the %d workers are replaced, one after the other", len(self.slots))
+            for slot in self.slots:
+                if not await self._replace(slot):
+                    log.error(
+                        "worker %d, which was to be replaced, does not start; the others stay as they are. Mend what it"
+                        " says, then ask again",
+                        slot.number,
+                    )
+                    break
+            else:
+                pids = [slot.process.pid for slot in self.slots if slot.process is not None]
+                text = f"{len(pids)} workers were replaced (pids {', '.join(map(str, pids))})"
+                self._out.tell(text, replaced=self._target, workers=pids, pid=os.getpid())
+
+    async def _replace(self, slot: Slot) -> bool:
+        """Stop a worker with grace, and wait until the next one in its place is ready; whether it is."""
+        old = slot.process
+        if old is None or not slot.alive or not slot.url:  # one is on its way, perhaps with what was there before
+            if not await slot.next_start(START_TIMEOUT):
+                return False
+            old = slot.process
+        assert old is not None
+        slot.replacing = True
+        slot.send(signal.SIGTERM)
+        overdue = asyncio.get_running_loop().call_later(STOP_TIMEOUT, old.kill)
+        try:
+            return await slot.next_start(STOP_TIMEOUT + START_TIMEOUT)
+        finally:
+            overdue.cancel()
 
     async def _unless_stopped(self, event: asyncio.Event, timeout: float | None = None) -> None:
         """Wait for an event, a time, or the stop, whichever comes first."""
@@ -237,6 +306,7 @@ def supervise(
         server.start()
         loop = asyncio.get_running_loop()
         stop.bind(lambda: loop.call_soon_threadsafe(parent.stop), last=parent.kill)
+        stop.on_hangup(lambda: loop.call_soon_threadsafe(parent.restart))
         try:
             return await parent.run()
         finally:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import socket
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable
 
@@ -245,3 +250,93 @@ def test_ctrl_c_of_a_terminal_reaches_all_and_still_stops_with_grace(served: She
         os.kill(pid, signal.SIGINT)
     assert parent.wait() == 0
     assert served.applied() == ["1"]
+
+
+# ── one after the other ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replaced(parent: Running) -> list[int]:
+    found = re.findall(r"workers were replaced \(pids ([\d, ]+)\)", parent.out)
+    assert found, parent.out
+    return [int(pid) for pid in found[-1].split(", ")]
+
+
+@pytest.mark.proves("P9", broker="nats", store="none")
+def test_P9_a_hangup_replaces_the_workers_one_after_the_other_by_what_the_program_is_now(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "3").until("workers are ready")
+    old = pids(parent)
+    place(served, "1", "slow")
+    parent.until("reserving", err=True)
+    served.write("shop/stock.py", STOCK.replace('"ledger"', '"new-ledger"'))
+    parent.send(signal.SIGHUP)
+    parent.until("workers were replaced")
+    new = replaced(parent)
+    assert served.applied() == ["1"], "what ran is finished first"
+    assert not any(map(alive, old))
+    assert len(set(new)) == 3
+    assert all(map(alive, new))
+    assert "is started again" not in parent.err, "an end that was meant is no failure"
+    place(served, "2")
+    await_((served.folder / "new-ledger").exists)
+    assert served.applied() == ["1"]
+
+    os.kill(new[1], signal.SIGKILL)  # and they are still looked after
+    parent.until("worker 1 was killed by SIGKILL; it is started again", err=True)
+    assert parent.stop() == 0
+    assert not any(map(alive, new))
+
+
+@pytest.mark.proves("P9", broker="nats", store="none")
+def test_P9_a_new_version_that_does_not_start_replaces_one_worker_and_no_more(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    first, second = pids(parent)
+    served.write("shop/stock.py", STOCK.replace("import asyncio", "import nowhere"))
+    parent.send(signal.SIGHUP)
+    parent.until("worker 0, which was to be replaced, does not start", err=True)
+    assert not alive(first)
+    assert alive(second)
+    place(served, "1")
+    await_(lambda: served.applied() == ["1"])
+
+    served.write("shop/stock.py", STOCK)
+    parent.send(signal.SIGHUP)
+    parent.until("workers were replaced")
+    assert not alive(second)
+    assert parent.stop() == 0
+
+
+def test_a_stop_while_workers_are_replaced_stops_all(served: Shell) -> None:
+    parent = served.start(*RUN, "--workers", "3").until("workers are ready")
+    old = pids(parent)
+    parent.send(signal.SIGHUP)
+    await_(lambda: not alive(old[0]))
+    assert parent.stop() == 0
+    assert not any(map(alive, old))
+    assert "were replaced" not in parent.out
+
+
+def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
+    """Which sends the same signal as who wants the workers replaced."""
+    master, slave = pty.openpty()
+    out, err = served.folder / "out-tty", served.folder / "err-tty"
+    with out.open("w") as said, err.open("w") as logged:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tidings.cli", *RUN, "--workers", "2"],
+            cwd=served.folder,
+            env=served.environment,
+            stdin=slave,
+            stdout=said,
+            stderr=logged,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+    os.close(slave)
+    await_(lambda: "workers are ready" in out.read_text() or process.poll() is not None)
+    found = re.search(r"\(pids ([\d, ]+)\)", out.read_text())
+    assert found
+    place(served, "1", "slow")
+    await_(lambda: "reserving" in err.read_text())
+    os.close(master)
+    assert process.wait(30) == 0
+    assert served.applied() == ["1"]
+    assert not any(alive(int(pid)) for pid in found[1].split(", "))

@@ -34,6 +34,8 @@ class Kind(NamedTuple):
     wants: type
     sleep: str = ""
     """A statement that takes longer than any test."""
+    raw: bool = False
+    """What it does at last, it does past SQLAlchemy."""
     in_statement: bool = False
     """It is in the middle of that one that the handler does not end."""
 
@@ -45,6 +47,7 @@ KINDS = [
         ("sqlite", Kind("sqlite-session", "sqlite", AsyncSession)),
         ("sqlite", Kind("sqlite-thread", "sqlite", sa.Connection)),
         ("sqlite", Kind("sqlite-thread-session", "sqlite", Session)),
+        ("sqlite", Kind("sqlite-thread-raw", "sqlite", sa.Connection, raw=True)),
         ("postgres", Kind("asyncpg", "postgres", asyncpg.Connection, "SELECT pg_sleep(60)")),
         ("postgres", Kind("asyncpg-pool", "postgres-pool", asyncpg.Connection, "SELECT pg_sleep(60)")),
         ("postgres", Kind("postgres-async", "postgres", AsyncConnection, "SELECT pg_sleep(60)")),
@@ -164,7 +167,10 @@ def handlers(kind: Kind, hands: Hands) -> tuple[Callable[..., Any], list[int]]:
                     db.execute(sa.text(kind.sleep))
                 else:
                     hands.free.wait(60)
-                db.execute(TAKE, {"number": event.number, "note": "late"})
+                if kind.raw:
+                    db.connection.driver_connection.execute("INSERT INTO ledger VALUES (2, 'late')")
+                else:
+                    db.execute(TAKE, {"number": event.number, "note": "late"})
                 hands.late.append("written")
             except BaseException as error:
                 hands.late.append(error)
