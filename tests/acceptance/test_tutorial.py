@@ -24,7 +24,7 @@ from tests.unit.test_docs import blocks
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial" / "first-service.md"
-LIMIT = 30.0
+LIMIT = 60.0
 ONLY_LOOK = ("tidings tail", "tidings dead list", "python -c")
 VARYING = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # an event's id
