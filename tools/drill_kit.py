@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tidings
 from tidings.brokers.nats.embedded_binary import verified_binary
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = Path(tidings.__path__[0]).parent
+"""Where the package stands that is tried, which may be a copy."""
 TIDINGS = (sys.executable, "-m", "tidings.cli")
 SECRET = "hush-Pa55w0rd"
 """The password in every URL of the drill: no message may show it."""
@@ -153,7 +156,7 @@ class Kit:
     def env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment, without anything of Tidings that happens to be set."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "SHOP_"))}
-        return {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", **(more or {})}
+        return {**kept, "PYTHONPATH": f"{ROOT}:{PACKAGES}", **(more or {})}
 
     def tidings(
         self,
