@@ -13,6 +13,7 @@ from tests.integration.nats.server import NatsServer
 from tests.unit.test_docs import ROOT, blocks
 from tidings import BrokerUnavailable, ConfigurationError, Dead, Event, Retry, Service
 from tidings.brokers.nats.broker import NatsBroker
+from tidings.brokers.nats.embedded_probe import free_port
 from tidings.dead_letters import list_letters
 from tidings.ports import Plan
 
@@ -27,19 +28,57 @@ class StockReserved(Event, type="stock.reserved", version=1, key="order_id"):
     order_id: str
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> NatsServer:
+def block(comment: str) -> str:
+    page = ROOT / "docs" / "howto" / "run-in-production.md"
+    (text,) = [one.text for one in blocks(page) if one.comment == comment]
+    return text
+
+
+def server_of_the_page(folder: Path) -> NatsServer:
     """The server of the page, but for the folder and the ports."""
-    made = NatsServer(tmp_path / "server")
-    (page,) = [
-        block.text
-        for block in blocks(ROOT / "docs" / "howto" / "run-in-production.md")
-        if block.comment == "nats-server.conf"
-    ]
-    text = page.replace("0.0.0.0:4222", f"127.0.0.1:{made.port}").replace("/var/lib/nats", str(tmp_path / "js"))
+    made = NatsServer(folder)
+    text = block("nats-server.conf").replace("0.0.0.0:4222", f"127.0.0.1:{made.port}")
+    text = text.replace("/var/lib/nats", str(folder / "js"))
     text = text.replace('http: "127.0.0.1:8222"\n', "").replace("100GB", "100MB")
     (made.folder / "server.conf").write_text(text)
     return made
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> NatsServer:
+    return server_of_the_page(tmp_path / "server")
+
+
+async def test_three_servers_of_the_page_are_a_cluster(tmp_path: Path) -> None:
+    names = ("nats-1", "nats-2", "nats-3")
+    servers = {name: server_of_the_page(tmp_path / name) for name in names}
+    inner = {name: free_port() for name in names}
+    for name, server in servers.items():
+        text = block("nats-cluster.conf").replace("0.0.0.0:6222", f"127.0.0.1:{inner[name]}")
+        text = text.replace('server_name: "nats-1"', f'server_name: "{name}"')
+        for other, port in inner.items():
+            text = text.replace(f"nats://{other}:6222", f"nats://127.0.0.1:{port}")
+        configuration = server.folder / "server.conf"
+        configuration.write_text(f"{configuration.read_text()}\n{text}")
+    seen: list[str] = []
+    try:
+        await asyncio.gather(*(asyncio.to_thread(server.start) for server in servers.values()))
+        where = ",".join(f"127.0.0.1:{server.port}" for server in servers.values())
+        url = f"nats://stock:stock-password@{where}?inbox=_INBOX_stock&replicas=3"
+        stock = Service("stock", broker=url, publishes=[StockReserved])
+
+        @stock.on(StockReserved, idempotent=True, name="reserve")
+        async def reserve(reserved: StockReserved) -> None:
+            seen.append(reserved.order_id)
+
+        async with stock.running():
+            await stock.publish(StockReserved(order_id="with all three"))
+            await asyncio.to_thread(servers["nats-1"].stop)
+            await stock.publish(StockReserved(order_id="with two"), timeout=30)
+            await until(lambda: seen == ["with all three", "with two"], 30)
+    finally:
+        for server in servers.values():
+            server.stop()
 
 
 @pytest.mark.parametrize("order", ["key", None])

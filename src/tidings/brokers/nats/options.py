@@ -35,7 +35,7 @@ _KNOWN = {
     "inbox": "first part of the subjects on which answers come (_INBOX)",
     "domain": "a JetStream domain",
     "prefix": "where the JetStream API stands, when it was imported under another name ($JS.API)",
-    "replicas": "copies of each new stream in a cluster (1)",
+    "replicas": "copies of each new stream and its positions in a cluster: 1, 3 or 5 (1)",
 }
 
 

@@ -63,8 +63,8 @@ class Steady:
             await asyncio.sleep(3 * ACK_WAIT)
 
         first, second = stage.service(), stage.service()
-        position = stage.handle(first, act, order=None, concurrency=3, worker="first")
-        stage.handle(second, act, order=None, concurrency=3, worker="second")
+        position = stage.handle(first, act, order=None, concurrency=3, batch=1, worker="first")
+        stage.handle(second, act, order=None, concurrency=3, batch=1, worker="second")
         async with stage.running(first, second, make=lambda: rig.impatient_broker(ACK_WAIT)):
             await stage.publish(first, range(3))
             await stage.until_applied(position, range(3))
