@@ -25,6 +25,7 @@ from tools.mutants_letters import LETTERS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_redis import REDIS
+from tools.mutants_secrets import SECRETS
 from tools.mutants_shares import SHARES
 from tools.mutants_stuck import STUCK
 from tools.mutants_workers import WORKERS
@@ -47,6 +48,7 @@ KNOWN = (
     *FAULTS,
     *STUCK,
     *WORKERS,
+    *SECRETS,
 )
 """Every bug, whatever it is seeded into."""
 

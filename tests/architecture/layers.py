@@ -7,7 +7,10 @@ layers only, and their own unit: the folder of a broker, the file of a store.
 from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "delivery", "pace", "partition", "points", "stacks", "supervision", "threads", "together", "traces"),
+    (
+        *("errors", "delivery", "pace", "partition", "points", "secret", "stacks", "supervision", "threads"),
+        *("together", "traces"),
+    ),
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     # what the pipeline is made of
@@ -29,8 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The core, lowest first. A name stands for a module or for a whole folder."""
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "brokers": ("errors", "delivery", "partition", "supervision", "ports"),
-    "stores": ("errors", "delivery", "partition", "points", "supervision", "threads", "ports", "outbox"),
+    "brokers": ("errors", "delivery", "partition", "secret", "supervision", "ports"),
+    "stores": ("errors", "delivery", "partition", "points", "secret", "supervision", "threads", "ports", "outbox"),
     "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
     "observe": (
         "errors",

@@ -35,7 +35,7 @@ class MariaDB(Program):
         )
         (self.folder / "init.sql").write_text(
             "CREATE USER IF NOT EXISTS 'tidings'@'%' IDENTIFIED BY 'tidings';\n"
-            "GRANT ALL ON *.* TO 'tidings'@'%';\n"
+            "GRANT ALL ON *.* TO 'tidings'@'%' WITH GRANT OPTION;\n"
             "CREATE DATABASE IF NOT EXISTS test;\n"
         )
 

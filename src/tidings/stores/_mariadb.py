@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, EventTooLarge, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
+from tidings.stores import _passwords
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
 
 log = logging.getLogger("tidings.store")
@@ -78,11 +79,11 @@ class Mariadb:
 
     def async_engine(self) -> AsyncEngine:
         url = self._url.set(drivername="mariadb+aiomysql")
-        return create_async_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        return _passwords.async_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
 
     def sync_engine(self) -> sa.Engine | None:
         url = self._url.set(drivername="mariadb+pymysql")
-        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        return _passwords.sync_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
 
     def check_sync(self) -> None:
         """The driver comes with the one for asyncio."""
@@ -193,8 +194,7 @@ class Mariadb:
         import pymysql
 
         def kill() -> None:
-            url = self._url.set(drivername="mariadb+pymysql")
-            arguments: dict[str, Any] = dict(url.get_dialect()().create_connect_args(url)[1])
+            arguments = _passwords.connect_arguments(self._url.set(drivername="mariadb+pymysql"))
             arguments |= dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), STOP_WITHIN)
             with pymysql.connect(**arguments) as one, one.cursor() as cursor:
                 cursor.execute(f"KILL CONNECTION {int(driver.server_thread_id[0])}")

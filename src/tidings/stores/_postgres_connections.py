@@ -13,6 +13,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from tidings import points
 from tidings.errors import MisuseError, StoreUnavailable, TransactionEnded
+from tidings.stores._passwords import password_of, split_text
 
 log = logging.getLogger("tidings.store")
 
@@ -163,7 +164,8 @@ class OwnConnections:
     """
 
     def __init__(self, url: str, *, connect_timeout: float) -> None:
-        self._url = url
+        self._url, path = split_text(url)
+        self._password = None if path is None else password_of(path)
         self._connect_timeout = connect_timeout
         self.statement_cache_size: int | None = None
         """None leaves the driver's own; 0 is what a proxy needs that pools by transaction."""
@@ -186,6 +188,8 @@ class OwnConnections:
             options["statement_cache_size"] = self.statement_cache_size
         if "application_name" not in self._url:
             options["server_settings"] = {"application_name": "tidings"}
+        if self._password is not None:
+            options["password"] = self._password()
         connection: Connection = await asyncpg.connect(
             self._url, timeout=self._connect_timeout, connection_class=kind, **options
         )

@@ -17,7 +17,7 @@ CONTENTION: Final = {
 UNAVAILABLE: Final = {
     "08": "the connection was lost",
     "25006": "it may only be read: a standby, or default_transaction_read_only is on. Name the primary",
-    "28": "this user is not let in. Check user and password in the store's URL, and pg_hba.conf",
+    "28": "this user is not let in. Check user and password in the store's URL or password_file, and pg_hba.conf",
     "3D000": "there is no such database. Create it, or name another in the store's URL",
     "53100": "its disk is full. Make room",
     "53200": "the server is out of memory",

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
+from tidings.stores import _passwords
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
 
 LOCK: Final = 0x7469_6469_6E67_7301
@@ -74,7 +75,7 @@ class Postgresql:
 
     def async_engine(self) -> AsyncEngine:
         options = UNPREPARED if self._async_driver == "psycopg" else {}
-        return create_async_engine(
+        return _passwords.async_engine(
             self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=options
         )
 
@@ -83,11 +84,13 @@ class Postgresql:
             return None
         query: Mapping[str, Any] = self._url.query
         if self._async_driver == "asyncpg":
-            query = {name: value for name, value in query.items() if name in LIBPQ}
+            query = {name: value for name, value in query.items() if name in (*LIBPQ, _passwords.OPTION)}
             if "ssl" in self._url.query and "sslmode" not in query:
                 query = {**query, "sslmode": self._url.query["ssl"]}
         url = self._url.set(drivername="postgresql+psycopg", query=query)
-        return sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=UNPREPARED)
+        return _passwords.sync_engine(
+            url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=UNPREPARED
+        )
 
     def check_sync(self) -> None:
         if not installed("psycopg"):

@@ -15,8 +15,10 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 
 from tidings.errors import ConfigurationError, StoreUnavailable, TidingsError
+from tidings.secret import read_secret
 from tidings.stores._redis_scripts import Script
 
 DAY: Final = 86400.0
@@ -31,6 +33,7 @@ _KNOWN = {
     "remember": "how long the id of an applied event is known, or forever; unless told, longer than its stream has it",
     "timeout": "how long one call may take (5s)",
     "unsafe": "eviction: work although this Redis may drop keys when its memory is full",
+    "password_file": "path of a file with the password, read anew for each connection",
     "tls_ca": "path of the certificates to trust",
     "tls_cert": "path of the client's certificate",
     "tls_key": "path of the client's key",
@@ -67,6 +70,7 @@ def parse(url: str, options: Options) -> tuple[Redis, str, Options]:
     parts, port = _split(url)
     text: dict[str, Any] = {}
     files: dict[str, str] = {}
+    password_file: str | None = None
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _KNOWN:
             known = "; ".join(f"{one}: {what}" for one, what in _KNOWN.items())
@@ -75,6 +79,8 @@ def parse(url: str, options: Options) -> tuple[Redis, str, Options]:
             if value != "eviction":
                 raise ConfigurationError(f"unsafe={value!r}: only unsafe=eviction can be confirmed")
             text["allow_eviction"] = True
+        elif name == "password_file":
+            password_file = value
         elif name.startswith("tls_"):
             if not Path(value).is_file():
                 raise ConfigurationError(f"{name}={value}: there is no such file")
@@ -87,13 +93,20 @@ def parse(url: str, options: Options) -> tuple[Redis, str, Options]:
         raise ConfigurationError("certificates are for TLS, and redis:// speaks none. Write rediss://")
     if ("tls_key" in files) and ("tls_cert" not in files):
         raise ConfigurationError("tls_key needs tls_cert beside it: the certificate that belongs to the key")
+    if password_file is not None and parts.password:
+        raise ConfigurationError(
+            "password_file= stands in the place of the password in the URL of Redis: leave that out"
+        )
+    user = unquote(parts.username) if parts.username else None
+    password: dict[str, Any] = {"username": user, "password": unquote(parts.password) if parts.password else None}
+    if password_file is not None:
+        password = {"credential_provider": FilePassword(user, password_file)}
     host = parts.hostname or "localhost"
     client = Redis(
         host=host,
         port=port,
         db=int(parts.path.strip("/") or 0),
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
+        **password,
         socket_timeout=options.timeout,
         socket_connect_timeout=options.timeout,
         socket_keepalive=True,
@@ -107,6 +120,21 @@ def parse(url: str, options: Options) -> tuple[Redis, str, Options]:
         ssl_keyfile=files.get("tls_key"),
     )
     return client, f"{host}:{port}", options
+
+
+class FilePassword(CredentialProvider):
+    """Reads the password for each connection that is made."""
+
+    def __init__(self, user: str | None, path: str) -> None:
+        read_secret("password_file", path)
+        self._user, self._path = user, path
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = read_secret("password_file", self._path)
+        except ConfigurationError as error:  # the client lets errors of its own through, and no others
+            raise exceptions.AuthenticationError(str(error)) from None
+        return (password,) if self._user is None else (self._user, password)
 
 
 def _split(url: str) -> tuple[SplitResult, int]:
@@ -194,7 +222,7 @@ class Link:
         text = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = ""
         if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError) or "NOAUTH" in text:
-            remedy = "The user or the password in its URL is not right"
+            remedy = "The user or the password in its URL, or in its password_file, is not right"
         elif isinstance(error, exceptions.NoPermissionError) or "NOPERM" in text or "can't run this command" in text:
             remedy = (
                 "The user needs: ~tidings:* +ping +select +evalsha +eval +time +get +set +del +pexpire +persist, and"

@@ -21,6 +21,7 @@ from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, StoreUnavailable, WorldError
 from tidings.outbox import tables
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, pool_error
+from tidings.stores._passwords import OPTION
 from tidings.threads import OneThread
 
 log = logging.getLogger("tidings.store")
@@ -49,6 +50,8 @@ class Sqlite:
     survives_cancel = True
 
     def __init__(self, url: sa.URL, *, lock_timeout: float) -> None:
+        if OPTION in url.query:
+            raise ConfigurationError(f"{OPTION}= is for a database server: who may read a SQLite file may use it")
         self._url = url
         self._lock_timeout = lock_timeout
         self.path = Path(_file_of(url)).absolute()

@@ -36,6 +36,9 @@ def test_a_url_names_servers_user_and_options() -> None:
         ("nats://u:hunter2@h?replicas=2", "1, 3 or 5"),
         ("nats://u:hunter2@h?inbox=a.*", "words joined by dots"),
         ("nats://u:hunter2@h?tls_key=/k", "needs tls_cert"),
+        ("nats://u:hunter2@h?password_file=/p", "is for the password of a user"),
+        ("nats://h?password_file=/p", "is for the password of a user"),
+        ("nats://u:hunter2@h?token_file=/t", "in the place of a token or a user"),
     ],
 )
 def test_a_wrong_url_is_explained_without_its_password(url: str, said: str) -> None:
@@ -50,8 +53,12 @@ def test_trap_171_nothing_that_prints_options_shows_a_secret() -> None:
     assert "hunter2" not in f"{options} {options!r} {options.where}"
 
 
-def test_a_missing_credentials_file_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"creds=/nowhere/x\.creds: there is no such file"):
-        parse("nats://h?creds=/nowhere/x.creds").login()
+def test_a_missing_certificate_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"/nowhere/ca\.pem cannot be used"):
         parse("tls://h?tls_ca=/nowhere/ca.pem").ssl_context()
+
+
+def test_what_stands_before_the_at_sign_is_a_user_where_its_password_stands_in_a_file() -> None:
+    options = parse("nats://me@h?password_file=/run/p")
+    assert (options.user, options.password, options.token, options.password_file) == ("me", None, None, "/run/p")
+    assert parse("nats://h?token_file=/run/t").token_file == "/run/t"

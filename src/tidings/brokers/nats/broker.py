@@ -20,6 +20,7 @@ from tidings.brokers.nats.consumers import (
 )
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.feed import NatsFeed
+from tidings.brokers.nats.login import Login
 from tidings.brokers.nats.names import RETRY_STREAM
 from tidings.brokers.nats.options import Options, parse
 from tidings.brokers.nats.ordered import OrderedFeed
@@ -44,9 +45,14 @@ class NatsBroker:
 
     Parameters:
         url: ``nats://``, ``tls://`` or ``embedded:``; `options.py` says what else may stand in it.
+        login: gives a token, or a user and a password, in place of what stands in the URL. It is asked before each
+            attempt to connect, may be a coroutine function, and is not to block.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, login: Login | None = None) -> None:
+        if login is not None and url.startswith("embedded:"):
+            raise ConfigurationError("login= is for a server that runs elsewhere: embedded: knows its own password")
+        self._login = login
         embedded, self._settings = _split(url) if url.startswith("embedded:") else ("", "")
         self._server = EmbeddedServer.from_url(embedded) if embedded else None
         self._options: Options | None = None if self._server else parse(url)
@@ -115,7 +121,7 @@ class NatsBroker:
             self._options = parse(await self._server.start() + self._settings)
             self._watching = asyncio.create_task(self._server.watch(), name="tidings-embedded-watch")
         assert self._options is not None
-        main = self._main = Connection(self._options, f"tidings {service}")
+        main = self._main = Connection(self._options, f"tidings {service}", self._login)
         link = await main.start()
         _check_version(str(link.info.get("version", "")), self._options.where)
         api = self._api = Api(main)
@@ -193,7 +199,7 @@ class NatsBroker:
         if self._main is None or self._options is None:
             raise _not_open("subscribe")
         if self._inward is None:
-            self._inward = Connection(self._options, f"{self._main.name} (deliveries)")
+            self._inward = Connection(self._options, f"{self._main.name} (deliveries)", self._login)
             self._settler = Settler(self._inward)
         await self._inward.start()
         watch = Watch(self._api, subscription)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import nats.errors
 
 from tidings.brokers.nats.link import Link, PlainServer
+from tidings.brokers.nats.login import Login, remedy, who
 from tidings.brokers.nats.options import Options
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
@@ -28,13 +29,17 @@ PING_TICKS = 8
 """How many looks, half a second apart, it has to answer. Looks, not seconds: a blocked loop is not its fault."""
 TICK = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 3.0
+SAY_AGAIN = 60.0
+"""Seconds until it is logged once more why there is no connection, while nothing changes."""
+STILL_NOT: Final = "still not connected"
 
 
 class Connection:
     """One supervised connection. `on_up` is called for each new link, `on_down` when one is gone."""
 
-    def __init__(self, options: Options, name: str) -> None:
+    def __init__(self, options: Options, name: str, login: Login | None = None) -> None:
         self.options = options
+        self._login = login
         self.name = name
         self.on_up: list[Callable[[Link], None]] = []
         self.on_down: list[Callable[[Link], None]] = []
@@ -126,16 +131,17 @@ class Connection:
                 await asyncio.sleep(1.0)
 
     async def _reconnect(self) -> None:
-        pause, said = FIRST_PAUSE, ""
+        pause, said, at = FIRST_PAUSE, "", 0.0
         while not self._closing:
             # Full jitter: what was cut off together must not come back together (traps 53 and 156).
             await asyncio.sleep(random.uniform(0.0, pause))
             try:
                 await self._connect(self.options.connect_timeout)
             except TidingsError as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("%s is still not connected: %s", self.name, said)
+                if str(error) != said or time.monotonic() - at > SAY_AGAIN:
+                    said, at = str(error), time.monotonic()
+                    refused = isinstance(error, ConfigurationError)  # which a person has to mend
+                    log.log(logging.ERROR if refused else logging.WARNING, "%s is %s: %s", self.name, STILL_NOT, said)
                 self._why = said
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
@@ -170,7 +176,7 @@ class Connection:
     async def _connect(self, timeout: float) -> None:
         host, port = self._servers[0]
         self._servers.append(self._servers.pop(0))
-        link = Link(self.options, self.name, self._on_lost)
+        link = Link(self.options, self.name, self._on_lost, self._login)
         try:
             async with asyncio.timeout(timeout + 1.0):
                 await _not_swallowed(link.open(host, port))
@@ -178,11 +184,12 @@ class Connection:
             link.abandon("never stood")
             if not isinstance(error, Exception):
                 raise
-            raise _explained(error, f"{self.options.scheme}://{host}:{port}", self.options) from None
+            where = f"{self.options.scheme}://{host}:{port}"
+            raise _explained(error, where, self.options, self._login) from None
         self._servers += [known for known in link.known_servers if known not in self._servers]
         if not link.up:
             # Lost in the moment in which it stood, when it was not ours yet: nobody was told, and nobody must be.
-            raise BrokerUnavailable("the connection was lost while it was set up")
+            raise BrokerUnavailable(f"the connection was lost while it was set up: {link.ended}")
         self._link = link
         self._down.clear()
         self._up.set()
@@ -238,7 +245,7 @@ def _call(told: Callable[[Link], None], link: Link) -> None:
         link.abandon("it could not be set up")
 
 
-def _explained(error: Exception, where: str, options: Options) -> TidingsError:
+def _explained(error: Exception, where: str, options: Options, login: Login | None) -> TidingsError:
     """What a failed attempt to connect means, and what to do about it; never with a secret."""
     if isinstance(error, TidingsError):
         return error
@@ -253,7 +260,7 @@ def _explained(error: Exception, where: str, options: Options) -> TidingsError:
             " client's own with tls_cert=… and tls_key=…, and another name on the certificate with tls_name=…"
         )
     if isinstance(error, nats.errors.Error) and any(word in str(error).lower() for word in _REFUSED):
-        return ConfigurationError(f"{where} refused {_who(options)}: {_NO_ENTRY}")
+        return ConfigurationError(f"{where} refused {who(options, login)}: {remedy(options, login)}")
     if isinstance(error, TimeoutError):
         return BrokerUnavailable(f"no answer from {where} in time. {_IS_IT_UP}")
     if isinstance(error, ConnectionRefusedError):
@@ -270,14 +277,5 @@ def _explained(error: Exception, where: str, options: Options) -> TidingsError:
     return BrokerUnavailable(f"{where} answered with what is no NATS server's greeting ({type(error).__name__})")
 
 
-def _who(options: Options) -> str:
-    if options.creds or options.nkey:
-        return f"the credentials of {options.creds or options.nkey}"
-    if options.token:
-        return "the token"
-    return f"the user {options.user!r} with the password given" if options.user else "a connection without a user"
-
-
 _REFUSED = ("authorization violation", "authentication", "user authentication")
-_NO_ENTRY = "correct them in the broker's URL (nats://user:password@host, special characters percent-encoded)"
 _IS_IT_UP = "Is the server running, and is the address right?"

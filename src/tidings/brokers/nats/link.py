@@ -19,6 +19,7 @@ import nats.errors
 from nats.aio.client import Client, Srv
 
 from tidings.brokers.nats.headers import status_of
+from tidings.brokers.nats.login import Login, credentials
 from tidings.brokers.nats.options import Options
 from tidings.errors import BrokerUnavailable
 
@@ -45,9 +46,11 @@ class PlainServer(nats.errors.Error):
 class Link(Client):
     """A session of the client library, without its reconnect and without its subscriptions."""
 
-    def __init__(self, options: Options, name: str, lost: Callable[[Link, str], None]) -> None:
+    def __init__(
+        self, options: Options, name: str, lost: Callable[[Link, str], None], login: Login | None = None
+    ) -> None:
         super().__init__()
-        self._link_options = options
+        self._link_options, self._login = options, login
         self._link_name = name
         self._lost = lost
         self._sinks: dict[int, RawSink] = {}
@@ -62,6 +65,8 @@ class Link(Client):
         self._pinged: deque[asyncio.Future[None] | None] = deque()
         self.heard_at = time.monotonic()
         """When the watchdog last saw that something was read."""
+        self.ended = ""
+        """Why it is not up any more."""
         self.denied = ""
         """What the server said when it last refused a subject."""
         self.when_denied: set[Callable[[], None]] = set()
@@ -81,7 +86,7 @@ class Link(Client):
             tls_hostname=options.tls_name,
             tls_handshake_first=options.tls_first,
             inbox_prefix=options.inbox,
-            **options.login(),
+            **await credentials(options, self._login),
         )
         self._writer = self._stream()
         self.up = True
@@ -219,6 +224,7 @@ class Link(Client):
     def abandon(self, why: str) -> None:
         """Drop the socket with whatever was not sent, and tell everybody who waits. Safe to call twice."""
         was_up, self.up = self.up, False
+        self.ended = self.ended or why
         self._status = Client.CLOSED
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None and task is not asyncio.current_task():

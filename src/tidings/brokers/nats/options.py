@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import ssl
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -27,6 +26,8 @@ _KNOWN = {
     "creds": "path of a credentials file",
     "nkey": "path of a file with an nkey seed",
     "token": "an authentication token",
+    "password_file": "path of a file with the password of the user in the URL",
+    "token_file": "path of a file with an authentication token",
     "tls_ca": "path of the certificates to trust",
     "tls_cert": "path of the client's certificate",
     "tls_key": "path of the client's key",
@@ -47,6 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     password: str | None = None
     token: str | None = None
+    password_file: str | None = None
+    token_file: str | None = None
     creds: str | None = None
     nkey: str | None = None
     tls_ca: str | None = None
@@ -91,25 +94,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"the TLS files {files} cannot be used: {error.strerror or error}") from None
         return context
 
-    def login(self) -> dict[str, Any]:
-        """The arguments by which the client authenticates itself; files are read anew for each connection.
-
-        Raises:
-            ConfigurationError: a file is not there.
-        """
-        for name, path in (("creds", self.creds), ("nkey", self.nkey)):
-            if path is not None and not Path(path).is_file():
-                raise ConfigurationError(
-                    f"{name}={path}: there is no such file. It holds what this service signs in with"
-                )
-        return {
-            "user": self.user,
-            "password": self.password,
-            "token": self.token,
-            "user_credentials": self.creds,
-            "nkeys_seed": self.nkey,
-        }
-
 
 def parse(url: str) -> Options:
     """Take a ``nats://`` or ``tls://`` URL apart.
@@ -144,6 +128,14 @@ def parse(url: str) -> Options:
     options = Options(**settings)
     if bool(options.tls_key) > bool(options.tls_cert):
         raise ConfigurationError("tls_key needs tls_cert beside it: the certificate that belongs to the key")
+    if options.password_file and (options.password is not None or options.token is None):
+        raise ConfigurationError(
+            "password_file= is for the password of a user: write nats://user@host?password_file=/run/secrets/nats"
+        )
+    if options.password_file:  # what stands before the @ alone is a token, unless its password stands elsewhere
+        options = msgspec.structs.replace(options, user=options.token, token=None)
+    if options.token_file and (options.token or options.user):
+        raise ConfigurationError("token_file= stands in the place of a token or a user in the URL: leave that out")
     return options
 
 
