@@ -81,8 +81,9 @@ def report(result: Result, events: int, rounds: int) -> str:
     size = len(to_structured(envelope_of(make_event(1), "bench")))
     lines = [
         f"{events} events of {size} bytes, 1,000 keys; medians of {rounds} rounds, interleaved, one process each",
-        f"all sides: one durable consumer of stream {STREAM!r}, {IN_FLIGHT} in flight, explicit acks of every event,"
-        f" each {CONFIRM_EVERY}th confirmed, ack wait {ACK_WAIT:.0f} s, server sync_interval always",
+        f"all sides: stream {STREAM!r}, {IN_FLIGHT} in flight, explicit acks of every event, each {CONFIRM_EVERY}th"
+        f" confirmed, ack wait {ACK_WAIT:.0f} s, server sync_interval always; one durable consumer, but for tidings, which"
+        " keeps the order of keys and so has one for each of its eight shares",
     ]
     for name, rates in result.rates.items():
         lines.append(
