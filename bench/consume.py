@@ -82,8 +82,8 @@ def report(result: Result, events: int, rounds: int) -> str:
     lines = [
         f"{events} events of {size} bytes, 1,000 keys; medians of {rounds} rounds, interleaved, one process each",
         f"all sides: stream {STREAM!r}, {IN_FLIGHT} in flight, explicit acks of every event, each {CONFIRM_EVERY}th"
-        f" confirmed, ack wait {ACK_WAIT:.0f} s, server sync_interval always; one durable consumer, but for tidings, which"
-        " keeps the order of keys and so has one for each of its eight shares",
+        f" confirmed, ack wait {ACK_WAIT:.0f} s, server sync_interval always; one durable consumer, but for tidings,"
+        " which keeps the order of keys and so has one for each of its eight shares",
     ]
     for name, rates in result.rates.items():
         lines.append(
