@@ -91,12 +91,13 @@ async def restart(stage: Stage, times: int) -> float:
         assert not set(old) & set(new)
         old = new
     until = time.time()
-    await asyncio.sleep(3.0)
+    for handler in HANDLERS:  # each of the new gets a part
+        await stage.wait(lambda name=handler: {row.worker for row in stage.rows(name)} >= set(old))  # type: ignore[misc]
+    await asyncio.sleep(1.0)
     load.end()
     await publishing
     for handler in HANDLERS:
         await stage.judge(handler, load.events)
-        assert {row.worker for row in stage.rows(handler)} >= set(old), "one of the new has no part"
     by_key: dict[str, list[int]] = {}
     for row in stage.rows(HANDLERS[0]):
         by_key.setdefault(row.key, []).append(row.number)
