@@ -363,6 +363,9 @@ async def test_a_hanging_server_is_named_and_left_to_the_user(folder: Path) -> N
     async with embedded_server(folder, ready_timeout=1) as server:
         pid = server.pid
         os.kill(pid or 0, signal.SIGSTOP)
+        async with asyncio.timeout(10):
+            while ") T " not in Path(f"/proc/{pid}/stat").read_text():  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
         with pytest.raises(BrokerUnavailable, match=rf"not ready within 1 s.*kill {pid}"):
             await server.ensure_running()
         assert "was not ready" in str(server.problem)

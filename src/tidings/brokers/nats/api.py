@@ -14,7 +14,7 @@ from tidings.errors import BrokerUnavailable, ConfigurationError, WorldError
 
 PATIENCE: Final = 10.0
 """Seconds that "nobody answers" may last: an election or a restart looks the same as a missing stream (trap 16)."""
-ELECTION: Final = 10.0
+ELECTION: Final = 20.0
 """Seconds for which a cluster may have no leader after one was lost; it answers nothing meanwhile."""
 _PAUSE: Final = 0.25
 
