@@ -18,7 +18,9 @@ from tools.drill_kit import Process
 pytestmark = [pytest.mark.server, pytest.mark.proves("P8", "P9", broker="nats", store="sqlite")]
 
 HANDLERS = ("pair.in-order", "pair.in-no-order")
-KEYS = 12
+KEYS = 48
+"""Enough that each share of the ordered position has some, and each worker something to do."""
+
 RATE = 60
 """Events a second: what two processors do beside all else that runs, so that a gap is one of the restart."""
 STRICT = 2.0
