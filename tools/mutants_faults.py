@@ -67,10 +67,10 @@ FAULTS: tuple[Mutant, ...] = (
         (CLUSTER + ROLLING,),
     ),
     Mutant(
-        "faults: what a predecessor left is handed over as it comes",
-        "brokers/nats/takeover.py",
-        "return sorted(gathered, key=lambda pair: pair[0].seq)",
-        "return gathered",
+        "faults: a process whose pin the server has forgotten goes on asking in its name",
+        "brokers/nats/share.py",
+        "        self._over.forget()\n        self._stand_by()\n",
+        "        self._over.forget()\n",
         (CLUSTER + LEADERS,),
     ),
 )

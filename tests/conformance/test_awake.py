@@ -168,7 +168,7 @@ ELSEWHERE = {
     mutants_faults.LOSS: "on a new connection no share is asked for",
     mutants_faults.SILENT: "a silent connection is believed for ever",
     mutants_faults.ROLLING: "when a server has gone no other is looked for",
-    mutants_faults.LEADERS: "what a predecessor left is handed over as it comes",
+    mutants_faults.LEADERS: "a process whose pin the server has forgotten goes on asking in its name",
 }
 """Tests of what the memory broker cannot do, and the bug of `make mutants` that makes each fail on a real server."""
 
