@@ -10,6 +10,7 @@ TRANSACTIONS = "stores/_postgres_transactions.py"
 SQL = "stores/_postgres_sql.py"
 ERRORS = "stores/_postgres_errors.py"
 OUTBOX = "stores/_postgres_outbox.py"
+CONNECTIONS = "stores/_postgres_connections.py"
 STATEMENTS = "stores/_postgres_statements.py"
 
 _TESTS = {
@@ -154,9 +155,23 @@ POSTGRES: tuple[Mutant, ...] = (
     Mutant(
         "postgres: a statement on a user's own connection is not seen",
         TRANSACTIONS,
-        "self.touched, self._before = type(connection) is not GuardedConnection, len(self._messages)",
-        "self.touched, self._before = False, len(self._messages)",
+        "self.touched = type(connection) is not GuardedConnection",
+        "self.touched = False",
         _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: what a COPY sent is not seen",
+        CONNECTIONS,
+        "    async def _copy_in(self, *args: Any) -> str:\n        self._check_open()\n",
+        "    async def _copy_in(self, *args: Any) -> str:\n",
+        _TESTS["undone"],
+    ),
+    Mutant(
+        "postgres: a statement that a handler kept sends in the turn of the next",
+        CONNECTIONS,
+        "self._pool_release_ctr += 1",
+        "self._pool_release_ctr += 0",
+        _TESTS["claims"],
     ),
     Mutant(
         "postgres: an event that failed takes back all although it sent nothing",

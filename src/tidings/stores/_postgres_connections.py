@@ -70,7 +70,7 @@ class GuardedConnection(Connection):
     """None while Tidings itself works with it."""
 
     def _check_open(self) -> None:
-        super()._check_open()  # type: ignore[misc]  # every call of the driver's passes here; the stubs leave it out
+        super()._check_open()  # type: ignore[misc]  # the stubs leave it out; every call but COPY passes here
         borrower = self.borrower
         if borrower is None:
             return
@@ -83,6 +83,23 @@ class GuardedConnection(Connection):
         if not self.is_in_transaction():
             borrower.trouble = borrower.trouble or ended()
             raise borrower.trouble
+
+    async def _copy_in(self, *args: Any) -> str:
+        self._check_open()
+        return await super()._copy_in(*args)  # type: ignore[misc, no-any-return]  # the stubs leave it out
+
+    async def _copy_out(self, *args: Any) -> str:
+        self._check_open()
+        return await super()._copy_out(*args)  # type: ignore[misc, no-any-return]  # the stubs leave it out
+
+    def lend(self, borrower: Borrower | None) -> None:
+        """Let it work for somebody, or for Tidings itself.
+
+        What an earlier borrower kept of it, a prepared statement or a cursor, would send past `_check_open`, so it
+        works no more: as where the driver gives a connection back to a pool.
+        """
+        self.borrower = borrower
+        self._pool_release_ctr += 1  # type: ignore[attr-defined]  # the stubs leave it out
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         borrower = self.borrower

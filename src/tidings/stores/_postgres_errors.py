@@ -34,6 +34,8 @@ UNAVAILABLE: Final = {
 }
 
 CLOSED: Final = ("connection is closed", "connection was closed", "pool is clos", "connection has been released")
+KEPT: Final = "the underlying connection has been released"
+"""How the driver refuses a statement or a cursor that outlived what its connection was lent for."""
 
 
 def world(error: BaseException, where: str) -> WorldError | None:
@@ -52,9 +54,14 @@ def world(error: BaseException, where: str) -> WorldError | None:
         for length in (5, 2):
             if meaning := UNAVAILABLE.get(code[:length]):
                 return StoreUnavailable(f"{where}: {meaning} ({_one_line(error)})")
-    elif isinstance(error, asyncpg.InterfaceError) and any(words in str(error) for words in CLOSED):
+    elif isinstance(error, asyncpg.InterfaceError) and not kept(error) and any(words in str(error) for words in CLOSED):
         return StoreUnavailable(f"{where}: the connection was lost ({_one_line(error)})")
     return None
+
+
+def kept(error: BaseException) -> bool:
+    """Whether a handler used a statement or a cursor that it has from an earlier event."""
+    return isinstance(error, asyncpg.InterfaceError) and KEPT in str(error)
 
 
 def own_error(error: BaseException, where: str) -> WorldError | None:

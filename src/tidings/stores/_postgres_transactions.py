@@ -140,7 +140,7 @@ class Transaction:
     def _lend(self, borrower: Borrower | None) -> None:
         connection = self._connection
         if type(connection) is GuardedConnection:
-            connection.borrower = borrower
+            connection.lend(borrower)
 
     async def keyless(self, connection: Lent) -> None:
         """The first step where there are no keys."""
@@ -158,15 +158,17 @@ class Transaction:
             self.trouble = self.trouble or ended()
             self.ended_before = ended()
             raise self.ended_before
+        self._before = len(self._messages)
+        if issubclass(wanted, Statements):
+            self.touched = False
+            if self._statements is None:
+                self._statements = Statements(self._lent_for_statements)
+            self._statements.begin()
+            return self._statements
         # What is done on a connection of somebody else's pool is not seen.
-        self.touched, self._before = type(connection) is not GuardedConnection, len(self._messages)
-        if not issubclass(wanted, Statements):
-            return connection
-        if self._statements is None:
-            self._statements = Statements(self._lent_for_statements)
-        self._statements.begin()
-        self.touched = False
-        return self._statements
+        self.touched = type(connection) is not GuardedConnection
+        self._lend(self)
+        return connection
 
     def undo(self) -> bool:
         """Take back what the handler that has it now did, where nothing of it has been sent yet."""

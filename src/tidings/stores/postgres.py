@@ -208,6 +208,11 @@ class PostgresStore:
             return error
         if isinstance(error, asyncpg.ForeignKeyViolationError) and error.constraint_name == ONLY_TIDINGS_COMMITS:
             return ended()
+        if errors.kept(error):
+            return TransactionEnded(
+                "a handler used a prepared statement or a cursor that it kept from an earlier event. Prepare it anew:"
+                " the driver remembers statements, and that costs nothing"
+            )
         if isinstance(error, TidingsError):
             return None
         return errors.world(error, self._where) or lost(error, self._where)

@@ -25,7 +25,7 @@ from tests.integration.postgres.ledger import (
     sessions,
     waiting,
 )
-from tidings.errors import Contention, InvalidEvent, MisuseError
+from tidings.errors import Contention, InvalidEvent, MisuseError, TransactionEnded
 from tidings.ports import Claimed, State
 from tidings.stores.postgres import PostgresStore, Statements
 
@@ -262,6 +262,41 @@ async def test_a_connection_that_was_kept_writes_nothing_later(store: PostgresSt
         await asyncio.wait({task})
     assert isinstance(task.exception(), (MisuseError, asyncpg.InterfaceError))
     assert notes(url) == []
+
+
+async def test_a_statement_that_was_kept_of_a_connection_sends_nothing_later(opens: Opens, url: str) -> None:
+    """It would be in a transaction of which nobody knows that it is: that of the next event, or of the next batch."""
+    store = await opens()
+    refused = pytest.raises(asyncpg.InterfaceError, match="released")
+    async with store.claim([key("a"), key("b")], resource=PG, sync=False) as claim:
+        first: Any = claim.resource(PG)
+        insert = await first.prepare(INSERT)
+        cursor = await first.cursor("SELECT 1")
+        await insert.fetch("of the first")
+        claim.resource(PG)
+        with refused:
+            await insert.fetch("in the next event's turn")
+        with refused:
+            await cursor.fetch(1)
+    with refused:
+        await insert.fetch("idle")
+    async with store.claim([key("c")], resource=PG, sync=False):
+        with refused:
+            await insert.fetch("in another's")
+    assert notes(url) == ["of the first"]
+
+
+@pytest.mark.parametrize("pool", [0, 5])
+async def test_a_handler_that_keeps_a_statement_is_told_to_prepare_it_anew(opens: Opens, pool: int) -> None:
+    store = await opens(pool=pool) if pool else await opens()
+    async with store.claim([key("a")], resource=PG, sync=False) as claim:
+        first: Any = claim.resource(PG)
+        insert = await first.prepare(INSERT)
+    with pytest.raises(asyncpg.InterfaceError) as refused:
+        await insert.fetch("late")
+    told = store.translate(refused.value)
+    assert isinstance(told, TransactionEnded)
+    assert "Prepare it anew" in str(told)
 
 
 def test_it_gives_connections_to_async_handlers_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, Literal
 
 import asyncpg
@@ -87,6 +88,16 @@ def after_a_question(calls: Counter[int], stock: Service) -> Handler:
     return reserve
 
 
+def after_a_copy(calls: Counter[int], stock: Service) -> Handler:
+    async def reserve(event: Placed, db: asyncpg.Connection) -> None:
+        calls[event.number] += 1
+        await db.copy_to_table("ledger", source=BytesIO(b"%d\n" % event.number), columns=["note"])
+        if event.number in BAD:
+            raise ValueError("no")
+
+    return reserve
+
+
 async def handled(store: PostgresStore, make: Make, *, order: Literal["key"] | None) -> tuple[Counter[int], list[int]]:
     """How often each event was handled until all is quiet, and what was published."""
     calls: Counter[int] = Counter()
@@ -119,7 +130,15 @@ async def test_P4_an_event_that_left_nothing_in_the_transaction_takes_nobody_bac
     assert len(applied(url)) == len(good), "the keys of those that failed were given back"
 
 
-@pytest.mark.parametrize("make", [after_a_statement, after_an_error_passed_over, after_a_question])
+@pytest.mark.parametrize(
+    "make",
+    [
+        after_a_statement,
+        after_an_error_passed_over,
+        after_a_question,
+        after_a_copy,
+    ],
+)
 async def test_P4_what_an_event_sent_before_it_failed_is_rolled_back(opens: Opens, url: str, make: Make) -> None:
     calls, _ = await handled(await opens(), make, order=None)
     good = {number for number in range(20) if number not in BAD}
