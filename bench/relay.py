@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import nats
@@ -118,14 +119,11 @@ async def measure(events: int, rounds: int) -> dict[str, list[float]]:
             await broker.open(Plan(service="bench", streams=(StreamPlan(name=STREAM),)))
             for number in range(rounds):
                 contestants: dict[str, Callable[[], Awaitable[float]]] = {
-                    SINGLES: lambda number=number: singles(url, events, f"{number}s"),  # type: ignore[misc]
-                    OWN: lambda number=number: own_singles(broker, events, f"{number}o"),  # type: ignore[misc]
+                    SINGLES: partial(singles, url, events, f"{number}s"),
+                    OWN: partial(own_singles, broker, events, f"{number}o"),
                 }
                 for label, keys in KEYS.items():
-                    tag = f"{number}r{keys}"
-                    contestants[label] = lambda keys=keys, tag=tag: relayed(  # type: ignore[misc]
-                        broker, folder, events, keys, tag
-                    )
+                    contestants[label] = partial(relayed, broker, folder, events, keys, f"{number}r{keys}")
                 for label, run in contestants.items():
                     rates[label].append(events / await run())
                     print(f"round {number + 1}: {label:<30} {rates[label][-1]:>10,.0f} events/s", flush=True)

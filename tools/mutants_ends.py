@@ -372,8 +372,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a copy that nobody waits for any more is stored later",
         "together.py",
-        "            if mine in self._gathered:",
-        "            if False and mine in self._gathered:",
+        "            self._gathered.remove(mine)",
+        "            if mine.answers is not None:\n                self._gathered.remove(mine)",
         ("tests/unit/test_together.py",),
     ),
     Mutant(

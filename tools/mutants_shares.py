@@ -82,8 +82,8 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: what failed while it was given up is tried again",
         "lane.py",
-        "            self.holds.forget(gone.__contains__)",
-        "            self.holds.forget(lambda one: False)",
+        "            self.holds.forget(gone)",
+        "            self.holds.forget(())",
     ),
     _bug(
         "shares: nothing is begun before it is known whose it is, but this",

@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -107,7 +108,7 @@ def parts() -> dict[str, Callable[[], str]]:
     commands = [name for name in cli.app if not name.startswith("-") and name not in groups]
     commands += [f"{group} {name}" for group, app in groups.items() for name in app if not name.startswith("-")]
     return {
-        **{f"help {command}": (lambda command=command: help_of(command)) for command in commands},  # type: ignore[misc]
+        **{f"help {command}": partial(help_of, command) for command in commands},
         "statuses": statuses,
         "metrics": metrics,
         "url options": url_options,

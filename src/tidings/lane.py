@@ -33,7 +33,7 @@ class Lane:
         """Take out what another process has now."""
         self.queue = deque(delivery for delivery in self.queue if delivery not in gone)
         if self.holds:
-            self.holds.forget(gone.__contains__)
+            self.holds.forget(gone)
 
     def go_on(self, delivery: Delivery) -> None:
         """An event that waited until its call had ended is to be looked at again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator
 
 from tidings.delivery import Delivery
 
@@ -50,10 +50,10 @@ class Holds:
             del self._due[key]
             yield from self._waiting.pop(key)
 
-    def forget(self, gone: Callable[[Delivery], bool]) -> None:
+    def forget(self, gone: Container[Delivery]) -> None:
         """Take out what another process has now."""
         for key, waiting in list(self._waiting.items()):
-            kept = deque(delivery for delivery in waiting if not gone(delivery))
+            kept = deque(delivery for delivery in waiting if delivery not in gone)
             if kept:
                 self._waiting[key] = kept
             else:

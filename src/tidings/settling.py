@@ -81,9 +81,14 @@ class Settler:
     async def let_go(self, wave: asyncio.Future[None]) -> None:
         """The next events need not wait until the broker is told of these, unless it is behind by several batches."""
         self._waves.add(wave)
-        wave.add_done_callback(self._waves.discard)
+        wave.add_done_callback(self._has_ended)
         if len(self._waves) > MOST_WAVES:
             await asyncio.wait(self._waves, timeout=2 * COPY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+
+    def _has_ended(self, wave: asyncio.Future[None]) -> None:
+        self._waves.discard(wave)
+        if not wave.cancelled() and (error := wave.exception()) is not None:
+            log.error("%s: a batch was not settled, and comes again", self._position, exc_info=error)
 
     async def settled(self) -> None:
         """Wait until the waves that were let go have ended."""

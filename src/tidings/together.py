@@ -37,10 +37,9 @@ class Together:
         try:
             async with self._turn:
                 if mine.answers is None:
-                    await self._publish(list(self._gathered))
+                    await self._publish([one for one in self._gathered if one.answers is None])
         finally:
-            if mine in self._gathered:  # cancelled: what was not sent by now must not be sent later
-                self._gathered.remove(mine)
+            self._gathered.remove(mine)  # also when cancelled: what was not sent by now must not be sent later
         assert mine.answers is not None
         return mine.answers
 
@@ -48,5 +47,3 @@ class Together:
         answers = iter(await self._store([message for one in taken for message in one.messages]))
         for one in taken:
             one.answers = [next(answers) for _ in one.messages]
-            if one in self._gathered:
-                self._gathered.remove(one)

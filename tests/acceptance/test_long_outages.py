@@ -18,7 +18,8 @@ import pytest
 
 from tests.integration.nats.conftest import until
 from tests.integration.nats.server import NatsServer
-from tidings import BrokerUnavailable, Delivery, Event, Service
+from tests.integration.shop import Placed, Reserved
+from tidings import BrokerUnavailable, Delivery, Service
 from tidings.dead_letters import list_letters
 from tidings.errors import StoreUnavailable
 from tools.services.postgres import Postgres
@@ -31,16 +32,6 @@ BACK = 90.0
 SOON = 6.0
 """Seconds in which whoever is at work has noticed that a server is gone."""
 PER_SECOND, KEYS = 100, 16
-
-
-class Placed(Event, type="order.placed", version=1, key="order_id"):
-    order_id: str
-    number: int
-
-
-class Reserved(Event, type="stock.reserved", version=1, key="order_id"):
-    order_id: str
-    number: int
 
 
 INSERT = "INSERT INTO ledger (handler, key, number) VALUES ($1, $2, $3)"

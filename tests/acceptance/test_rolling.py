@@ -93,8 +93,8 @@ async def restart(stage: Stage, times: int) -> float:
         assert not set(old) & set(new)
         old = new
     until = time.time()
-    for handler in HANDLERS:  # each of the new gets a part
-        await stage.wait(lambda name=handler: {row.worker for row in stage.rows(name)} >= set(old))  # type: ignore[misc]
+    # Each of the new gets a part.
+    await stage.wait(lambda: all({row.worker for row in stage.rows(name)} >= set(old) for name in HANDLERS))
     await asyncio.sleep(1.0)
     load.end()
     await publishing

@@ -55,6 +55,14 @@ async def judge(stage: Stage, events: list[Placed]) -> None:
     assert len(caused) == len(events), "what they caused is lost"
 
 
+async def both_at_work(stage: Stage) -> list[Placed]:
+    """Events that each of the two handlers has begun, and takes long for."""
+    slow = [Placed(order_id=f"slow-{name}", wanted=f"slow {name}") for name in ("in-order", "in-no-order")]
+    await stage.publish(slow)
+    await stage.wait(lambda: all((stage.kit.folder / one.order_id).exists() for one in slow))
+    return slow
+
+
 @pytest.mark.parametrize("how", ["hangs", "killed"])
 async def test_P9_a_stop_while_the_broker_is_away_finishes_what_runs_and_ends_in_its_time(
     stage: Stage, how: Away
@@ -64,9 +72,7 @@ async def test_P9_a_stop_while_the_broker_is_away_finishes_what_runs_and_ends_in
     worker = await stage.run("pair")
     publishing = load(stage, events)
     await stage.applied("pair.in-no-order", 40)
-    slow = [Placed(order_id=f"slow-{name}", wanted=f"slow {name}") for name in ("in-order", "in-no-order")]
-    await stage.publish(slow)
-    await stage.wait(lambda: all((stage.kit.folder / one.order_id).exists() for one in slow))
+    slow = await both_at_work(stage)
     await asyncio.to_thread(take_away, stage, how)
     began = time.monotonic()
     status = await asyncio.to_thread(worker.end, signal.SIGTERM)
@@ -87,9 +93,7 @@ async def test_P9_a_second_signal_ends_it_at_once_and_loses_nothing(stage: Stage
     worker = await stage.run("pair")
     publishing = load(stage, events)
     await stage.applied("pair.in-no-order", 40)
-    slow = [Placed(order_id=f"slow-{name}", wanted=f"slow {name}") for name in ("in-order", "in-no-order")]
-    await stage.publish(slow)
-    await stage.wait(lambda: all((stage.kit.folder / one.order_id).exists() for one in slow))
+    slow = await both_at_work(stage)
     if how != "there":
         await asyncio.to_thread(take_away, stage, how)
     worker.send(signal.SIGTERM)

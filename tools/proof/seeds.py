@@ -144,7 +144,7 @@ def _ack_before_commit() -> None:
         done = [turn.group[place].delivery for place, decision in turn.decided.items() if isinstance(decision, Done)]
         await self._broker.settle([(delivery, ACK) for delivery in done])
 
-    Pipeline._handle_all = early  # type: ignore[method-assign]
+    Pipeline._handle_all = early  # type: ignore[method-assign]  # the bug
 
 
 def _skip_late_commits() -> None:
@@ -153,7 +153,7 @@ def _skip_late_commits() -> None:
     def make(self: Any, outbox: Any, *rest: Any, **options: Any) -> None:
         made(self, Cursor(outbox), *rest, **options)
 
-    Relay.__init__ = make  # type: ignore[method-assign]
+    Relay.__init__ = make  # type: ignore[method-assign]  # the bug
 
 
 class Cursor:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,9 +64,12 @@ class Rig:
         self._feed = await self.broker.subscribe(subscription or self.subscription, self.got.append)
         return self._feed
 
-    def message(self, body: bytes = b"{}", *, id: str = "", key: str | None = "k", **more: object) -> Message:
+    def has(self, count: int) -> bool:
+        return len(self.got) >= count
+
+    def message(self, body: bytes = b"{}", *, id: str = "", key: str | None = "k", **more: Any) -> Message:
         given = {"stream": "order", "type": "order.placed", **more}
-        return Message(id=id or f"id-{next(self._ids)}", body=body, key=key, **given)  # type: ignore[arg-type]
+        return Message(id=id or f"id-{next(self._ids)}", body=body, key=key, **given)
 
     def copy(self, body: bytes = b"copy", *, due: float | None = None, id: str = "") -> Message:
         position = self.subscription.position
@@ -96,9 +100,9 @@ async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def position(name: str = "stock.reserve", **more: object) -> Subscription:
+def position(name: str = "stock.reserve", **more: Any) -> Subscription:
     given = {"stream": "order", "types": ("order.placed",), **more}
-    return Subscription(position=name, **given)  # type: ignore[arg-type]
+    return Subscription(position=name, **given)
 
 
 def plan(*subscriptions: Subscription) -> Plan:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,6 +67,10 @@ class Workers:
     def rows(self) -> list[Row]:
         return [(key, int(number), int(pid), int(count)) for key, number, pid, count, _ in self._lines("row")]
 
+    def applied(self, count: int) -> bool:
+        """Whether so many events were handled, each counted once."""
+        return len({row[:2] for row in self.rows}) >= count
+
     def gaps(self) -> list[float]:
         """For each key, the longest time without an event of it, in seconds."""
         times: dict[str, list[float]] = {}
@@ -113,12 +118,12 @@ async def test_P8_all_processes_work_and_the_order_of_each_key_holds_when_two_ar
     publishing = asyncio.create_task(_publish_in_turn(rig, count))
     killed = []
     for mark in (800, 1500):
-        await until(lambda mark=mark: len({row[:2] for row in workers.rows}) >= mark, 30)  # type: ignore[misc]
+        await until(partial(workers.applied, mark), 30)
         active = workers.rows[-1][2]
         workers.end(active, signal.SIGKILL)
         killed.append(active)
     await publishing
-    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    await until(partial(workers.applied, count), 40)
     rows = workers.rows
     _is_in_order(rows, count)
     assert len({row[2] for row in rows}) == 4, "a process did nothing"
@@ -148,7 +153,7 @@ async def test_P8_a_process_that_was_stopped_and_comes_back_repeats_nothing_behi
         while stopped not in {row[2] for row in workers.rows[before:]}:  # it gets its part back
             await _publish_in_turn(rig, 50, first=count, pause=0.05)
             count += 50
-    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    await until(partial(workers.applied, count), 40)
     rows = workers.rows
     _is_in_order(rows, count)
     # At most what was in the hand of the handler when it was stopped comes late: nothing that only waited.
@@ -173,7 +178,7 @@ async def test_P8_P9_a_rolling_restart_of_four_leaves_no_gap_and_loses_nothing(
         await asyncio.to_thread(workers.end, pid, signal.SIGTERM)
     restarted = len(workers.rows)
     await publishing
-    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    await until(partial(workers.applied, count), 40)
     _is_in_order(workers.rows, count)
     assert len(workers.rows) == count, "applied twice"
     new = {row[2] for row in workers.rows[restarted:]}
@@ -194,7 +199,7 @@ async def test_a_newcomer_gets_its_part_and_the_others_go_on(
     workers.start()
     await until(lambda: len({row[2] for row in workers.rows}) == 2, 20)
     await publishing
-    await until(lambda: len({row[:2] for row in workers.rows}) >= count, 40)
+    await until(partial(workers.applied, count), 40)
     _is_in_order(workers.rows, count)
     assert len(workers.rows) == count, "applied twice"
     assert len({row[2] for row in workers.rows[-200:]}) == 2, "it got no part"

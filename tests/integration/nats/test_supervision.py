@@ -7,6 +7,7 @@ import logging
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -251,8 +252,8 @@ async def test_trap_59_a_closed_feed_takes_nothing_with_it(server: NatsServer, c
     assert {one.delivered for one in second.got} == {1}
 
 
-async def test_trap_67_a_subject_that_is_not_granted_is_named(tmp_path: object, connect: Connect) -> None:
-    folder = tmp_path / "granted"  # type: ignore[operator]
+async def test_trap_67_a_subject_that_is_not_granted_is_named(tmp_path: Path, connect: Connect) -> None:
+    folder = tmp_path / "granted"
     grant = 'publish: { deny: ["order.>"] }'
     server = NatsServer(
         folder, extra=f"authorization {{ users: [ {{user: a, password: b, permissions: {{ {grant} }} }} ] }}"

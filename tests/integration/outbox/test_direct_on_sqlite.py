@@ -116,7 +116,7 @@ async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(
 
     async with relaying(store, broker):
         await started(store)
-        standing = asyncio.create_task(other._desk.direct.run(stand_still, _never))  # type: ignore[union-attr]
+        standing = asyncio.create_task(other._desk.direct.run(stand_still, _never))  # type: ignore[union-attr]  # it is open
         await started(other)
         await emit(other, message("1", "k"))
         await stuck.wait()

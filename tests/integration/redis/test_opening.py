@@ -37,7 +37,7 @@ async def opened(url: str, key: Keys) -> None:
     store = store_from(url)
     await store.open()
     assert list(await apply(store, key("a"))) == [NEW]  # type: ignore[arg-type]  # the port, and the class behind it
-    assert list(await states(store, key("a"))) == [done("a")]  # type: ignore[arg-type]
+    assert list(await states(store, key("a"))) == [done("a")]  # type: ignore[arg-type]  # as above
     await store.close()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,9 @@ class Stage:
             await asyncio.sleep(slow)
             self.effects[order.order_id] += 1
 
+    def reached(self, count: int) -> bool:
+        return len(self.effects) >= count
+
     async def publish(self, first: int, count: int) -> None:
         events = [OrderPlaced(order_id=str(number)) for number in range(first, first + count)]
         assert not any(await self.stock.publish_many(events))
@@ -189,7 +193,7 @@ async def test_P5_redis_killed_again_and_again_under_load_loses_and_doubles_noth
         await stack.enter_async_context(stage.stock.running(broker=stage.broker))
         for round in range(4):
             await stage.publish(round * 300, 300)
-            await until(lambda reached=round * 300 + 100: len(stage.effects) >= reached, 20)  # type: ignore[misc]
+            await until(partial(stage.reached, round * 300 + 100), 20)
             server.stop(signal.SIGKILL)
             await asyncio.to_thread(server.start)
         await stage.broker.idle(30)

@@ -56,7 +56,7 @@ class Paper:
     def forget(self, reply: bytes) -> None: ...
 
     def answer(self, status: bytes) -> None:
-        self.asked[-1](0, b"NATS/1.0 " + status + b"\r\n\r\n", b"")  # type: ignore[operator]
+        self.asked[-1](0, b"NATS/1.0 " + status + b"\r\n\r\n", b"")  # type: ignore[operator]  # kept as objects
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_P8_what_was_not_confirmed_in_time_is_dropped_before_it_is_begun(d
     clock[0] += 0.2  # as after a SIGSTOP: nothing was read meanwhile, and no task has run
     assert desk.feed.fence() == ""
     assert [one.withdrawn for one in desk.sink.got] == [True, True]
-    assert all(one.token.lost and one.token.stale for one in desk.sink.got)  # type: ignore[attr-defined]
+    assert all(one.token.lost and one.token.stale for one in desk.sink.got)  # type: ignore[attr-defined]  # tokens are this broker's
 
 
 @pytest.mark.parametrize("status", [b"404 No Messages", b"409 Message Size Exceeds MaxBytes"])

@@ -32,7 +32,7 @@ class Air:
 
     def say(self, body: bytes) -> None:
         for ear in self.ears:
-            ear(b"tidings-live.stock_reserve", b"", None, body)  # type: ignore[operator]
+            ear(b"tidings-live.stock_reserve", b"", None, body)  # type: ignore[operator]  # kept as objects
 
 
 @pytest.fixture

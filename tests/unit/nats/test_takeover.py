@@ -162,7 +162,7 @@ async def test_what_went_to_nobody_is_given_back_once_more() -> None:
         share.numbers = 6
         share.come_once((3, 7))
 
-    share.events.start_over = asked_anew  # type: ignore[method-assign]  # what the server has done meanwhile
+    share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side  # what the server has done meanwhile
     async with asyncio.timeout(5):
         await share.takeover.run()
     assert sorted(token.seq for token, _ in share.takeover.sorted()) == [1, 2, 3]
@@ -177,7 +177,7 @@ async def test_what_is_new_does_not_stand_for_what_is_missing() -> None:
         share.numbers, share.last, share.open = 6, 9, 4
         share.come_once((3, 7))
 
-    share.events.start_over = asked_anew  # type: ignore[method-assign]
+    share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side
     async with asyncio.timeout(5):
         await share.takeover.run()
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3, 9]
@@ -207,7 +207,7 @@ async def test_what_is_acknowledged_is_waited_for_until_the_server_has_heard_it(
     def heard() -> None:
         share.floor, share.open, share.numbers = 1, 2, 4
 
-    share.events.start_over = heard  # type: ignore[method-assign]
+    share.events.start_over = heard  # type: ignore[method-assign]  # the server's side
     async with asyncio.timeout(5):
         await share.takeover.run()
     assert share.asked == 2

@@ -109,7 +109,10 @@ class Link(Client):
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send(self, frames: bytes) -> None:
-        """Hand bytes to the socket. Nothing is kept for later: without a connection it raises (trap 54)."""
+        """Hand bytes to the socket at the end of this turn of the loop; without a connection it raises (trap 54).
+
+        What a link did not send when it is lost is sent on no other.
+        """
         if not self.up or self._writer is None:
             raise BrokerUnavailable("the connection was just lost")
         if not self._unsent:
