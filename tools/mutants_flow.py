@@ -10,6 +10,7 @@ from tools.mutants_kit import Mutant
 PIPELINE = "pipeline.py"
 HANDLING = "handling.py"
 GROUPING = "grouping.py"
+TURN = "turn.py"
 
 FLOW: tuple[Mutant, ...] = (
     Mutant(
@@ -186,8 +187,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a lock in a shared transaction counts as the event's failure",
         PIPELINE,
-        "return (self._claimer.of_the_store(error) if self._claimer.shared else None) or Failed(works, error)",
-        "return Failed(works, error)",
+        "        if self._claimer.shared:\n            for one in",
+        "        if False and self._claimer.shared:\n            for one in",
     ),
     Mutant(
         "review: what fails behind an event of its key overtakes it when the transaction is taken back",
@@ -222,8 +223,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a failure does not shrink the batch",
         PIPELINE,
-        "            self._grouping.fewer(group)\n            if len(failed",
-        "            if len(failed",
+        "                self._grouping.fewer(group)\n            if not failed.culprits",
+        "                pass\n            if not failed.culprits",
     ),
     Mutant(
         "an event that failed alone shrinks the batch of the others",
@@ -387,6 +388,36 @@ FLOW: tuple[Mutant, ...] = (
                 failed.works[0].decision = self._decide(failed.error, failed.works[0])
                 return
 """,
+    ),
+    Mutant(
+        "events that a batch handler names are looked for all the same",
+        TURN,
+        "            self.named = bool(self.culprits)\n",
+        "            self.culprits = []\n",
+    ),
+    Mutant(
+        "events that a batch handler names make the next batches small",
+        PIPELINE,
+        "            if not failed.named:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "each event that a batch handler names ends as the first",
+        TURN,
+        "failed[id(work.event)]) for work",
+        "error.pairs[0][1]) for work",
+    ),
+    Mutant(
+        "a batch handler that names what it was not given kills events",
+        TURN,
+        "                self.error = MisuseError",
+        "                self.note = MisuseError",
+    ),
+    Mutant(
+        "a store that is away is the fault of the event that a batch handler names",
+        PIPELINE,
+        "for _, one in error.pairs] if isinstance(error, FailedEvents) else [error]:",
+        "for _, one in error.pairs if False] if isinstance(error, FailedEvents) else [error]:",
     ),
     Mutant(
         "a failed batch is tried whole for ever",

@@ -18,7 +18,7 @@ import asyncpg
 from bench.effects import by_hand
 from bench.effects.events import STREAM, UPDATE, Refused, Taken
 from bench.effects.progress import Progress
-from tidings import Retry, Service, points
+from tidings import FailedEvents, Retry, Service, points
 from tidings.stores.postgres import Statements
 
 ACK_WAIT = 15.0  # what the broker's URL asks for as well
@@ -54,6 +54,8 @@ def service_of(kind: str, given: argparse.Namespace, progress: Progress) -> Serv
         done(taken)
 
     async def many(events: list[Taken], db: asyncpg.Connection) -> None:
+        if refuses == "named" and (bad := [taken for taken in events if taken.bad]):
+            raise FailedEvents((taken, Refused("this one never")) for taken in bad)
         for taken in events if refuses or tell else ():
             began(taken)
         await db.executemany(UPDATE, [(taken.quantity, taken.sku) for taken in events])
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--ordered", action="store_true")
-    parser.add_argument("--failing", choices=["early", "late"])
+    parser.add_argument("--failing", choices=["early", "late", "named"])
     parser.add_argument("--commits", action="store_true")
     parser.add_argument("--new", action="store_true")
     logging.basicConfig()

@@ -12,6 +12,7 @@ import asyncio
 import statistics
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 import nats
@@ -45,10 +46,11 @@ class Line:
     async def by_hand(self, url: str) -> None:
         connection = await nats.connect(url)
         js = connection.jetstream()
+        run = uuid.uuid4().hex
 
         async def publish(event: Taken) -> None:
             body = to_structured(envelope_of(event, "bench"))
-            headers = {"Nats-Msg-Id": f"{id(self)}-{event.quantity}", **STRUCTURED_HEADERS}
+            headers = {"Nats-Msg-Id": f"{run}-{event.quantity}", **STRUCTURED_HEADERS}
             await js.publish(f"{STREAM}.taken.0", body, headers=headers)
 
         try:

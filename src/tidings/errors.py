@@ -7,6 +7,7 @@
     │   ├── InvalidEvent          made with values that its class does not allow
     │   ├── EventTooLarge         larger than what may travel
     │   ├── Dead                  raised by a handler: this event cannot be handled, keep it as a dead letter
+    │   ├── FailedEvents          raised by a batch handler: these of its events failed, and each with what
     │   └── UndecodableEvent      bytes that are not what a handler can read (`.code` says why)
     ├── WorldError                the world is down: the same thing may work later
     │   ├── BrokerUnavailable     no connection, no answer in time, no leader
@@ -25,6 +26,7 @@ A message says what happened, to what, and what to do. It never holds a secret.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 
@@ -46,6 +48,29 @@ class EventTooLarge(EventError):
 
 class Dead(EventError):
     """Raise it in a handler to say that this event cannot be handled: it becomes a dead letter at once."""
+
+
+class FailedEvents(EventError):
+    """Raise it in a batch handler to say which of its events failed, and with what.
+
+    ``raise FailedEvents((order, Dead("no such product")) for order in orders if order.sku not in catalogue)``
+
+    What the call did is rolled back, and the handler is called again with the others, all of them together. Each of
+    these comes to the end that its error brings it: an error such as `Dead` a dead letter, `RetryAfter` and any other
+    another attempt. Whoever raises something else leaves it to Tidings to find out whose fault it was, by halves.
+
+    Args:
+        pairs: an event of the handler's list, the very object, and the exception. What is not in the list is passed
+            over; one that names nothing of it is a mistake, and like any other error.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[object, Exception]]) -> None:
+        self.pairs: list[tuple[object, Exception]] = list(pairs)
+        first = f": {type(self.pairs[0][1]).__name__}: {self.pairs[0][1]}" if self.pairs else ""
+        super().__init__(f"{len(self.pairs)} events failed{first}")
+
+    def __reduce__(self) -> tuple[type[FailedEvents], tuple[list[tuple[object, Exception]]]]:
+        return type(self), (self.pairs,)
 
 
 class UndecodableEvent(EventError):

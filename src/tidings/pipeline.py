@@ -19,7 +19,7 @@ from typing import Final
 from tidings import points
 from tidings.claims import Claimer
 from tidings.delivery import Decision, Delivery, Done, Duplicate, Retried
-from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
+from tidings.errors import Contention, FailedEvents, StoreUnavailable, TransactionEnded, WorldError
 from tidings.grouping import UNLIMITED, Grouping, Work, keep_failures
 from tidings.handler import Handler
 from tidings.handling import Handling, we_are_cancelled
@@ -125,11 +125,12 @@ class Pipeline:
                 if turn.caused and not await claim.emit([message for _, message in turn.caused]):
                     await self._publish(turn)
         except Failed as failed:
-            self._grouping.fewer(group)
-            if len(failed.works) > 1:
+            if not failed.named:
+                self._grouping.fewer(group)
+            if not failed.culprits:
                 return self._halve(group, failed.error)
-            (work,) = failed.works
-            work.failure = work.decision or self._decide(failed.error, work)
+            for work, error in failed.culprits:
+                work.failure = work.decision or self._decide(error, work)
         except WorldError as error:
             if isinstance(error, Contention):
                 self._grouping.locked(group)
@@ -236,7 +237,11 @@ class Pipeline:
 
     def _blamed(self, works: list[Work], error: Exception) -> Exception:
         """What is raised for a call that failed: what the store's errors mean, or that these works failed."""
-        return (self._claimer.of_the_store(error) if self._claimer.shared else None) or Failed(works, error)
+        if self._claimer.shared:
+            for one in [one for _, one in error.pairs] if isinstance(error, FailedEvents) else [error]:
+                if (meant := self._claimer.of_the_store(one)) is not None:
+                    return meant
+        return Failed(works, error)
 
     async def _publish(self, turn: Turn) -> None:
         """Without a SQL store the broker has stored what was caused before the claim is marked done.

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from tidings import stacks
 from tidings.delivery import Decision, Delivery, Message
+from tidings.errors import FailedEvents, MisuseError
 from tidings.grouping import Work
 from tidings.limit import Limit
 from tidings.ports import Claim
@@ -22,11 +23,25 @@ LAST_PATIENCE: Final = 2.0
 
 
 class Failed(Exception):
-    """A call that failed, and takes back what is not its own: the others of its transaction, or of its batch."""
+    """A call that failed, and takes back what is not its own: the others of its transaction, or of its batch.
+
+    `culprits` are the works whose fault it was, and what each failed with; empty where that is not known.
+    """
 
     def __init__(self, works: list[Work], error: Exception) -> None:
         super().__init__()
         self.works, self.error = works, error
+        self.culprits = [(works[0], error)] if len(works) == 1 else []
+        self.named = False
+        if isinstance(error, FailedEvents):
+            failed = {id(event): one for event, one in error.pairs}
+            self.culprits = [(work, failed[id(work.event)]) for work in works if id(work.event) in failed]
+            self.named = bool(self.culprits)
+            if not self.named:
+                self.error = MisuseError(f"{_NAMES_NONE} ({error})")
+
+
+_NAMES_NONE: Final = "FailedEvents names no event of the list that the handler was given. Name the very objects of it"
 
 
 class Left(Exception):

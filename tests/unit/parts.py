@@ -15,7 +15,7 @@ import msgspec
 from tidings.claims import Claimer
 from tidings.delivery import Delivery, Envelope, Message, Outcome, Route, Verdict
 from tidings.envelope import to_structured
-from tidings.errors import WorldError
+from tidings.errors import Contention, StoreUnavailable, WorldError
 from tidings.event import Event, encode_data
 from tidings.handler import Handler, Rules, make_handler
 from tidings.handling import Handling
@@ -199,7 +199,7 @@ class ToldStore:
         """What the next claims raise when they close cleanly."""
 
     def translate(self, error: Exception) -> WorldError | None:
-        return error if isinstance(error, WorldError) else None
+        return error if isinstance(error, (Contention, StoreUnavailable)) else None
 
     def gives(self, wanted: type, *, sync: bool) -> bool:
         return wanted is Tx

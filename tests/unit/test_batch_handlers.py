@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.parts import SOON, Placed, RecordingBroker, Shipped, ToldClaim, ToldStore, Tx, Watcher, batch, ids
-from tidings import ConfigurationError, DeclarationError, Delivery, Event, Service
+from tidings import ConfigurationError, Dead, DeclarationError, Delivery, Event, FailedEvents, RetryAfter, Service
 from tidings.claims import Claimer
 from tidings.context import derived_id
 from tidings.delivery import Done, Duplicate
@@ -119,6 +119,73 @@ async def test_P3_a_failed_batch_is_halved_until_the_culprit_is_alone_and_the_re
         "stock.step: 8 events failed together and are handled in halves, to find the one that fails: ValueError: no"
         " stock for c3"
     ]
+
+
+def naming(**errors: Exception) -> Callable[[list[Placed]], Awaitable[Any]]:
+    """A batch handler that says which events failed."""
+
+    async def handle(events: list[Placed]) -> None:
+        seen.append([f"{event.order_id}{event.number}" for event in events])
+        bad = [(event, errors[name]) for event, name in zip(events, seen[-1], strict=True) if name in errors]
+        if bad:
+            raise FailedEvents(bad)
+
+    seen: list[list[str]] = []
+    handle.seen = seen  # type: ignore[attr-defined]  # for the test to look at
+    return handle
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["sql", "none"])
+async def test_P3_events_that_the_handler_names_come_to_their_ends_and_the_others_are_handled_once_more_together(
+    caplog: pytest.LogCaptureFixture, store: bool
+) -> None:
+    call: Any = naming(b2=Dead("no such product"), d4=ValueError("no stock"), f6=RetryAfter(60, "rate limited"))
+    sql = in_sql()
+    bench = Bench(call, sql if store else None)
+    with caplog.at_level(logging.WARNING, "tidings.pipeline"):
+        await bench.pipeline.process(batch("a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8"))
+    assert [len(names) for names in call.seen] == [8, 5]
+    assert bench.outcomes == {
+        **dict.fromkeys(["a1", "c3", "e5", "g7", "h8"], "done"), "b2": "dead", "d4": "retry", "f6": "retry",
+    }  # fmt: skip
+    assert {event: outcome.reason for event, outcome in bench.watcher.outcomes if outcome.kind != "done"} == {
+        "b2": "Dead: no such product",
+        "d4": "ValueError: no stock",
+        "f6": "RetryAfter: rate limited (again after 60 s)",
+    }
+    assert caplog.records == [], "nobody had to look for them"
+    if store:
+        assert [claim.closed == "cleanly" for claim in sql.claims] == [False, True]
+    await bench.pipeline.process(batch("a2", "b3", "c4", "d5", "e6", "f7"))
+    assert call.seen[-1] == ["a2", "b3", "c4", "d5", "e6", "f7"], "and groups are as large as before"
+
+
+async def test_P8_an_event_that_the_handler_names_waits_for_an_earlier_one_of_its_key() -> None:
+    call: Any = naming(a2=Dead("no"))
+    store, holds = in_sql(), Holds()
+    bench = Bench(call, store, ordered=True)
+    await bench.pipeline.process(batch("a1", "a2", "b3", "a4"), holds)
+    ends = [(event, outcome.kind) for event, outcome in bench.watcher.outcomes if event.startswith("a")]
+    assert ends == [("a1", "done"), ("a2", "dead"), ("a4", "done")]
+
+
+async def test_events_named_that_are_not_in_the_list_are_a_mistake_and_kill_nobody() -> None:
+    async def handle(events: list[Placed]) -> None:
+        raise FailedEvents((Placed(order_id=event.order_id, number=event.number), Dead("no")) for event in events)
+
+    bench = Bench(handle, in_sql())
+    await bench.pipeline.process(batch("a1", "b2"))
+    assert bench.outcomes == {"a1": "retry", "b2": "retry"}
+    (first, _) = [outcome for _, outcome in bench.watcher.outcomes]
+    assert "Name the very objects" in getattr(first, "reason", "")
+
+
+async def test_P1_a_store_that_is_away_is_the_fault_of_no_event_that_is_named() -> None:
+    call: Any = naming(b2=StoreUnavailable("gone"))
+    bench = Bench(call, in_sql())
+    rest, trouble = await bench.pipeline.process(batch("a1", "b2"))
+    assert ids(rest) == ["a1", "b2"]
+    assert "gone" in trouble
 
 
 async def test_P3_nothing_of_a_failed_batch_is_acknowledged_before_it_is_applied() -> None:

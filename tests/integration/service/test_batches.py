@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.integration.nats.server import NatsServer
 from tests.integration.shop import Placed, Reserved
 from tests.unit.parts import until
-from tidings import Retry, Service
+from tidings import FailedEvents, Retry, Service
 from tidings.brokers import broker_from
 from tidings.errors import BrokerUnavailable
 from tidings.ports import Broker
@@ -82,6 +82,21 @@ def reserve_in_a_thread(orders: list[Placed], db: Connection) -> list[Reserved]:
     return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
 
 
+def refused(orders: list[Placed]) -> FailedEvents | None:
+    """Says which rows are bad; a fault of the handler's own, which it writes all others before."""
+    bad = [(order, ValueError("no stock")) for order in orders if (order.order_id, order.number) in BAD]
+    return FailedEvents(bad) if bad else None
+
+
+async def reserve_and_name(orders: list[Placed], db: AsyncConnection) -> list[Reserved]:
+    SIZES.append(len(orders))
+    if rows := [row(order) for order in orders if (order.order_id, order.number) not in BAD]:
+        await db.execute(INSERT, rows)
+    if (error := refused(orders)) is not None:
+        raise error
+    return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
+
+
 def declare(store: str, broker: Broker, handler: Callable[..., Any]) -> tuple[Service, list[tuple[str, int]]]:
     """A service with the batch handler, and one that keeps what it caused."""
     stock = Service("stock", broker=broker, store=store, publishes=[Placed, Reserved])
@@ -119,7 +134,7 @@ def judge(rows: list[tuple[str, int]], heard: list[tuple[str, int]]) -> None:
     assert max(SIZES) > 8
 
 
-@pytest.mark.parametrize("handler", [reserve, reserve_in_a_thread])
+@pytest.mark.parametrize("handler", [reserve, reserve_in_a_thread, reserve_and_name])
 async def test_P3_P4_P8_of_batches_with_refused_rows_each_other_event_is_applied_once_and_in_order(
     broker: Broker, database: Path, handler: Callable[..., Any]
 ) -> None:
@@ -141,16 +156,26 @@ async def reserve_in_postgres(orders: list[Placed], db: asyncpg.Connection) -> l
     return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
 
 
+async def name_in_postgres(orders: list[Placed], db: asyncpg.Connection) -> list[Reserved]:
+    SIZES.append(len(orders))
+    rows = [(order.order_id, order.number) for order in orders if (order.order_id, order.number) not in BAD]
+    await db.executemany("INSERT INTO ledger (key, number) VALUES ($1, $2)", rows)
+    if (error := refused(orders)) is not None:
+        raise error
+    return [Reserved(order_id=order.order_id, number=order.number) for order in orders]
+
+
 @pytest.mark.proves(broker="memory", store="postgres")
+@pytest.mark.parametrize("handler", [reserve_in_postgres, name_in_postgres])
 async def test_P3_P4_P8_of_batches_with_refused_rows_the_rest_is_applied_once_and_in_order_in_postgresql(
-    postgres_url: str,
+    postgres_url: str, handler: Callable[..., Any]
 ) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute(
             "CREATE TABLE ledger (id SERIAL, key TEXT, number INTEGER CHECK (number < 1000))"  # no unique key
         )
-        stock, heard = declare(postgres_url, MemoryBroker(), reserve_in_postgres)
+        stock, heard = declare(postgres_url, MemoryBroker(), handler)
         async with stock.running():
             await publish(stock)
             await until(lambda: len(set(heard)) >= len(EXPECTED), 60)
