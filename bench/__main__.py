@@ -12,7 +12,7 @@ import sys
 MINUTES = {
     "bench.consume": 5,
     "bench.retries": 10,
-    "bench.poison": 10,
+    "bench.poison": 20,
     "bench.startup": 2,
     "bench.memory": 5,
     "bench.effects.throughput": 8,

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -39,8 +40,16 @@ _ATTRIBUTES = ("ce-", "content-type")
 
 def header_text(value: str) -> str:
     """Text as a header can hold it: printable ASCII, the rest percent-encoded, and spaces where a transport trims."""
+    if value.isascii() and value.isprintable() and "%" not in value and value[:1] != " " and value[-1:] != " ":
+        return value
     text = _UNSAFE.sub(_percent, value.encode(errors="backslashreplace")).decode("ascii")
     return _OUTER_SPACES.sub(lambda found: "%20" * len(found[0]), text)
+
+
+@lru_cache(64)
+def _traceback_text(trace: str) -> str:
+    """The end of a traceback, as a header holds it. Poison comes in masses, and mostly with the same one."""
+    return _end(header_text(trace), MAX_TRACEBACK)
 
 
 def _percent(found: re.Match[bytes]) -> bytes:
@@ -186,7 +195,7 @@ def dead_letter(
     if redriven := _kept(delivery, Header.LETTER):
         headers[Header.REDRIVEN_FROM] = redriven
     if dead.error is not None:
-        headers[Header.TRACEBACK] = _end(header_text(trace_of(dead.error)), MAX_TRACEBACK)
+        headers[Header.TRACEBACK] = _traceback_text(trace_of(dead.error))
     pieces = [delivery.body[at : at + room] for at in range(0, len(delivery.body), room)] or [b""]
     return [
         Message(

@@ -15,7 +15,7 @@ class Lane:
 
     def __init__(self, queue: deque[Delivery], ordered: bool) -> None:
         self.queue = queue
-        self.holds = Holds() if ordered else None
+        self.holds = Holds(self.wake) if ordered else None
         self.busy = False
         self.batch: Sequence[Delivery] = ()
         """What is being worked off."""

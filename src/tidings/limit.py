@@ -37,9 +37,9 @@ class Limit:
     )
 
     def __init__(
-        self, seconds: float, patience: float | None = None, stuck: Callable[[], object] = lambda: None
+        self, seconds: float, patience: float | None = None, stuck: Callable[[], object] | None = None
     ) -> None:
-        self._seconds, self._patience, self._stuck = seconds, patience, stuck
+        self._seconds, self._patience, self._stuck = seconds, patience, stuck or _nobody
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
         self._started: float | None = None
@@ -59,7 +59,8 @@ class Limit:
         self.leave()
 
     def leave(self) -> None:
-        """Look no more."""
+        """Look no more, and know nobody: whoever is told holds this limit, and the batch, in a circle."""
+        self._stuck = _nobody
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -103,3 +104,6 @@ class Limit:
             if self._task is not None:
                 self._task.cancel()
         self._handle = self._loop.call_later(wait, self._look)
+
+
+def _nobody() -> None: ...

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from tidings.delivery import Delivery
+
+NOT_YET = float("inf")
 
 
 class Holds:
     """The keys of one lane that are held: first the event that failed, behind it those that came after."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], object] = lambda: None) -> None:
         self._waiting: dict[str, deque[Delivery]] = {}
         self._due: dict[str, float] = {}
+        self._untold: set[Delivery] = set()
+        self._wake = wake
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -23,11 +27,33 @@ class Holds:
 
     def hold(self, key: str, delivery: Delivery, due: float) -> None:
         """Keep a failed delivery until `due` (loop time); where its key is held already, it stays behind that one."""
-        if key in self._waiting:
+        if delivery in self._untold:
+            self._untold.discard(delivery)
+            if self._waiting[key][0] is delivery:
+                self._due[key] = due
+        elif key in self._waiting:
             self._waiting[key].append(delivery)
         else:
             self._waiting[key] = deque([delivery])
             self._due[key] = due
+
+    def hold_until_told(self, key: str, delivery: Delivery) -> None:
+        """It is decided, and the broker is being told: what follows its key waits until it was, and others do not."""
+        self.hold(key, delivery, NOT_YET)
+        self._untold.add(delivery)
+
+    def told(self, key: str, delivery: Delivery, now: float) -> None:
+        """The broker was told of it, and it is no longer here. Does nothing for any other."""
+        if delivery not in self._untold:
+            return
+        self._untold.discard(delivery)
+        waiting = self._waiting[key]
+        waiting.remove(delivery)
+        if not waiting:
+            del self._waiting[key], self._due[key]
+        elif self._due[key] == NOT_YET and waiting[0] not in self._untold:
+            self._due[key] = now
+            self._wake()
 
     def follow(self, key: str, delivery: Delivery) -> None:
         """Queue a delivery behind the one that is held."""
@@ -42,7 +68,8 @@ class Holds:
 
     def next_due(self) -> float | None:
         """When the next key may go on, in loop time."""
-        return min(self._due.values(), default=None)
+        due = min(self._due.values(), default=NOT_YET)
+        return None if due == NOT_YET else due
 
     def release(self, now: float) -> Iterator[Delivery]:
         """Take out what may go on, in order within each key."""
@@ -54,14 +81,18 @@ class Holds:
         """Take out what another process has now."""
         for key, waiting in list(self._waiting.items()):
             kept = deque(delivery for delivery in waiting if delivery not in gone)
-            if kept:
-                self._waiting[key] = kept
-            else:
+            if not kept:
                 del self._waiting[key], self._due[key]
+                continue
+            self._waiting[key] = kept
+            if waiting[0] in self._untold and kept[0] not in self._untold:
+                self._due[key] = 0.0
+        self._untold = {delivery for delivery in self._untold if delivery not in gone}
 
     def clear(self) -> list[Delivery]:
-        """Take out everything, to give it back."""
-        everything = [delivery for waiting in self._waiting.values() for delivery in waiting]
+        """Take out everything, to give it back; but not that of which the broker is being told."""
+        everything = [one for waiting in self._waiting.values() for one in waiting if one not in self._untold]
         self._waiting.clear()
         self._due.clear()
+        self._untold.clear()
         return everything

@@ -18,7 +18,7 @@ from typing import Final
 
 from tidings import points
 from tidings.claims import Claimer
-from tidings.delivery import Decision, Delivery, Done, Duplicate, Retried
+from tidings.delivery import Decision, Delivery, Done, Retried
 from tidings.errors import Contention, FailedEvents, StoreUnavailable, TransactionEnded, WorldError
 from tidings.grouping import UNLIMITED, Grouping, Work, keep_failures
 from tidings.handler import Handler
@@ -29,6 +29,7 @@ from tidings.policy import decide, describe
 from tidings.ports import Broker, Claimed, State
 from tidings.reading import look_again, read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
+from tidings.traces import without_ours
 from tidings.turn import Failed, Left, Turn
 
 log = logging.getLogger("tidings.pipeline")
@@ -194,7 +195,7 @@ class Pipeline:
                     try:
                         messages = turn.still(await self._handling.handle(work.event, work.delivery, claim, limit))
                     except Exception as error:
-                        turn.still(error)
+                        turn.still(without_ours(error))
                         if self._claimer.shared and not (len(turn.group) > 1 and self._claimer.undone(claim, error)):
                             raise self._blamed([work], error) from error
                         self._failed(turn, index, error)
@@ -207,7 +208,7 @@ class Pipeline:
                 try:
                     caused_by_each = turn.still(await self._handling.handle_all(works, claim, limit))
                 except Exception as error:
-                    raise self._blamed(works, turn.still(error)) from error
+                    raise self._blamed(works, turn.still(without_ours(error))) from error
                 for index, messages in zip(together, caused_by_each, strict=True):
                     turn.decided[index] = DONE
                     turn.caused.extend((index, message) for message in messages)
@@ -288,9 +289,8 @@ class Pipeline:
         works[:] = [work for work in works if work.decision is None]
         self.settler.judge(ended)
         settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
-        held = self._holding is not None and self._holding.keys  # then the next events have to know what was noted
-        if more and not held and (holds is None or all(isinstance(one, (Done, Duplicate)) for _, one in ended)):
-            return await self.settler.let_go(settling)
+        if self.settler.may_be_told_later(ended, holds, more):
+            return await self.settler.let_go(settling, ended, holds)
         try:
             await asyncio.shield(settling)
         except asyncio.CancelledError:

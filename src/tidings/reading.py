@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from tidings.copies import is_discarded, restore
 from tidings.delivery import Delivery, Done, Route
 from tidings.envelope import read_envelope
+from tidings.errors import UndecodableEvent
 from tidings.grouping import Grouping, Work
 from tidings.handler import Handler
 from tidings.policy import decide, spent
+from tidings.traces import without_any_of_ours
 
 
 def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
@@ -27,6 +29,8 @@ def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
             work.decision = Done(skipped=True)
         elif delivery.failures:
             grouping.set_apart(work)
+    except UndecodableEvent as error:
+        work.decision = decide(without_any_of_ours(error), delivery, handler.rules.retry)
     except Exception as error:
         work.decision = decide(error, delivery, handler.rules.retry)
     return work

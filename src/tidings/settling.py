@@ -48,6 +48,8 @@ COPY_PAUSE: Final = 5.0
 MOST_WAVES: Final = 16
 """How many batches the broker may be behind: what it stores for several of them together takes as long as for one."""
 
+_KNOWN: Final = frozenset({Done, Duplicate})
+
 _CHOSEN: Final = frozenset({"rejected", "conflict", "behind"})
 """What the handler, or its rules, said of an event on purpose: nothing failed."""
 
@@ -78,8 +80,28 @@ class Settler:
         self.judge: Callable[[Ended], None] = lambda ended: None
         """Shown what was decided of each batch, before the next one is begun."""
 
-    async def let_go(self, wave: asyncio.Future[None]) -> None:
-        """The next events need not wait until the broker is told of these, unless it is behind by several batches."""
+    def may_be_told_later(self, ended: Ended, holds: Holds | None, more: bool) -> bool:
+        """Whether the next events, of which `more` wait, may be handled before the broker is told of these.
+
+        Nor need those wait that come while a letter is stored, which takes long. But all have to, where they have to
+        know what is noted of these first, or where one of these is held for its next attempt.
+        """
+        if holds is None:
+            return more
+        kinds = {type(decision) for _, decision in ended}
+        if self.holding is not None:
+            return more and not self.holding.keys and kinds <= _KNOWN
+        return (more or DeadLettered in kinds) and kinds <= {*_KNOWN, DeadLettered}
+
+    async def let_go(self, wave: asyncio.Future[None], ended: Ended, holds: Holds | None) -> None:
+        """The next events need not wait until the broker is told of these, unless it is behind by several batches.
+
+        In order, those that follow a dead letter wait in `holds` until it is stored: were it not, it would be handled
+        again, and before them.
+        """
+        for delivery, decision in ended if holds is not None else ():
+            if holds is not None and delivery.key is not None and isinstance(decision, DeadLettered):
+                holds.hold_until_told(delivery.key, delivery)
         self._waves.add(wave)
         wave.add_done_callback(self._has_ended)
         if len(self._waves) > MOST_WAVES:
@@ -118,6 +140,7 @@ class Settler:
             )
         if verdicts:
             await self._tell(ended, verdicts, outcomes)
+        _followers_go_on(ended, holds)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
         if failed:
             await self.counts.failed(failed)
@@ -236,6 +259,12 @@ def _keep_away(places: Sequence[int], ended: Ended, outcomes: list[Outcome], hol
         else:
             verdicts.append((place, Release(COPY_PAUSE)))
     return verdicts
+
+
+def _followers_go_on(ended: Ended, holds: Holds | None) -> None:
+    for delivery, decision in ended if holds else ():
+        if holds is not None and delivery.key is not None and isinstance(decision, DeadLettered):
+            holds.told(delivery.key, delivery, asyncio.get_running_loop().time())
 
 
 def _hold(holds: Holds, key: str, delivery: Delivery, after: float) -> None:

@@ -50,6 +50,42 @@ def test_P9_everything_can_be_taken_out_to_give_it_back() -> None:
     assert holds.next_due() is None
 
 
+def test_P8_what_follows_an_event_that_is_being_told_comes_out_once_all_before_it_are_told() -> None:
+    woken: list[str] = []
+    holds = Holds(lambda: woken.append("woken"))
+    first, second, third = delivery("a", 1), delivery("a", 2), delivery("a", 3)
+    holds.hold_until_told("a", first)
+    holds.hold_until_told("a", second)
+    holds.follow("a", third)
+    holds.told("a", third, 5.0)  # of which nobody was told
+    holds.told("a", second, 5.0)
+    assert (list(holds.release(1e9)), woken) == ([], [])
+    holds.told("a", first, 6.0)
+    assert woken == ["woken"]
+    assert list(holds.release(6.0)) == [third]
+    holds.hold_until_told("a", first)
+    holds.told("a", first, 7.0)
+    assert not holds.blocks("a")
+
+
+def test_P9_what_is_being_told_is_not_given_back() -> None:
+    holds, first, second = Holds(), delivery("a", 1), delivery("a", 2)
+    holds.hold_until_told("a", first)
+    holds.follow("a", second)
+    assert holds.clear() == [second]
+    holds.told("a", first, 1.0)
+    assert len(holds) == 0
+
+
+def test_P8_what_follows_goes_on_where_another_process_has_what_was_being_told() -> None:
+    holds, first, second = Holds(), delivery("a", 1), delivery("a", 2)
+    holds.hold_until_told("a", first)
+    holds.follow("a", second)
+    holds.forget([first])
+    holds.told("a", first, 1.0)
+    assert list(holds.release(1.0)) == [second]
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("arrive"), st.sampled_from("abc"), st.booleans()),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
-from tests.unit.parts import Bench, Doing, batch
-from tidings import Dead
+import pytest
+
+from tests.unit.parts import Bench, Doing, batch, delivery, ids
+from tidings import BrokerUnavailable, Dead
 from tidings.delivery import ACK
 from tidings.order import Holds
-from tidings.settling import MOST_WAVES
+from tidings.settling import COPY_PAUSE, MOST_WAVES
+
+FOREVER = 1e9
 
 
 def held_back(bench: Bench) -> asyncio.Event:
@@ -57,13 +63,65 @@ async def test_P12_without_an_order_the_next_batch_goes_on_before_the_copies_of_
     assert len(bench.broker.published) == len(bench.broker.settled) == 1
 
 
-async def test_P8_in_order_the_next_batch_waits_until_the_copies_of_this_one_are_stored() -> None:
-    bench = Bench(Doing(a1=Dead("x")))
+async def test_P8_in_order_what_follows_a_dead_letter_waits_until_it_is_stored_and_other_keys_go_on() -> None:
+    woken: list[float] = []
+    doing = Doing(a1=Dead("x"))
+    bench, holds = Bench(doing, ordered=True), Holds(lambda: woken.append(asyncio.get_running_loop().time()))
     answer = held_back(bench)
-    process = asyncio.ensure_future(bench.pipeline.process(batch("a1"), Holds(), more=True))
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1"), holds)
+        await bench.pipeline.process(batch("a2", "b3"), holds, more=True)
+    assert doing.seen == ["a1", "b3"]
+    assert list(holds.release(FOREVER)) == []
+    assert holds.next_due() is None, "nobody knows when, so nobody looks"
+    answer.set()
+    async with asyncio.timeout(5):
+        await bench.pipeline.settler.settled()
+    assert bench.outcomes == {"a1": "dead", "b3": "done"}
+    assert len(woken) == 1
+    assert ids(list(holds.release(asyncio.get_running_loop().time()))) == ["a2"]
+
+
+async def test_P8_a_dead_letter_that_cannot_be_stored_comes_again_before_what_follows_it() -> None:
+    bench, holds = Bench(Doing(a1=Dead("x"), a2=Dead("y")), ordered=True), Holds()
+    bench.broker.refuse_publish = lambda message: BrokerUnavailable("gone")
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1", "a2"), holds, more=True)
+        await bench.pipeline.process(batch("a3"), holds, more=True)
+        await bench.pipeline.settler.settled()
+    now = asyncio.get_running_loop().time()
+    assert list(holds.release(now + COPY_PAUSE - 1)) == []
+    assert ids(list(holds.release(now + COPY_PAUSE))) == ["a1", "a2", "a3"]
+
+
+async def test_P8_in_order_the_next_batch_waits_until_it_is_noted_what_failed() -> None:
+    bench, holds = Bench(Doing(a1=ValueError("x")), ordered=True), Holds()
+    answer = held_back(bench)
+    process = asyncio.ensure_future(bench.pipeline.process(batch("a1", "b1"), holds, more=True))
     done, _ = await asyncio.wait({process}, timeout=0.05)
     assert not done
     answer.set()
     async with asyncio.timeout(5):
         await process
-    assert len(bench.broker.published) == len(bench.broker.settled) == 1
+    assert ids(holds.clear()) == ["a1"]
+
+
+@pytest.mark.parametrize("holds", [None, Holds()], ids=["in no order", "in order"])
+async def test_a_batch_that_was_settled_is_gone_without_the_garbage_collector(holds: Holds | None) -> None:
+    """Its events, and their tracebacks, would each time be found by walking through all that is young."""
+    bench = Bench(Doing(a1=Dead("x"), b2=Dead("y")), ordered=holds is not None)
+    bodies = [None, b"no event"]
+    gc.collect()
+    gc.disable()
+    try:
+        there = []
+        for body in bodies:
+            (one,) = [delivery("a", 1, body=body)]
+            there.append(weakref.ref(one))
+            await bench.pipeline.process([one, *batch("b2", "c3")], holds)
+            del one
+            bench.watcher.outcomes.clear()
+            bench.broker.settled.clear()
+        assert [kept() for kept in there] == [None, None]
+    finally:
+        gc.enable()

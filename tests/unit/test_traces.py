@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tidings import traces
-from tidings.traces import trace_of
+from tidings.traces import trace_of, without_ours
 
 
 def fails(text: str) -> None:
@@ -59,3 +59,29 @@ def test_P11_only_so_many_places_are_remembered(monkeypatch: pytest.MonkeyPatch)
             exec(compile("raise ValueError", f"place-{number}", "exec"))
         trace_of(found.value)
     assert len(traces._known) <= 2
+
+
+def called(handler: Callable[[], None] | None) -> Exception:
+    """What code that stands in the package caught: it calls a handler, or fails by itself."""
+    code = """
+def called(handler):
+    try:
+        return handler() if handler else 1 / 0
+    except Exception as error:
+        return error
+"""
+    names: dict[str, Callable[[object], Exception]] = {}
+    exec(compile(code, f"{traces._OURS}ours.py", "exec"), names)
+    return names["called"](handler)
+
+
+def test_a_traceback_of_a_handler_begins_where_the_handler_does() -> None:
+    error = called(lambda: fails("no"))
+    assert "ours.py" in trace_of(error)
+    text = trace_of(without_ours(error))
+    assert "in fails" in text
+    assert "ours.py" not in text
+
+
+def test_what_failed_in_our_own_code_keeps_its_traceback() -> None:
+    assert "ours.py" in trace_of(without_ours(called(None)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final, TextIO
 
@@ -88,8 +87,13 @@ def _told(outcome: Outcome) -> tuple[int, str, dict[str, object]]:
 
 def _where(error: BaseException | None) -> dict[str, object]:
     """The innermost line of the program that raised; the whole traceback stands in the dead letter."""
-    frames = traceback.extract_tb(error.__traceback__, limit=-1) if error is not None else []
-    return {"where": shown(f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}")} if frames else {}
+    found = error.__traceback__ if error is not None else None
+    if found is None:
+        return {}
+    while found.tb_next is not None:
+        found = found.tb_next
+    code = found.tb_frame.f_code
+    return {"where": shown(f"{code.co_filename}:{found.tb_lineno} in {code.co_name}")}
 
 
 def fields_of(position: str, delivery: Delivery) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TypeVar, overload
 from urllib.parse import quote
 
@@ -112,17 +113,22 @@ def render(headers: Mapping[str, str]) -> bytes:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise InvalidEvent(f"header {name!r} has the value {value!r}: names and values are str")
-        if not _NAME.fullmatch(name):
-            raise InvalidEvent(f"{name!r} is no name for a header: letters, digits and -._~ only")
-        if name[:5].lower() == _RESERVED:
-            raise InvalidEvent(f"header {name!r} is an order to the server and may not be set; choose another name")
-        if _UNFIT.search(value) or value != value.strip(" "):
+        _check_name(name)
+        if (not (value.isascii() and value.isprintable()) and _UNFIT.search(value)) or value != value.strip(" "):
             raise InvalidEvent(
                 f"header {name!r} holds control characters, or spaces at an end: percent-encode it"
                 " (urllib.parse.quote) and decode it where it is read"
             )
         lines.append(f"{name}: {value}\r\n")
     return "".join(lines).encode()
+
+
+@lru_cache(512)
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidEvent(f"{name!r} is no name for a header: letters, digits and -._~ only")
+    if name[:5].lower() == _RESERVED:
+        raise InvalidEvent(f"header {name!r} is an order to the server and may not be set; choose another name")
 
 
 def plain(value: str) -> str:
