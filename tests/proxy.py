@@ -8,8 +8,9 @@ import asyncio
 class Proxy:
     """Between client and server: passes bytes on, until it is told not to."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, at: int = 0) -> None:
         self._target = port
+        self._at = at
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._clients: set[asyncio.StreamWriter] = set()
@@ -29,7 +30,7 @@ class Proxy:
         self.lost = 0
 
     async def start(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._at)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -62,6 +62,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "msgspec": ("*",),
     "uuid_utils": ("control", "event", "envelope", "notes", "publisher", "replay", "service"),
     "nats": ("brokers.nats",),
+    "confluent_kafka": ("brokers.kafka",),
     "nkeys": ("brokers.nats",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),
     "aiosqlite": ("stores.sqlalchemy", "stores._"),

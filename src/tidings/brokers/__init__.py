@@ -12,10 +12,11 @@ _SCHEMES: Final = {
     "nats": "tidings.brokers.nats.broker:NatsBroker",
     "tls": "tidings.brokers.nats.broker:NatsBroker",
     "embedded": "tidings.brokers.nats.broker:NatsBroker",
+    "kafka": "tidings.brokers.kafka.broker:KafkaBroker",
     # For tests: it lives in one process, and forgets everything with it.
     "memory": "tidings.testing.memory:MemoryBroker",
 }
-_KNOWN: Final = "nats://, tls://, embedded: and, for tests, memory:"
+_KNOWN: Final = "nats://, tls://, embedded:, kafka:// and, for tests, memory:"
 EXAMPLE_URL = "nats://user:password@host:4222"
 """For messages that ask for a broker: the rest of the package does not know what one is called."""
 

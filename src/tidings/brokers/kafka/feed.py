@@ -1,0 +1,311 @@
+"""A running subscription in the event loop: what is with us of a position, in which order it is handed over, and what
+becomes of it.
+
+Copies on the retry route whose time has not come wait here, beside the limits: they occupy nothing that others need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import count
+from typing import Final
+
+from tidings.brokers.kafka.link import Link
+from tidings.brokers.kafka.names import retry_topic
+from tidings.brokers.kafka.offsets import committed_of, left
+from tidings.brokers.kafka.pump import Batch, Pump, Token, Track
+from tidings.brokers.kafka.topics import keeps, topic_settings
+from tidings.delivery import Ack, Delivery, Route, Verdict
+from tidings.errors import BrokerUnavailable, MisuseError
+from tidings.ports import Backlog, Recalls, Sink, Subscription
+
+log = logging.getLogger("tidings.kafka")
+
+PATIENCE: Final = 20.0
+"""Seconds that partitions which are to go to another process wait for the events of them that run."""
+ENDS_WITHIN: Final = 30.0
+LOOK: Final = 0.02
+
+
+class KafkaFeed:
+    """See `ports.Feed`."""
+
+    def __init__(self, link: Link, subscription: Subscription, sink: Sink) -> None:
+        self.subscription = subscription
+        self._link = link
+        self._sink = sink
+        self.held: dict[Token, Delivery] = {}
+        """Whatever is with us and not settled, but for copies that wait for their time."""
+        self._given = self._given_bytes = 0
+        self._queue: deque[Token] = deque()
+        """With us, and not handed over yet: the limits are reached."""
+        self._later: list[tuple[float, int, Token, Delivery]] = []
+        """What may not be handed over before its time: copies, and what was given back for a while."""
+        self._numbers = count()
+        self._timer: asyncio.TimerHandle | None = None
+        self.released = self.released_bytes = 0
+        """How much of what the pump has sent is not with us any more; it reads this."""
+        self.tenure = 0
+        self._stopping = self._closed = False
+        self.pump = Pump(self, link, subscription, PATIENCE)
+
+    def start(self) -> None:
+        self.pump.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def trouble(self) -> str:
+        if self.pump.died and not self._closed:
+            return f"the consumer of {self.subscription.position} died: restart the process"
+        return "" if self._closed else self.pump.trouble
+
+    # ── deliveries in ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take(self, batch: Batch) -> None:
+        """A batch from the pump."""
+        now = 0.0
+        for token, delivery in batch:
+            if token.track.gone or self._stopping:
+                token.is_open = False
+                self._let_pump(token)
+            elif token.due and token.due > (now := now or time.time()):
+                self._let_pump(token)
+                self._wait(token, delivery, token.due)
+            else:
+                self._offer(token, delivery)
+
+    def _offer(self, token: Token, delivery: Delivery) -> None:
+        self.held[token] = delivery
+        given = self._given
+        if (given and (given >= self.subscription.max_in_flight or self._too_heavy(token.size))) or self._queue:
+            self._queue.append(token)
+            return
+        self._give(token, delivery)
+
+    def _too_heavy(self, size: int) -> bool:
+        return self._given_bytes + size > self.subscription.max_in_flight_bytes
+
+    def _give(self, token: Token, delivery: Delivery) -> None:
+        token.given = True
+        self._given += 1
+        self._given_bytes += token.size
+        progress = token.track.progress
+        if token.offset >= progress.handed:
+            progress.handed = token.offset + 1
+        self._sink(delivery)
+
+    def _let_pump(self, token: Token) -> None:
+        """It counts no more as taken by the pump."""
+        self.released += 1
+        self.released_bytes += token.size
+        if self.pump.waits:
+            self.pump.wake.set()
+
+    def _let(self, token: Token) -> Delivery | None:
+        """It is not with us any more."""
+        token.is_open = False
+        delivery = self.held.pop(token, None)
+        if delivery is not None:
+            if token.given:
+                self._given -= 1
+                self._given_bytes -= token.size
+            self._let_pump(token)
+        return delivery
+
+    def _fill(self) -> None:
+        """Hand over what there is room for."""
+        queue, held = self._queue, self.held
+        while queue and not self._stopping:
+            token = queue[0]
+            if not token.is_open:
+                queue.popleft()
+                continue
+            if self._given and (self._given >= self.subscription.max_in_flight or self._too_heavy(token.size)):
+                return
+            queue.popleft()
+            self._give(token, held[token])
+
+    # ── what may not come before its time ───────────────────────────────────────────────────────────────────────────
+
+    def _wait(self, token: Token, delivery: Delivery, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._numbers), token, delivery))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._later and not self._stopping:
+            wait = max(0.0, self._later[0][0] - time.time())
+            self._timer = asyncio.get_running_loop().call_later(min(wait + 0.001, 60.0), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        now = time.time()
+        while self._later and self._later[0][0] <= now and not self._stopping:
+            _, _, token, delivery = heapq.heappop(self._later)
+            if token.is_open and not token.track.gone:
+                self.released -= 1  # with us again
+                self.released_bytes -= token.size
+                self._offer(token, delivery)
+        self._set_timer()
+
+    # ── what becomes of them ────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, delivery: Delivery, token: Token, verdict: Verdict) -> Exception | None:
+        """Note what became of a delivery; with the next commit the cluster knows."""
+        if not token.is_open or token not in self.held:
+            if token.track.gone:
+                return BrokerUnavailable(
+                    f"{delivery!r} went to another process with its partition, and is delivered there"
+                )
+            return MisuseError(f"{delivery!r} is not ours to settle: it was settled or given back before")
+        self._let(token)
+        if token.track.gone:
+            return BrokerUnavailable(f"{delivery!r} went to another process with its partition, and is delivered there")
+        if isinstance(verdict, Ack):
+            token.track.progress.done(token.offset)
+        elif not self._stopping:
+            self._again(token, delivery, verdict.after)
+        return None
+
+    def _again(self, token: Token, delivery: Delivery, after: float) -> None:
+        """It was given back: it comes again, not before `after` seconds have passed, and before what is new."""
+        again = Token(token.track, token.offset, token.size, time.time() + after)
+        fresh = Delivery(
+            body=delivery.body,
+            stream=delivery.stream,
+            origin=delivery.origin,
+            token=again,
+            headers=delivery.headers,
+            slot=delivery.slot,
+            delivered=delivery.delivered + 1,
+            route=delivery.route,
+        )
+        self._wait(again, fresh, again.due)
+
+    def settled(self) -> None:
+        """A wave was settled: there may be room."""
+        self._fill()
+
+    # ── partitions come and go ──────────────────────────────────────────────────────────────────────────────────────
+
+    def began(self) -> None:
+        """This process begins to take from partitions that it did not have."""
+        if self.subscription.ordered:
+            self.tenure += 1
+
+    async def let_go(self, tracks: Sequence[Track]) -> None:
+        """Partitions are to go to another process: drop what is not begun, and wait for the events that run."""
+        leaving = set(tracks)
+        self._drop(leaving, given=False)
+        running = self._given_of(leaving)
+        if running and not self._closed:
+            ends = time.monotonic() + PATIENCE
+            if isinstance(self._sink, Recalls):
+                at_work = set(await self._sink.give_up(list(running.values()), PATIENCE))
+                for token, delivery in running.items():
+                    if delivery not in at_work and token in self.held:
+                        self._let(token)
+            while self._given_of(leaving) and time.monotonic() < ends and not self._closed:  # noqa: ASYNC110  # limited
+                await asyncio.sleep(LOOK)
+        self.lost(tracks)
+
+    def lost(self, tracks: Sequence[Track]) -> None:
+        """They are another process's: whatever runs here of them may not be begun, nor settled, any more."""
+        leaving = set(tracks)
+        for track in tracks:
+            track.gone = True
+        for delivery in self._given_of(leaving).values():
+            delivery.withdrawn = True
+        self._drop(leaving, given=True)
+        self._fill()
+
+    def _given_of(self, tracks: set[Track]) -> dict[Token, Delivery]:
+        return {token: one for token, one in self.held.items() if token.given and token.track in tracks}
+
+    def _drop(self, tracks: set[Track], *, given: bool) -> None:
+        """Forget what is with us of these, handed over or not."""
+        for token in [one for one in self.held if one.track in tracks and (given or not one.given)]:
+            self._let(token)
+        self._queue = deque(token for token in self._queue if token.is_open)
+        kept = [one for one in self._later if one[2].track not in tracks]
+        if len(kept) != len(self._later):
+            heapq.heapify(kept)
+            self._later = kept
+            self._set_timer()
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stop(self) -> None:
+        """Take no new messages; what was handed over stays ours to settle. Polling, and so membership, goes on."""
+        if self._stopping:
+            return
+        self._stopping = self.pump.stopping = True
+        self.pump.wake.set()
+        self._set_timer()
+        for token in [one for one in self.held if not one.given]:
+            self._let(token)
+        self._queue.clear()
+
+    async def close(self) -> None:
+        """End, and give back at once whatever was handed over and not settled. Safe to call twice."""
+        if self._closed:
+            return
+        await self.stop()
+        self._closed = self.pump.closing = True
+        for token in list(self.held):
+            self._let(token)
+        self._later.clear()
+        self.pump.wake.set()
+        try:
+            async with asyncio.timeout(ENDS_WITHIN):
+                await self.pump.ended.wait()
+        except TimeoutError:
+            log.warning(
+                "%s: its consumer does not come to an end; its partitions go to others when its session has ended",
+                self.subscription.position,
+            )
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def backlog(self) -> Backlog:
+        """How far behind the position is; raises BrokerUnavailable when the cluster cannot be asked."""
+        one = self.subscription
+        committed = await committed_of(self._link, one.position)
+        ours: dict[str, dict[int, tuple[int, str]]] = {}
+        for track in list(self.pump.tracks.values()):
+            ours.setdefault(track.topic, {})[track.number] = track.progress.snapshot(final=True)
+        total = 0
+        for topic in (one.stream, retry_topic(one.position)):
+            total += await left(self._link, topic, committed, ours.get(topic))
+        waiting = sum(token.track.route is Route.RETRY and not token.track.gone for _, _, token, _ in self._later)
+        in_flight = self._given
+        return Backlog(pending=max(0, total - in_flight - waiting), in_flight=in_flight, scheduled=waiting)
+
+    async def keeps(self) -> timedelta | None:
+        """How long the stream keeps its events now, whatever the code says; None is without end."""
+        return keeps(await topic_settings(self._link, self.subscription.stream))
+
+
+class OrderedFeed(KafkaFeed):
+    """Of a position that keeps the order of its keys: it knows whether its partitions are certainly still its own."""
+
+    def fence(self) -> str:
+        """See `ports.Fenced`."""
+        pump = self.pump
+        if not pump.tracks or time.monotonic() < pump.sure_until:
+            return ""
+        return (
+            f"whether {self.subscription.position} still has its partitions is not known: its group's coordinator does"
+            " not answer"
+        )

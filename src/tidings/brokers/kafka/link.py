@@ -1,0 +1,238 @@
+"""Questions to the cluster, asked from the event loop, and whether it is there.
+
+The client library heals its connections by itself, and says little while it does. So the cluster is asked from time to
+time, and at once when a client reports that no broker can be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
+from tidings.brokers.kafka.options import Options
+from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
+
+log = logging.getLogger("tidings.kafka")
+
+LOOK: Final = 0.5
+"""Seconds between two looks while there is trouble."""
+LOOK_AGAIN: Final = 5.0
+"""The same while all is well."""
+PAUSE: Final = 0.1
+PROBE: Final = 1.5
+ASKED: Final = 5.0
+"""Seconds that a question may take."""
+
+T = TypeVar("T")
+
+_DENIED: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+_PASSING: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._WAIT_COORD,
+    }
+)
+"""What a cluster says of a topic that was just made, or while it has an election."""
+_AWAY: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+
+
+def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: str) -> T:
+    """A client of librdkafka.
+
+    Raises:
+        ConfigurationError: it does not know a setting, or not its value; the message shows no password.
+    """
+    try:
+        return make(settings)
+    except (KafkaException, ValueError, TypeError) as error:
+        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
+
+
+def reason(error: BaseException | KafkaError) -> str:
+    """What an error of the library says, in its own words."""
+    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
+        error = error.args[0]
+    return error.str() if isinstance(error, KafkaError) else str(error)
+
+
+def code_of(error: BaseException | KafkaError | None) -> int:
+    """The code of an error of the library; 0 where it has none."""
+    if isinstance(error, KafkaException) and error.args:
+        error = error.args[0]
+    return error.code() if isinstance(error, KafkaError) else 0
+
+
+class Link:
+    """One cluster, as one process knows it."""
+
+    def __init__(self, options: Options, name: str) -> None:
+        self.options = options
+        self.name = name
+        self.trouble = ""
+        """Why the cluster cannot be used just now; empty while it can."""
+        self.reads = ThreadPoolExecutor(8, "tidings-kafka-read")
+        self._asks = ThreadPoolExecutor(4, "tidings-kafka-ask")
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self.admin: AdminClient = made(AdminClient, self.settings(options.common()), options.where)
+        self.partitions: dict[str, int] = {}
+        """The topics that are known to exist, and into how many partitions they fall."""
+        self.brokers: dict[int, tuple[str, int]] = {}
+        """The brokers, as they say where they are."""
+
+    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings with what every client of this process says and hears."""
+        return {"client.id": self.name.replace(" ", "-"), "error_cb": self._heard, **settings}
+
+    async def start(self) -> None:
+        """Reach the cluster.
+
+        Raises:
+            BrokerUnavailable: it cannot be reached in time.
+        """
+        await self.refresh(self.options.connect_timeout)
+        self._watching = asyncio.create_task(self._watch(), name="tidings-kafka-watch")
+
+    async def close(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        self.reads.shutdown(wait=False, cancel_futures=True)
+        self._asks.shutdown(wait=False, cancel_futures=True)
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def refresh(self, timeout: float = ASKED) -> ClusterMetadata:
+        """Ask which topics there are; asking makes none."""
+        try:
+            found = await self.ask(lambda: self.admin.list_topics(timeout=timeout), timeout + 1.0)
+        except BrokerUnavailable as error:
+            if self.trouble:
+                raise BrokerUnavailable(self.trouble) from error
+            raise
+        self.brokers = {number: (str(one.host), int(one.port or 0)) for number, one in found.brokers.items()}
+        known = {name: len(one.partitions) for name, one in found.topics.items() if one.error is None}
+        self.partitions = known
+        self.trouble = ""
+        return found
+
+    async def ask(self, call: Callable[[], T], timeout: float = ASKED) -> T:
+        """Call what blocks, on a thread.
+
+        Raises:
+            BrokerUnavailable: no answer in time, or one that says so.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._asks, call)
+        except (KafkaException, TimeoutError, RuntimeError) as error:
+            raise self.meaning(error) from None
+
+    async def answers(
+        self, ask: Callable[[], Mapping[Any, Future[T]]], timeout: float = ASKED, patience: float = ASKED
+    ) -> list[T | Exception]:
+        """What an administrator's requests come to, in their order; asked again while leaders are being chosen."""
+        ends = time.monotonic() + patience
+        while True:
+            waiting = [asyncio.wrap_future(one) for one in ask().values()]
+            await asyncio.wait(waiting, timeout=timeout)
+            answers = [self._come_to(one) for one in waiting]
+            passing = any(isinstance(one, Exception) and code_of(one) in _PASSING for one in answers)
+            if not passing or time.monotonic() > ends:
+                return answers
+            await asyncio.sleep(PAUSE)
+
+    def _come_to(self, waiting: asyncio.Future[T]) -> T | Exception:
+        if not waiting.done():
+            waiting.cancel()
+            return self.meaning(TimeoutError())
+        error = waiting.exception()
+        return waiting.result() if error is None else self.meaning(error) if code_of(error) == 0 else error  # type: ignore[return-value]
+
+    async def answer(self, ask: Callable[[], Mapping[Any, Future[T]]], timeout: float = ASKED) -> list[T]:
+        """The same, where all have to succeed.
+
+        Raises:
+            BrokerUnavailable, ConfigurationError: one of them did not.
+        """
+        good: list[T] = []
+        for one in await self.answers(ask, timeout):
+            if isinstance(one, Exception):
+                raise self.meaning(one) from None
+            good.append(one)
+        return good
+
+    def meaning(self, error: BaseException | KafkaError) -> TidingsError:
+        """An error of the library as one of ours."""
+        if isinstance(error, TidingsError):
+            return error
+        if isinstance(error, TimeoutError):
+            return BrokerUnavailable(f"no answer in time from {self.options.where}{self._because()}")
+        if code_of(error) in _DENIED:
+            return ConfigurationError(
+                f"the user at {self.options.where} may not do this ({reason(error)}): grant it with kafka-acls"
+            )
+        return BrokerUnavailable(f"{self.options.where}: {reason(error)}{self._because()}")
+
+    def _because(self) -> str:
+        return f" ({self.trouble})" if self.trouble else ""
+
+    # ── is it there? ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _heard(self, error: KafkaError) -> None:
+        """A client reports something, on a thread of its own."""
+        if error.code() in _AWAY:
+            self._loop.call_soon_threadsafe(self.lost, error.str())
+
+    def lost(self, why: str) -> None:
+        """The cluster is away; it is looked for until it is back."""
+        if not self.trouble:
+            log.warning("%s cannot be reached: %s", self.options.where, why)
+            self.trouble = f"{self.options.where} cannot be reached: {why}"
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK if self.trouble else LOOK_AGAIN):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            was = self.trouble
+            try:
+                await self.refresh(PROBE)
+                if was:
+                    log.warning("%s can be reached again", self.options.where)
+            except TidingsError as error:
+                self.trouble = was or f"{self.options.where} does not answer: {error}"
+                if was:
+                    await asyncio.sleep(LOOK)
+            except Exception:
+                log.exception("looking for %s failed", self.options.where)
+                await asyncio.sleep(LOOK_AGAIN)
+
+
+def failed(answers: Sequence[object], allowed: frozenset[int]) -> Exception | None:
+    """The first answer that is an error, and none of those that may be."""
+    return next((one for one in answers if isinstance(one, Exception) and code_of(one) not in allowed), None)

@@ -1,0 +1,104 @@
+"""Positions as the cluster knows them: a consumer group each, and beside it which types it takes.
+
+A group has offsets from the moment it is declared, so that it misses nothing after that, whoever takes from it first.
+What the group cannot say, its types, stands in a compacted topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+
+from tidings.brokers.kafka.admin import EARLIEST, LATEST, at_time
+from tidings.brokers.kafka.link import Link
+from tidings.brokers.kafka.names import POSITION_TOPIC, check_position
+from tidings.brokers.kafka.offsets import committed_of, offsets
+from tidings.brokers.kafka.publishing import Publisher
+from tidings.brokers.kafka.reading import read_records
+from tidings.ports import Plan, Subscription
+
+REMOVE: Final = "kafka-consumer-groups.sh --bootstrap-server … --delete --group {position}"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is written down of a position."""
+
+    stream: str
+    types: tuple[str, ...]
+
+
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+async def existing_positions(link: Link, service: str) -> dict[str, Entry]:
+    """The positions of a service whose groups exist."""
+    if POSITION_TOPIC not in link.partitions:
+        return {}
+    prefix = f"{service}.".encode()
+    written: dict[str, Entry] = {}
+    async for record in read_records(link, POSITION_TOPIC):
+        key, value = record.key() or b"", record.value()
+        if key.startswith(prefix) and value:
+            try:
+                written[key.decode()] = _decode(value)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue  # nobody's
+    if not written:
+        return {}
+    groups = await link.ask(lambda: link.admin.list_consumer_groups(request_timeout=5.0).result(6.0), 8.0)
+    there = {one.group_id for one in groups.valid}
+    return {position: entry for position, entry in written.items() if position in there}
+
+
+async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None:
+    """Give each position of a plan its place, if it has none, and write down which types it takes.
+
+    Raises:
+        ConfigurationError: a position was orphaned, or cannot be one.
+    """
+    for one in plan.subscriptions:
+        check_position(one.position)
+    if not plan.subscriptions:
+        return
+    existing = await existing_positions(link, plan.service)
+    plan.check_positions({name: entry.types for name, entry in existing.items()}, REMOVE)
+    await asyncio.gather(*(_ensure(link, one) for one in plan.subscriptions if one.position not in existing))
+    changed = {
+        one.position: entry
+        for one in plan.subscriptions
+        if existing.get(one.position) != (entry := Entry(one.stream, tuple(sorted(one.types))))
+    }
+    if changed:
+        await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in changed.items()})
+
+
+async def _ensure(link: Link, subscription: Subscription) -> None:
+    """Commit where a new position begins. Where that is, is asked first: so nothing is missed."""
+    begins = await beginnings(link, subscription)
+    committed = await committed_of(link, subscription.position)
+    if any(topic == subscription.stream for topic, _ in committed):
+        return
+    places = [TopicPartition(subscription.stream, number, offset) for number, offset in begins.items()]
+    group = [ConsumerGroupTopicPartitions(subscription.position, places)]
+    (answer,) = await link.answers(lambda: link.admin.alter_consumer_group_offsets(group), 10.0)
+    if isinstance(answer, Exception) and not await committed_of(link, subscription.position):
+        raise link.meaning(answer)
+
+
+async def beginnings(link: Link, subscription: Subscription) -> dict[int, int]:
+    """Where a position that does not exist yet begins, by partition."""
+    topic = subscription.stream
+    numbers = range(link.partitions.get(topic, 0))
+    if subscription.since is not None:
+        found = await offsets(link, topic, at_time(subscription.since.timestamp()))
+        ends = await offsets(link, topic, LATEST)
+        return {number: found[number] if found[number] >= 0 else ends[number] for number in numbers}
+    return await offsets(link, topic, EARLIEST if subscription.start == "all" else LATEST)
+
+
+def types_of(entries: Mapping[str, Entry]) -> dict[str, Sequence[str]]:
+    return {name: list(entry.types) for name, entry in entries.items()}

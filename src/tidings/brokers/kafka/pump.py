@@ -1,0 +1,422 @@
+"""The thread of one position: polls its group's consumer, hands batches to the event loop, commits, and rebalances.
+
+The client library calls back on the thread that polls it, and keeps the group's membership only while it is polled. So
+the thread polls whatever happens. Where there is no room for more it takes nothing for a moment, and pauses the
+partitions when that lasts. A batch crosses to the event loop in one hop; what is settled there crosses back as a number
+that this thread reads when it commits.
+
+Each partition of the stream brings its twin along, the partition of the retry route with the same number: who has a key
+gets its copies. The twin belongs to the same group, so its commits are fenced alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Record
+
+from tidings.brokers.kafka.link import Link, made, reason
+from tidings.brokers.kafka.names import retry_topic
+from tidings.brokers.kafka.progress import Progress
+from tidings.brokers.kafka.records import delivery_of, due_of, pairs_of, type_of
+from tidings.delivery import Delivery, Route
+from tidings.ports import Subscription
+
+log = logging.getLogger("tidings.kafka")
+
+MOST: Final = 500
+"""Records in one batch."""
+POLL: Final = 0.1
+"""Seconds that a poll waits for the first record."""
+COMMIT_EVERY: Final = 0.5
+"""Seconds between two commits of what was settled."""
+UNPOLLED: Final = 0.5
+"""Seconds without room after which the partitions are paused and polling goes on."""
+ASKED: Final = 5.0
+BEGIN_WITHIN: Final = 30.0
+"""Seconds that a new partition may take until it is known how far its predecessor was."""
+AGAIN: Final = 1.0
+"""Seconds until a consumer that cannot go on is made anew."""
+SURE: Final = 0.8
+"""The part of the session's time for which partitions count as ours without a new answer."""
+
+
+class Track:
+    """One partition of a topic, while this process has it."""
+
+    __slots__ = ("gone", "number", "owner", "progress", "route", "text", "topic")
+
+    def __init__(self, owner: object, topic: str, number: int, route: Route, progress: Progress) -> None:
+        self.owner = owner
+        self.topic = topic
+        self.number = number
+        self.route = route
+        self.progress = progress
+        self.text = (-1, "")
+        """What was committed last."""
+        self.gone = False
+        """It belongs to another process, or is about to."""
+
+
+class Token:
+    """Opens a delivery: where it stands, and whether it is still ours to settle."""
+
+    __slots__ = ("due", "given", "is_open", "offset", "size", "track")
+
+    def __init__(self, track: Track, offset: int, size: int, due: float) -> None:
+        self.track = track
+        self.offset = offset
+        self.size = size
+        self.due = due
+        self.given = False
+        """With a handler; else it waits here."""
+        self.is_open = True
+
+
+Batch = list[tuple[Token, Delivery]]
+
+
+class Owner(Protocol):
+    """What the pump needs of the feed it works for; called in the event loop, but for what is read only."""
+
+    released: int
+    released_bytes: int
+
+    def take(self, batch: Batch) -> None: ...
+    def began(self) -> None: ...
+    async def let_go(self, tracks: Sequence[Track]) -> None: ...
+    def lost(self, tracks: Sequence[Track]) -> None: ...
+
+
+class Pump:
+    """One consumer on one thread."""
+
+    def __init__(self, owner: Owner, link: Link, subscription: Subscription, patience: float) -> None:
+        self._owner = owner
+        self._link = link
+        self._subscription = subscription
+        self._patience = patience
+        self._retry = retry_topic(subscription.position)
+        self._types = frozenset(one.encode() for one in subscription.types)
+        self._loop = asyncio.get_running_loop()
+        self._settings = link.settings(link.options.consumer(subscription.position)) | {"on_commit": self._committed}
+        self._made = made(Consumer, self._settings, link.options.where)
+        """The first one is made where a wrong setting can be said."""
+        self.tracks: dict[tuple[str, int], Track] = {}
+        self._taken = self._taken_bytes = 0
+        self._most = max(2, 2 * subscription.max_in_flight)
+        self._most_bytes = 2 * subscription.max_in_flight_bytes
+        self.waits = False
+        self.wake = threading.Event()
+        self.stopping = self.closing = False
+        self._paused = False
+        self._commit_at = 0.0
+        self._committing = False
+        self._asked_at = 0.0
+        self._lease = SURE * link.options.session_timeout
+        self.sure_until = 0.0
+        """Until when the group's coordinator lets nobody else have what is ours."""
+        self.trouble = ""
+        self._broken = ""
+        self.ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"tidings-kafka-{subscription.position}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def died(self) -> bool:
+        return not self._thread.is_alive() and not self.closing
+
+    # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        try:
+            while not self.closing:
+                try:
+                    self._live(self._made or made(Consumer, self._settings, self._link.options.where))
+                except Exception as error:
+                    log.exception("%s: its consumer failed, and is made anew", self._subscription.position)
+                    self.trouble = f"the consumer of {self._subscription.position} failed: {reason(error)}"
+                self._made = None  # type: ignore[assignment]
+                if not self.closing:
+                    self.wake.wait(AGAIN)
+        finally:
+            self._soon(self.ended.set)
+
+    def _live(self, consumer: Consumer) -> None:
+        self._broken = ""
+        self._paused = self._committing = False
+        try:
+            consumer.subscribe(
+                [self._subscription.stream], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+            )
+            while not self.closing and not self._broken:
+                room = self._room(consumer)
+                if room > 0:
+                    self._pull(consumer, room)
+                elif room == 0:
+                    consumer.poll(POLL)  # of what is paused nothing comes
+                self._commit(consumer)
+            if self._broken:
+                self.trouble = self._broken
+                log.error("%s, and is made anew", self._broken)
+        finally:
+            consumer.close()  # which revokes what is left
+            self._forget()
+
+    def _room(self, consumer: Consumer) -> int:
+        """How many records may come; 0 where all is paused; less where nothing is asked for a moment."""
+        room = self._has_room()
+        if room > 0 and not self.stopping:
+            if self._paused:
+                self._paused = False
+                consumer.resume(consumer.assignment())
+            return room
+        if self._paused:
+            return 0
+        if not self.stopping:
+            self.wake.clear()
+            self.waits = True
+            waited = self._has_room() > 0 or self.wake.wait(UNPOLLED)
+            self.waits = False
+            if waited:
+                return -1
+        self._paused = True
+        consumer.pause(consumer.assignment())
+        return 0
+
+    def _has_room(self) -> int:
+        if self._taken_bytes - self._owner.released_bytes >= self._most_bytes:
+            return 0
+        return min(MOST, self._most - (self._taken - self._owner.released))
+
+    def _pull(self, consumer: Consumer, room: int) -> None:
+        first = consumer.poll(POLL)
+        if first is None:
+            return
+        records = [first, *consumer.consume(room - 1, 0)] if room > 1 else [first]
+        if batch := self._batch(records):
+            self._taken += len(batch)
+            self._taken_bytes += sum(token.size for token, _ in batch)
+            self._soon(self._owner.take, batch)
+
+    def _batch(self, records: Sequence[Record]) -> Batch:
+        """Those of the records that are for this position; the others are passed over, without a look at their body."""
+        batch: Batch = []
+        tracks, types, ordered = self.tracks, self._types, self._subscription.ordered
+        for record in records:
+            if (error := record.error()) is not None:
+                self._note(error)
+                continue
+            offset = record.offset() or 0
+            track = tracks.get((record.topic() or "", record.partition() or 0))
+            if track is None or offset < track.progress.seen:
+                continue
+            pairs = pairs_of(record)
+            event = track.route is Route.EVENT
+            kind = type_of(pairs) if event else None
+            if (kind is not None and kind not in types) or track.progress.is_done(offset):
+                track.progress.skip(offset)
+                continue
+            track.progress.take(offset)
+            delivery = delivery_of(record, pairs, track.route, slots=ordered)
+            token = Token(track, offset, len(delivery.body), 0.0 if event else due_of(pairs))
+            delivery.token = token
+            delivery.delivered = 1 + track.progress.delivered(offset)
+            batch.append((token, delivery))
+        return batch
+
+    def _note(self, error: KafkaError) -> None:
+        """What came in a record's place."""
+        if error.fatal() or error.code() in (KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL):
+            self._broken = f"the consumer of {self._subscription.position} cannot go on: {error.str()}"
+        elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            self.trouble = (
+                f"the topic {self._subscription.stream} of {self._subscription.position} is gone ({error.str()}):"
+                " restart the service to make it anew"
+            )
+        else:
+            log.debug("%s: %s", self._subscription.position, error.str())
+
+    def _soon(self, call: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            self.closing = True  # the loop has ended without a close
+
+    # ── commits ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _commit(self, consumer: Consumer) -> None:
+        """Say how far each partition is, not too often; of an ordered position also that this process still lives."""
+        now = time.monotonic()
+        if self._committing and now - self._asked_at < 2 * ASKED:
+            return
+        if now < self._commit_at and not any(track.progress.hurries for track in self.tracks.values()):
+            return
+        self._commit_at = now + COMMIT_EVERY
+        changed = self._changed(list(self.tracks.values()))
+        if not changed and self._subscription.ordered and now > self.sure_until - self._lease + 1.0:
+            changed = [_place(track, *track.text) for track in list(self.tracks.values())[:1] if track.text[0] >= 0]
+        if changed:
+            self._asked_at = now
+            self._committing = True
+            try:
+                consumer.commit(offsets=changed, asynchronous=True)
+            except KafkaException as error:
+                self._committing = False
+                log.debug("%s: not committed: %s", self._subscription.position, reason(error))
+
+    def _changed(self, tracks: Sequence[Track], *, final: bool = False) -> list[TopicPartition]:
+        places = []
+        for track in tracks:
+            said = track.progress.snapshot(final=final)
+            if said != track.text:
+                track.text = said
+                places.append(_place(track, *said))
+        return places
+
+    def _committed(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        """The coordinator has answered, on this thread."""
+        self._committing = False
+        error = error or next((one.error for one in places if one.error), None)
+        if error is None:
+            self.sure_until = max(self.sure_until, self._asked_at + self._lease)
+            self.trouble = ""
+            return
+        for place in places:
+            if (track := self.tracks.get((place.topic, place.partition))) is not None:
+                track.text = (-1, "")  # to be said again
+        log.debug("%s: not committed: %s", self._subscription.position, error.str())
+
+    def _commit_now(self, consumer: Consumer, tracks: Sequence[Track], *, final: bool) -> None:
+        """Say how far they are, and wait for the answer. Without one they begin where they were: nothing is lost."""
+        if not (places := self._changed(tracks, final=final)):
+            return
+        asked = time.monotonic()
+        try:
+            consumer.commit(offsets=places, asynchronous=False)
+            self.sure_until = max(self.sure_until, asked + self._lease)
+        except KafkaException as error:
+            log.debug("%s: not committed: %s", self._subscription.position, reason(error))
+            for track in tracks:
+                track.text = (-1, "")
+
+    # ── partitions come and go, on this thread, inside of a poll ────────────────────────────────────────────────────
+
+    def _assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        try:
+            numbers = [place.partition for place in places]
+            asked = [TopicPartition(topic, number) for number in numbers for topic in self._topics(number)]
+            begins = self._begins(consumer, asked)
+            if begins is None:
+                self._broken = f"the consumer of {self._subscription.position} does not learn how far it is"
+                consumer.incremental_assign(places)
+                consumer.pause(places)
+                return
+            new = []
+            for place in begins:
+                route = Route.EVENT if place.topic == self._subscription.stream else Route.RETRY
+                start = place.offset if place.offset >= 0 else 0
+                track = Track(self._owner, place.topic, place.partition, route, Progress(start, place.metadata))
+                self.tracks[place.topic, place.partition] = track
+                new.append(track)
+            if new:
+                self._soon(self._owner.began)
+            starts = [
+                TopicPartition(one.topic, one.partition, one.offset if one.offset >= 0 else OFFSET_BEGINNING)
+                for one in begins
+            ]
+            consumer.incremental_assign(starts)
+            if self._paused and starts:
+                consumer.pause(starts)
+            self._commit_now(consumer, new, final=False)
+        except Exception as error:
+            log.exception("%s: new partitions could not be taken", self._subscription.position)
+            self._broken = f"the consumer of {self._subscription.position} cannot take partitions: {reason(error)}"
+
+    def _topics(self, number: int) -> list[str]:
+        """The stream's, and the retry route's where it has such a partition."""
+        topics = [self._subscription.stream]
+        return [*topics, self._retry] if number < self._link.partitions.get(self._retry, 0) else topics
+
+    def _begins(self, consumer: Consumer, asked: list[TopicPartition]) -> list[TopicPartition] | None:
+        """How far the predecessor of each was; None where nobody says."""
+        if not asked:
+            return []
+        ends = time.monotonic() + BEGIN_WITHIN
+        while time.monotonic() < ends and not self.closing:
+            try:
+                found = consumer.committed(asked, timeout=ASKED)
+                if not any(one.error for one in found):
+                    return found
+            except KafkaException as error:
+                log.debug("%s: %s", self._subscription.position, reason(error))
+            time.sleep(POLL)
+        return None
+
+    def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        tracks = self._leaving(places)
+        try:
+            if tracks:
+                letting_go = asyncio.run_coroutine_threadsafe(self._owner.let_go(tracks), self._loop)
+                letting_go.result(self._patience + ASKED)
+        except Exception as error:
+            log.warning(
+                "%s: %d partitions go to another process while events of them run: %s",
+                self._subscription.position,
+                len(tracks),
+                str(error) or type(error).__name__,
+            )
+        for track in tracks:
+            track.gone = True
+        try:
+            self._commit_now(consumer, tracks, final=True)
+        except Exception:
+            log.exception("%s: what was done could not be committed", self._subscription.position)
+        self._unassign(consumer, places)
+
+    def _lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        """The group has gone on without this process: nothing may be said of them any more."""
+        tracks = self._leaving(places)
+        for track in tracks:
+            track.gone = True
+        if tracks:
+            log.warning("%s: %d partitions were taken away", self._subscription.position, len(tracks))
+            self._soon(self._owner.lost, tracks)
+        self._unassign(consumer, places)
+
+    def _leaving(self, places: Sequence[TopicPartition]) -> list[Track]:
+        numbers = {place.partition for place in places}
+        return [track for (_, number), track in self.tracks.items() if number in numbers]
+
+    def _unassign(self, consumer: Consumer, places: Sequence[TopicPartition]) -> None:
+        numbers = {place.partition for place in places}
+        ours = {key: track for key, track in self.tracks.items() if key[1] in numbers}
+        for key in ours:
+            del self.tracks[key]
+        known = {(place.topic, place.partition) for place in places} | set(ours)
+        try:
+            consumer.incremental_unassign([TopicPartition(*one) for one in known])
+        except KafkaException as error:
+            log.debug("%s: %s", self._subscription.position, reason(error))
+            self._broken = self._broken or f"the consumer of {self._subscription.position}: {reason(error)}"
+
+    def _forget(self) -> None:
+        """Nothing is ours any more."""
+        tracks = list(self.tracks.values())
+        self.tracks.clear()
+        for track in tracks:
+            track.gone = True
+        if tracks:
+            self._soon(self._owner.lost, tracks)
+
+
+def _place(track: Track, offset: int, text: str) -> TopicPartition:
+    return TopicPartition(track.topic, track.number, offset, text)

@@ -1,0 +1,171 @@
+"""Topics: made where they are missing, compared where they are there, and never changed in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+from confluent_kafka import KafkaError
+
+from tidings.brokers.kafka.admin import ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
+from tidings.brokers.kafka.link import Link, failed, reason
+from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, check_stream, retry_topic
+from tidings.delivery import MAX_EVENT_BYTES
+from tidings.errors import BrokerUnavailable, ConfigurationError
+from tidings.ports import Drift, Plan, StreamPlan
+
+WEEK: Final = timedelta(days=7)
+ROOM: Final = 256 * 1024
+"""Bytes beside the body that copies and dead letters may need for their headers."""
+MAX_MESSAGE: Final = MAX_EVENT_BYTES + ROOM
+HOUR: Final = 3_600_000
+
+_EXISTS: Final = frozenset({KafkaError.TOPIC_ALREADY_EXISTS})
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A topic as it is to be made."""
+
+    name: str
+    partitions: int
+    settings: Mapping[str, str]
+
+
+def wanted_topics(plan: Plan, partitions: Mapping[str, int], most: int) -> list[Wanted]:
+    """All that a plan needs: streams, the retry route of each position, and what all services share."""
+    common = {"max.message.bytes": str(MAX_MESSAGE), "message.timestamp.type": "LogAppendTime"}
+    for_ever = {**common, "cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    latest = {
+        **common,
+        "cleanup.policy": "compact",
+        "delete.retention.ms": str(HOUR),
+        "segment.ms": str(24 * HOUR),
+    }
+    topics = []
+    for stream in plan.streams:
+        keep = str(_milliseconds(stream.keep or WEEK))
+        settings = {**common, "cleanup.policy": "delete", "retention.ms": keep, "retention.bytes": "-1"}
+        topics.append(Wanted(stream.name, most, settings))
+    for one in plan.subscriptions:
+        topics.append(Wanted(retry_topic(one.position), partitions.get(one.stream, most), for_ever))
+    return [
+        *topics,
+        Wanted(DEAD_TOPIC, 1, for_ever),
+        Wanted(NOTE_TOPIC, 1, latest),
+        Wanted(POSITION_TOPIC, 1, latest),
+    ]
+
+
+async def ensure_topics(link: Link, plan: Plan) -> list[Drift]:
+    """Make what is missing, and say what differs.
+
+    Raises:
+        ConfigurationError: a name cannot be a topic, or one that is there cannot keep events.
+        BrokerUnavailable: the cluster does not answer.
+    """
+    for stream in plan.streams:
+        check_stream(stream.name)
+    await link.refresh()
+    wanted = wanted_topics(plan, link.partitions, link.options.partitions)
+    missing = [one for one in wanted if one.name not in link.partitions]
+    if missing:
+        await _make(link, missing)
+    await _match_retries(link, plan)
+    return await _compare(link, plan.streams, {one.name for one in missing})
+
+
+async def _make(link: Link, missing: Iterable[Wanted]) -> None:
+    new = [NewTopic(one.name, one.partitions, link.options.replication, config=dict(one.settings)) for one in missing]
+    answers = await link.answers(lambda: link.admin.create_topics(new, operation_timeout=5.0), 15.0)
+    if (error := failed(answers, _EXISTS)) is not None:
+        names = ", ".join(one.topic for one in new)
+        if isinstance(error, BrokerUnavailable):
+            raise error
+        raise ConfigurationError(
+            f"not all of the topics {names} can be made at {link.options.where}: {reason(error)}. Make them by hand, or"
+            " let the user create topics"
+        )
+    names_wanted = {one.topic for one in new}
+    for _ in range(20):  # each broker hears of a new topic in its own time
+        await link.refresh()
+        if names_wanted <= set(link.partitions):
+            return
+    raise BrokerUnavailable(f"{link.options.where} does not know of its new topics yet: try again")
+
+
+async def _match_retries(link: Link, plan: Plan) -> None:
+    """A retry route has as many partitions as its stream: so a copy comes to whoever has its key."""
+    grown = [
+        NewPartitions(retry_topic(one.position), link.partitions[one.stream])
+        for one in plan.subscriptions
+        if link.partitions.get(one.stream, 0) > link.partitions.get(retry_topic(one.position), 0)
+    ]
+    if grown:
+        await link.answers(lambda: link.admin.create_partitions(grown, operation_timeout=5.0), 15.0)
+        await link.refresh()
+
+
+async def topic_settings(link: Link, topic: str) -> dict[str, str]:
+    """The settings of a topic as the cluster has them.
+
+    Raises:
+        BrokerUnavailable: it cannot be asked, or there is no such topic.
+    """
+    asked = [ConfigResource(ResourceType.TOPIC, topic)]
+    (found,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
+    return {name: str(entry.value) for name, entry in found.items() if isinstance(entry, ConfigEntry)}
+
+
+async def _compare(link: Link, streams: Sequence[StreamPlan], new: set[str]) -> list[Drift]:
+    old = [one for one in streams if one.name not in new]
+    if not old:
+        return []
+    resources = [ConfigResource(ResourceType.TOPIC, one.name) for one in old]
+    answers = await link.answer(lambda: link.admin.describe_configs(resources, request_timeout=5.0))
+    drifts = []
+    for stream, found in zip(old, answers, strict=True):
+        settings = {name: str(entry.value) for name, entry in found.items()}
+        if "compact" in settings.get("cleanup.policy", ""):
+            raise ConfigurationError(
+                f"the topic {stream.name} is compacted: it forgets events whose key comes again. Take"
+                f" cleanup.policy=delete: kafka-configs.sh --alter --topic {stream.name} --add-config"
+                " cleanup.policy=delete"
+            )
+        drifts += _drifts(stream, settings)
+    return drifts
+
+
+def _drifts(stream: StreamPlan, settings: Mapping[str, str]) -> list[Drift]:
+    drifts = []
+    alter = f"kafka-configs.sh --bootstrap-server … --alter --topic {stream.name} --add-config"
+    if stream.keep is not None and (kept := keeps(settings)) != stream.keep:
+        drifts.append(
+            Drift(
+                what=f"keep of stream {stream.name}",
+                declared=str(stream.keep),
+                found="for ever" if kept is None else str(kept),
+                remedy=f"Settle it: {alter} retention.ms={_milliseconds(stream.keep)}",
+            )
+        )
+    if (most := int(settings.get("max.message.bytes") or MAX_MESSAGE)) < MAX_MESSAGE:
+        drifts.append(
+            Drift(
+                what=f"size of messages of stream {stream.name}",
+                declared=f"{MAX_MESSAGE:,} bytes with headers",
+                found=f"{most:,} bytes",
+                remedy=f"Larger events are refused by the broker. Settle it: {alter} max.message.bytes={MAX_MESSAGE}",
+            )
+        )
+    return drifts
+
+
+def keeps(settings: Mapping[str, str]) -> timedelta | None:
+    """For how long a topic keeps its events; None is without end."""
+    age = int(settings.get("retention.ms") or -1)
+    return None if age < 0 else timedelta(milliseconds=age)
+
+
+def _milliseconds(span: timedelta) -> int:
+    return int(span / timedelta(milliseconds=1))

@@ -1,0 +1,66 @@
+"""The rig of the Kafka adapter: one real node, killed by SIGKILL and started again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.proxy import Proxy
+from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.ports import Broker, Features
+from tools.services.kafka import Kafka
+from tools.services.program import free_port
+
+
+class KafkaRig:
+    """Each client has connections of its own. Far ones come by a second listener, which tells them to use a proxy."""
+
+    def __init__(self, server: Kafka) -> None:
+        self._server = server
+        self._proxy: Proxy | None = None
+
+    @property
+    def features(self) -> Features:
+        return KafkaBroker(self._server.url).features
+
+    @property
+    def url(self) -> str:
+        return f"{self._server.url}?session_timeout=3s"
+
+    async def broker(self) -> Broker:
+        return KafkaBroker(self.url)
+
+    async def restart(self, away: float = 0.0) -> None:
+        await asyncio.to_thread(self._server.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self._server.start)
+
+    async def close(self) -> None:
+        """The server serves the next test, too."""
+        if self._proxy is not None:
+            await self._proxy.stop()
+
+    # ── the way there ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def far_broker(self) -> Broker:
+        port = int(self._server.far_advertised.rpartition(":")[2])
+        if self._proxy is None:
+            self._proxy = await Proxy(self._server.far_port, port).start()
+        return KafkaBroker(f"kafka://127.0.0.1:{port}?session_timeout=3s")
+
+    async def lose(self) -> None:
+        if self._proxy is not None:
+            self._proxy.hold()
+
+    async def mend(self) -> None:
+        if self._proxy is not None:
+            self._proxy.release()
+
+    async def strand(self) -> None:
+        if self._proxy is not None:
+            self._proxy.freeze()
+
+
+def with_far_port(server: Kafka) -> Kafka:
+    """A server whose second listener sends its clients to a proxy's port."""
+    server.far_advertised = f"127.0.0.1:{free_port()}"
+    return server

@@ -1,0 +1,28 @@
+"""The suite on a real Kafka, which dies by SIGKILL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests.conformance.kafka_rig import KafkaRig, with_far_port
+from tidings.testing.conformance import Conformance, Rig
+from tools.services.kafka import Kafka
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    with with_far_port(Kafka(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.mark.server
+@pytest.mark.proves(broker="kafka")
+class TestKafka(Conformance):
+    @pytest_asyncio.fixture
+    async def rig(self, server: Kafka) -> AsyncIterator[Rig]:
+        rig = KafkaRig(server)
+        yield rig
+        await rig.close()
