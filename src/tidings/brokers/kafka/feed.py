@@ -281,12 +281,13 @@ class KafkaFeed:
     async def backlog(self) -> Backlog:
         """How far behind the position is; raises BrokerUnavailable when the cluster cannot be asked."""
         one = self.subscription
-        committed = await committed_of(self._link, one.position)
+        topics = (one.stream, retry_topic(one.position))
+        committed = await committed_of(self._link, one.position, topics)
         ours: dict[str, dict[int, tuple[int, str]]] = {}
         for track in list(self.pump.tracks.values()):
             ours.setdefault(track.topic, {})[track.number] = track.progress.snapshot(final=True)
         total = 0
-        for topic in (one.stream, retry_topic(one.position)):
+        for topic in topics:
             total += await left(self._link, topic, committed, ours.get(topic))
         waiting = sum(token.track.route is Route.RETRY and not token.track.gone for _, _, token, _ in self._later)
         in_flight = self._given

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
 from tidings.brokers.kafka.options import Options
@@ -47,7 +47,12 @@ _PASSING: Final = frozenset(
         KafkaError.NOT_COORDINATOR,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
         KafkaError._WAIT_COORD,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._NOENT,
     }
 )
 """What a cluster says of a topic that was just made, or while it has an election."""
@@ -94,6 +99,8 @@ class Link:
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.admin: AdminClient = made(AdminClient, self.settings(options.common()), options.where)
+        self._askers: dict[str, Consumer] = {}
+        """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
         """The topics that are known to exist, and into how many partitions they fall."""
         self.brokers: dict[int, tuple[str, int]] = {}
@@ -117,6 +124,13 @@ class Link:
         if watching is not None:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+        askers = list(self._askers.values())
+        self._askers.clear()
+        for asker in askers:
+            try:
+                await self.ask(asker.close)
+            except TidingsError as error:
+                log.debug("closing: %s", error)
         self.reads.shutdown(wait=False, cancel_futures=True)
         self._asks.shutdown(wait=False, cancel_futures=True)
 
@@ -148,13 +162,24 @@ class Link:
         except (KafkaException, TimeoutError, RuntimeError) as error:
             raise self.meaning(error) from None
 
+    def asker(self, group: str = "") -> Consumer:
+        """A consumer to ask with, of a group that it is no member of.
+
+        The administrator has questions about groups too. The library (2.16) ends the whole process when the answer to
+        one comes after its coordinator went away.
+        """
+        if group not in self._askers:
+            settings = self.options.reader() | ({"group.id": group} if group else {})
+            self._askers[group] = made(Consumer, self.settings(settings), self.options.where)
+        return self._askers[group]
+
     async def answers(
         self, ask: Callable[[], Mapping[Any, Future[T]]], timeout: float = ASKED, patience: float = ASKED
     ) -> list[T | Exception]:
         """What an administrator's requests come to, in their order; asked again while leaders are being chosen."""
         ends = time.monotonic() + patience
         while True:
-            waiting = [asyncio.wrap_future(one) for one in ask().values()]
+            waiting: list[asyncio.Future[T]] = [asyncio.wrap_future(one) for one in ask().values()]
             await asyncio.wait(waiting, timeout=timeout)
             answers = [self._come_to(one) for one in waiting]
             passing = any(isinstance(one, Exception) and code_of(one) in _PASSING for one in answers)
@@ -162,12 +187,14 @@ class Link:
                 return answers
             await asyncio.sleep(PAUSE)
 
-    def _come_to(self, waiting: asyncio.Future[T]) -> T | Exception:
+    def _come_to(self, waiting: asyncio.Future[Any]) -> Any:
         if not waiting.done():
             waiting.cancel()
             return self.meaning(TimeoutError())
         error = waiting.exception()
-        return waiting.result() if error is None else self.meaning(error) if code_of(error) == 0 else error  # type: ignore[return-value]
+        if error is None:
+            return waiting.result()
+        return error if isinstance(error, KafkaException) else self.meaning(error)
 
     async def answer(self, ask: Callable[[], Mapping[Any, Future[T]]], timeout: float = ASKED) -> list[T]:
         """The same, where all have to succeed.
@@ -202,7 +229,10 @@ class Link:
     def _heard(self, error: KafkaError) -> None:
         """A client reports something, on a thread of its own."""
         if error.code() in _AWAY:
-            self._loop.call_soon_threadsafe(self.lost, error.str())
+            try:
+                self._loop.call_soon_threadsafe(self.lost, error.str())
+            except RuntimeError:
+                pass  # the loop has ended
 
     def lost(self, why: str) -> None:
         """The cluster is away; it is looked for until it is back."""

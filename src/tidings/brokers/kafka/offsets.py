@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeAlias
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, TopicPartition
+from confluent_kafka import TopicPartition
 
-from tidings.brokers.kafka.admin import EARLIEST, LATEST, OffsetSpec
-from tidings.brokers.kafka.link import Link, code_of
+from tidings.brokers.kafka.link import ASKED, PAUSE, Link
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import open_in
+from tidings.errors import BrokerUnavailable, TidingsError
 
 Committed: TypeAlias = Mapping[tuple[str, int], tuple[int, str]]
 """By topic and partition: the offset and the text beside it."""
 
 
-async def offsets(link: Link, topic: str, which: OffsetSpec) -> dict[int, int]:
-    """An offset of each partition of a topic; -1 where there is none."""
-    numbers = range(link.partitions.get(topic, 0))
-    places = {TopicPartition(topic, number): which for number in numbers}
-    return {
-        number: one.offset
-        for number, one in zip(
-            numbers, await link.answer(lambda: link.admin.list_offsets(places, request_timeout=5.0)), strict=True
-        )
-    }
+EARLIEST: Final = -2
+LATEST: Final = -1
 
 
-async def committed_of(link: Link, position: str) -> Committed:
-    """What a group has committed; nothing where there is no group."""
-    group = [ConsumerGroupTopicPartitions(position)]
-    (answer,) = await link.answers(lambda: link.admin.list_consumer_group_offsets(group, request_timeout=5.0))
-    if isinstance(answer, Exception):
-        if code_of(answer) == KafkaError.GROUP_ID_NOT_FOUND:
-            return {}
-        raise link.meaning(answer)
-    return {
-        (one.topic, one.partition): (one.offset, one.metadata or "")
-        for one in answer.topic_partitions or ()
-        if one.offset >= 0
-    }
+def at_time(seconds: float) -> int:
+    """The first record that was stored then or later."""
+    return int(seconds * 1000)
+
+
+async def offsets(link: Link, topic: str, which: int) -> dict[int, int]:
+    """An offset of each partition of a topic; -1 where there is none.
+
+    Raises:
+        BrokerUnavailable: the cluster does not answer in time.
+    """
+    places = [TopicPartition(topic, number, which) for number in range(link.partitions.get(topic, 0))]
+    if not places:
+        return {}
+    found = await _asked(link, lambda: link.asker().offsets_for_times(places, ASKED))
+    return {one.partition: one.offset for one in found}
+
+
+async def committed_of(link: Link, position: str, topics: Iterable[str]) -> Committed:
+    """What a group has committed in these topics; nothing where there is no group.
+
+    Raises:
+        BrokerUnavailable: the cluster does not answer in time.
+    """
+    places = [TopicPartition(topic, number) for topic in topics for number in range(link.partitions.get(topic, 0))]
+    if not places:
+        return {}
+    found = await _asked(link, lambda: link.asker(position).committed(places, ASKED))
+    return {(one.topic, one.partition): (one.offset, one.metadata or "") for one in found if one.offset >= 0}
+
+
+async def _asked(link: Link, ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    """The answer for each partition; asked again for a while, because leaders and coordinators come and go."""
+    ends = time.monotonic() + ASKED
+    while True:
+        try:
+            found = await link.ask(ask, ASKED + 1.0)
+            problem = next((link.meaning(one.error) for one in found if one.error), None)
+            if problem is None:
+                return found
+        except TidingsError as error:
+            problem = error
+        if time.monotonic() > ends or not isinstance(problem, BrokerUnavailable):
+            raise problem
+        await asyncio.sleep(PAUSE)
 
 
 async def left(link: Link, topic: str, committed: Committed, known: Mapping[int, tuple[int, str]] | None = None) -> int:
@@ -60,7 +86,7 @@ async def copies(link: Link, position: str) -> int:
         await link.refresh()
     if topic not in link.partitions:
         return 0
-    committed = dict(await committed_of(link, position))
+    committed = dict(await committed_of(link, position, [topic]))
     first = await offsets(link, topic, EARLIEST)
     for number, offset in first.items():
         committed.setdefault((topic, number), (offset, ""))

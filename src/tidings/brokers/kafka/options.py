@@ -183,6 +183,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             }
         return settings | dict(self.more)
 
+    def reader(self) -> dict[str, Any]:
+        """What reads logs and asks for offsets: a member of no group."""
+        settings = self.consumer("tidings-reader")
+        for name in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.protocol"):
+            settings.pop(name, None)
+        return settings | {"fetch.wait.max.ms": 100}
+
 
 def parse(url: str, options: Mapping[str, Any] | None = None) -> Options:
     """Take a ``kafka://`` URL apart; `options` are settings of librdkafka beside those that stand in it.

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import TopicPartition
 
-from tidings.brokers.kafka.admin import EARLIEST, LATEST, at_time
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import POSITION_TOPIC, check_position
-from tidings.brokers.kafka.offsets import committed_of, offsets
+from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, committed_of, offsets
 from tidings.brokers.kafka.publishing import Publisher
 from tidings.brokers.kafka.reading import read_records
+from tidings.errors import BrokerUnavailable
 from tidings.ports import Plan, Subscription
 
 REMOVE: Final = "kafka-consumer-groups.sh --bootstrap-server … --delete --group {position}"
@@ -49,9 +49,8 @@ async def existing_positions(link: Link, service: str) -> dict[str, Entry]:
                 continue  # nobody's
     if not written:
         return {}
-    groups = await link.ask(lambda: link.admin.list_consumer_groups(request_timeout=5.0).result(6.0), 8.0)
-    there = {one.group_id for one in groups.valid}
-    return {position: entry for position, entry in written.items() if position in there}
+    there = await asyncio.gather(*(committed_of(link, one, [entry.stream]) for one, entry in written.items()))
+    return {position: entry for (position, entry), found in zip(written.items(), there, strict=True) if found}
 
 
 async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None:
@@ -79,14 +78,16 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None
 async def _ensure(link: Link, subscription: Subscription) -> None:
     """Commit where a new position begins. Where that is, is asked first: so nothing is missed."""
     begins = await beginnings(link, subscription)
-    committed = await committed_of(link, subscription.position)
-    if any(topic == subscription.stream for topic, _ in committed):
+    if await committed_of(link, subscription.position, [subscription.stream]):
         return
     places = [TopicPartition(subscription.stream, number, offset) for number, offset in begins.items()]
-    group = [ConsumerGroupTopicPartitions(subscription.position, places)]
-    (answer,) = await link.answers(lambda: link.admin.alter_consumer_group_offsets(group), 10.0)
-    if isinstance(answer, Exception) and not await committed_of(link, subscription.position):
-        raise link.meaning(answer)
+    asker = link.asker(subscription.position)
+    try:
+        await link.ask(lambda: asker.commit(offsets=places, asynchronous=False), 10.0)
+    except BrokerUnavailable:
+        # Whoever was quicker, and takes from it already, has committed where it begins.
+        if not await committed_of(link, subscription.position, [subscription.stream]):
+            raise
 
 
 async def beginnings(link: Link, subscription: Subscription) -> dict[int, int]:

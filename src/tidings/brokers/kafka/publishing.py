@@ -81,7 +81,7 @@ class Publisher:
         self._pending: dict[str, list[tuple[_Waits, int]]] = {}
         """By id: who waits for the report."""
         self._checking = asyncio.Lock()
-        self._closed = False
+        self._closed = self._closing = False
         self._producer = self._made()
 
     def _made(self) -> Producer:
@@ -159,7 +159,7 @@ class Publisher:
 
     def _send(self, record: Outgoing, partition: int, id: str, waits: _Waits, place: int) -> bool:
         """Hand a message to the library; False where it has no room just now."""
-        if self._closed:
+        if self._closing:
             raise BrokerUnavailable(f"nothing was sent: the connection to {self._where} is being closed")
         with self._lock:
             waits.missing.add(place)
@@ -244,7 +244,7 @@ class Publisher:
     def _replace(self, error: KafkaError) -> None:
         """After a fatal error a producer stores nothing any more (trap 77)."""
         old = self._producer
-        if self._closed:
+        if self._closing:
             return
         log.error("the producer for %s cannot go on and is made anew: %s", self._where, error.str())
         self._producer = self._made()
@@ -255,8 +255,9 @@ class Publisher:
 
     async def close(self) -> None:
         """Wait a little for what is on its way; what has no report then is not known to be stored."""
-        if self._closed:
+        if self._closing:
             return
+        self._closing = True
         producer = self._producer
         try:
             await self._link.ask(lambda: producer.flush(FLUSH), FLUSH + 2.0)

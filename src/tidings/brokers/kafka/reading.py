@@ -19,10 +19,9 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
-from tidings.brokers.kafka.admin import EARLIEST, LATEST, at_time
 from tidings.brokers.kafka.link import Link, made, reason
 from tidings.brokers.kafka.names import topic_to_read
-from tidings.brokers.kafka.offsets import offsets
+from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, offsets
 from tidings.brokers.kafka.records import POSITION, delivery_of, own, pairs_of
 from tidings.delivery import Delivery, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -36,13 +35,6 @@ SILENCE: Final = 30.0
 """Seconds without an answer after which a reader gives up."""
 PAUSE: Final = 0.2
 ASLEEP: Final = 1.0
-
-
-def _reader(link: Link) -> Consumer:
-    settings = link.settings(link.options.consumer("tidings-reader"))
-    for name in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.protocol"):
-        settings.pop(name, None)  # it is no member of any group
-    return made(Consumer, settings | {"fetch.wait.max.ms": 100}, link.options.where)
 
 
 def _some(consumer: Consumer, seconds: float = PAUSE) -> list[Record]:
@@ -66,7 +58,7 @@ async def read_records(link: Link, topic: str, since: datetime | None = None) ->
     if not merge.open:
         return
     loop = asyncio.get_running_loop()
-    consumer = _reader(link)
+    consumer = made(Consumer, link.settings(link.options.reader()), link.options.where)
     try:
         consumer.assign([TopicPartition(topic, number, begins[number]) for number in merge.open])
         heard = time.monotonic()
@@ -166,7 +158,7 @@ class Tail:
         async with self._starting:
             if self._thread is None:
                 ends = await offsets(self._link, self._topic, LATEST)
-                consumer = _reader(self._link)
+                consumer = made(Consumer, self._link.settings(self._link.options.reader()), self._link.options.where)
                 consumer.assign([TopicPartition(self._topic, number, end) for number, end in ends.items()])
                 self._thread = threading.Thread(
                     target=self._run, args=(consumer,), name=f"tidings-kafka-tail-{self._topic}", daemon=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
@@ -10,7 +12,7 @@ import msgspec
 from confluent_kafka import KafkaError
 
 from tidings.brokers.kafka.admin import ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
-from tidings.brokers.kafka.link import Link, failed, reason
+from tidings.brokers.kafka.link import PAUSE, Link, failed, reason
 from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, check_stream, retry_topic
 from tidings.delivery import MAX_EVENT_BYTES
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -20,6 +22,7 @@ WEEK: Final = timedelta(days=7)
 ROOM: Final = 256 * 1024
 """Bytes beside the body that copies and dead letters may need for their headers."""
 MAX_MESSAGE: Final = MAX_EVENT_BYTES + ROOM
+KNOWN_WITHIN: Final = 10.0
 HOUR: Final = 3_600_000
 
 _EXISTS: Final = frozenset({KafkaError.TOPIC_ALREADY_EXISTS})
@@ -88,10 +91,12 @@ async def _make(link: Link, missing: Iterable[Wanted]) -> None:
             " let the user create topics"
         )
     names_wanted = {one.topic for one in new}
-    for _ in range(20):  # each broker hears of a new topic in its own time
+    ends = time.monotonic() + KNOWN_WITHIN
+    while time.monotonic() < ends:  # each broker hears of a new topic in its own time
         await link.refresh()
         if names_wanted <= set(link.partitions):
             return
+        await asyncio.sleep(PAUSE)
     raise BrokerUnavailable(f"{link.options.where} does not know of its new topics yet: try again")
 
 
