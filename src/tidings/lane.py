@@ -100,8 +100,7 @@ class Shared:
             async with asyncio.timeout(None if patience == float("inf") else patience):
                 while True:
                     begun = {delivery for delivery in gone if delivery in self._aside}
-                    for lane in self._lanes:
-                        lane.forget(gone - begun)
+                    self._forget(gone - begun)
                     if not self._at_work(gone):
                         return ()
                     self._ended.clear()
@@ -111,6 +110,10 @@ class Shared:
         finally:
             self._waiting -= 1
 
+    def _forget(self, gone: set[Delivery]) -> None:
+        for lane in self._lanes:
+            lane.forget(gone)
+
     def _at_work(self, gone: set[Delivery]) -> list[Delivery]:
         running = [delivery for lane in self._lanes for delivery in lane.batch if delivery in gone]
         return running + [delivery for delivery in gone if delivery in self._aside]
@@ -119,3 +122,19 @@ class Shared:
         """A lane has come to the end of a batch, or a call that was set aside to its own."""
         if self._waiting:
             self._ended.set()
+
+
+class Competing(Shared):
+    """The lanes of a position without order: they have one queue, and the first that sleeps takes from it."""
+
+    def __call__(self, delivery: Delivery, /) -> None:
+        self._lanes[0].queue.append(delivery)
+        for lane in self._lanes:
+            if lane.wake():
+                return
+
+    def _forget(self, gone: set[Delivery]) -> None:
+        queue = self._lanes[0].queue
+        kept = [delivery for delivery in queue if delivery not in gone]
+        queue.clear()
+        queue.extend(kept)

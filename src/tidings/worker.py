@@ -19,7 +19,7 @@ from tidings.delivery import Delivery, Done, Release
 from tidings.errors import BrokerUnavailable, WorldError
 from tidings.handling import we_are_cancelled
 from tidings.holding import Holding
-from tidings.lane import Lane, Shared
+from tidings.lane import Competing, Lane, Shared
 from tidings.pipeline import Pipeline
 from tidings.policy import describe
 from tidings.ports import Backlog, Broker, Feed, Fenced, Observer, Subscription
@@ -73,6 +73,7 @@ class Worker:
         self.paused = ""
         """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
         pipeline.settler.judge = self._judge
+        self._sink = self._shared or Competing(self._lanes, pipeline.leaving.aside)
         self._asides = Asides(pipeline, self._lanes, self._shared)
         self._gate = Gate(lambda: self.busy)
         self._holding = pipeline.settler.holding
@@ -132,7 +133,7 @@ class Worker:
             self._tasks.spawn(f"{self.position} followers", Releaser(self.position, self._broker, self._holding).run)
 
     async def _listen(self) -> None:
-        self._feed = feed = await self._broker.subscribe(self._subscription, self._shared or self._take)
+        self._feed = feed = await self._broker.subscribe(self._subscription, self._sink)
         if isinstance(feed, Fenced):
             self._pipeline.fence = feed.fence
         if self._before is not None:
@@ -220,13 +221,6 @@ class Worker:
             raise BrokerUnavailable(f"{self.position} does not listen yet")
         return await self._feed.keeps()
 
-    def _take(self, delivery: Delivery) -> None:
-        """Any lane may have it: the first that sleeps."""
-        self._lanes[0].queue.append(delivery)
-        for lane in self._lanes:
-            if lane.wake():
-                return
-
     async def _run(self, lane: Lane) -> None:
         pause = 0.0
         while not (self._stopping.is_set() or we_are_cancelled()):  # which a handler may have kept to itself
@@ -238,13 +232,12 @@ class Worker:
                 await self._pause(LONGEST_PAUSE)
                 continue
             batch = lane.take(self._allowed())
-            if batch and self._shared is not None:
-                if doubt := self._pipeline.fence():
-                    lane.put_back(batch)
-                    lane.trouble = doubt
-                    await self._pause(FIRST_PAUSE)
-                    continue
-                batch = [delivery for delivery in batch if not delivery.withdrawn]
+            if batch and self._shared is not None and (doubt := self._pipeline.fence()):
+                lane.put_back(batch)
+                lane.trouble = doubt
+                await self._pause(FIRST_PAUSE)
+                continue
+            batch = [delivery for delivery in batch if not delivery.withdrawn]
             if not batch:
                 lane.trouble = ""
                 await lane.sleep(self._until_next(lane))
@@ -344,8 +337,7 @@ class Worker:
     def _ended(self, lane: Lane) -> None:
         lane.busy = self._switch.probing = False
         lane.batch = ()
-        if self._shared is not None:
-            self._shared.ended()
+        self._sink.ended()
 
     async def _process_alone(self, lane: Lane, suspect: Delivery) -> tuple[list[Delivery], str]:
         """Handle what may have killed its process before, while no other lane of this handler runs."""
