@@ -1,0 +1,235 @@
+"""Consume rates on Kafka: Tidings against a bare loop and against FastStream, on one node, interleaved, as ratios.
+
+``python -m bench.kafka [--events 50000] [--rounds 5]``
+
+All sides: the same stored events, a group of their own, no auto-commit, what was handled committed every half second
+and at the end, at most 1,024 in flight, librdkafka's own settings otherwise. The bare loop decodes the same bytes with
+msgspec and tracks nothing: it handles in order, so the last offset of each partition is what it commits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import Consumer, TopicPartition
+from fast_depends.msgspec import MsgSpecSerializer
+from fast_depends.pydantic import PydanticSerializer
+from faststream import AckPolicy
+from faststream.confluent import KafkaBroker
+from faststream.confluent.annotations import KafkaMessage
+
+from bench.contestants import Count, EnvelopeModel, EnvelopeStruct, Placed, make_event
+from bench.verdict import Verdicts
+from tidings import Service
+from tidings.delivery import Envelope
+from tidings.envelope import envelope_of, to_structured
+from tools.services.kafka import Kafka
+
+STREAM: Final = "bench"
+BATCH: Final = 256
+IN_FLIGHT: Final = 1024
+COMMIT_EVERY: Final = 0.5
+BARE, OURS = "bare confluent-kafka", "tidings"
+OF_FASTSTREAM, OF_BARE = 5.0, 0.5
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_data = msgspec.json.Decoder(Placed).decode
+
+
+async def bare(url: str, count: int) -> float:
+    """A loop by hand: batches, msgspec, the last offset of each partition committed at an interval."""
+    return await asyncio.to_thread(_bare, url, count)
+
+
+def _bare(url: str, count: int) -> float:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": url.removeprefix("kafka://"),
+            "group.id": f"bare-{os.getpid()}",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    )
+    consumer.subscribe([STREAM])
+    seen, began, committed = 0, 0.0, time.perf_counter()
+    done: dict[int, int] = {}
+    try:
+        while seen < count:
+            first = consumer.poll(1.0)
+            if first is None:
+                continue
+            for record in [first, *consumer.consume(BATCH - 1, 0)]:
+                if record.error() is not None:
+                    raise RuntimeError(str(record.error()))
+                began = began or time.perf_counter()
+                envelope = _decode_envelope(record.value() or b"")
+                _decode_data(envelope.data)
+                done[record.partition() or 0] = (record.offset() or 0) + 1
+                seen += 1
+            if time.perf_counter() - committed > COMMIT_EVERY:
+                committed = time.perf_counter()
+                consumer.commit(offsets=[TopicPartition(STREAM, *one) for one in done.items()], asynchronous=True)
+        return (count - 1) / (time.perf_counter() - began)
+    finally:
+        consumer.commit(offsets=[TopicPartition(STREAM, *one) for one in done.items()], asynchronous=False)
+        consumer.close()
+
+
+async def tidings(url: str, count: int, order: bool = True) -> float:
+    """A typed handler, declared idempotent, that does nothing; keyed and in order, or not."""
+    service = Service(f"bench{os.getpid()}", broker=url)
+    seen = Count(count)
+
+    @service.on(Placed, idempotent=True, batch=BATCH, order="key" if order else None)
+    async def nothing(placed: Placed) -> None:
+        seen.one()
+
+    async with service.running():
+        return await seen.rate(120)
+
+
+async def faststream(url: str, count: int, *, batch: bool, msgspec_body: bool) -> float:
+    """FastStream's confluent broker with a typed handler, which acknowledges by hand, as its docs advise."""
+    serializer = MsgSpecSerializer if msgspec_body else PydanticSerializer
+    broker = KafkaBroker(url.removeprefix("kafka://"), serializer=serializer(), logger=None)
+    seen = Count(count)
+    options: dict[str, Any] = {
+        "group_id": f"fast-{os.getpid()}",
+        "auto_offset_reset": "earliest",
+        "ack_policy": AckPolicy.MANUAL,
+        "decoder": _decode_many if batch else _decode_one,
+    }
+    last = time.perf_counter()
+
+    async def settle(message: KafkaMessage, more: int) -> None:
+        nonlocal last
+        for _ in range(more):
+            seen.one()
+        if time.perf_counter() - last > COMMIT_EVERY or seen.seen >= count:
+            last = time.perf_counter()
+            await message.ack()
+
+    async def one_model(body: EnvelopeModel, message: KafkaMessage) -> None:
+        await settle(message, 1)
+
+    async def one_struct(body: EnvelopeStruct, message: KafkaMessage) -> None:
+        await settle(message, 1)
+
+    async def many_models(body: list[EnvelopeModel], message: KafkaMessage) -> None:
+        await settle(message, len(body))
+
+    async def many_structs(body: list[EnvelopeStruct], message: KafkaMessage) -> None:
+        await settle(message, len(body))
+
+    if batch:
+        handler: Any = many_structs if msgspec_body else many_models
+        broker.subscriber(STREAM, batch=True, max_records=BATCH, **options)(handler)
+    else:
+        broker.subscriber(STREAM, **options)(one_struct if msgspec_body else one_model)
+    await broker.start()
+    try:
+        return await seen.rate(120)
+    finally:
+        await broker.stop()
+
+
+async def _decode_one(message: Any) -> Any:
+    return msgspec.json.decode(message.body)
+
+
+async def _decode_many(message: Any) -> Any:
+    return [msgspec.json.decode(body) for body in message.body]
+
+
+CONTESTANTS: dict[str, Callable[[str, int], Awaitable[float]]] = {
+    BARE: bare,
+    OURS: tidings,
+    "tidings, no order": lambda url, count: tidings(url, count, order=False),
+    "faststream, pydantic": lambda url, count: faststream(url, count, batch=False, msgspec_body=False),
+    "faststream, msgspec": lambda url, count: faststream(url, count, batch=False, msgspec_body=True),
+    "faststream batch, pydantic": lambda url, count: faststream(url, count, batch=True, msgspec_body=False),
+    "faststream batch, msgspec": lambda url, count: faststream(url, count, batch=True, msgspec_body=True),
+}
+
+
+def measure(events: int, rounds: int) -> dict[str, list[float]]:
+    """Store the events once, then let each contestant consume all of them, round by round, each in its own process."""
+    rates: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    with tempfile.TemporaryDirectory(prefix="tidings-bench-") as folder, Kafka(Path(folder) / "kafka") as server:
+        asyncio.run(_fill(server.url, events))
+        for number in range(rounds):
+            for name in CONTESTANTS:
+                rates[name].append(_one(name, server.url, events))
+                print(f"round {number + 1}: {name:<28} {rates[name][-1]:>10,.0f} events/s", flush=True)
+    return rates
+
+
+async def _fill(url: str, events: int) -> None:
+    service = Service("bench-filler", broker=url, publishes=[Placed])
+    async with service.running():
+        for at in range(0, events, 1000):
+            made = [make_event(number) for number in range(at, min(at + 1000, events))]
+            errors = [error for error in await service.publish_many(made, timeout=30) if error is not None]
+            if errors:
+                raise errors[0]
+
+
+def _one(name: str, url: str, events: int) -> float:
+    command = [sys.executable, "-m", "bench.kafka", "--one", name, "--url", url, "--events", str(events)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
+    return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+
+
+def report(rates: dict[str, list[float]], events: int, rounds: int) -> None:
+    """The settings of all sides, and the medians."""
+    size = len(to_structured(envelope_of(make_event(1), "bench")))
+    print(f"{events} events of {size} bytes, 1,000 keys, 8 partitions; medians of {rounds} rounds, one process each")
+    for name, found in rates.items():
+        print(
+            f"  {name:<28} {statistics.median(found):>10,.0f}/s   {_ratio(rates, name, BARE):5.2f} of bare"
+            f"   ({min(found):,.0f} to {max(found):,.0f})"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", choices=CONTESTANTS)
+    parser.add_argument("--url", default="")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(asyncio.run(CONTESTANTS[given.one](given.url, given.events))))  # type: ignore[arg-type]
+        return 0
+    rates = measure(given.events, given.rounds)
+    report(rates, given.events, given.rounds)
+    best = max(
+        (name for name in rates if name.startswith("faststream")), key=lambda name: statistics.median(rates[name])
+    )
+    verdicts = Verdicts()
+    verdicts.add(f"{OURS} over {best}", _ratio(rates, OURS, best), OF_FASTSTREAM)
+    verdicts.add(f"{OURS} over the loop by hand", _ratio(rates, OURS, BARE), OF_BARE)
+    return verdicts.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
