@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from tests.proxy import Proxy
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.ports import Broker, Features
 from tools.services.kafka import Kafka
 from tools.services.program import free_port
+
+QUICK: Final = "session_timeout=3s&join=3s&heartbeat.interval.ms=100"
+"""So that who joins has its part when it says so, and who died is soon known to be dead."""
 
 
 class KafkaRig:
@@ -24,7 +28,7 @@ class KafkaRig:
 
     @property
     def url(self) -> str:
-        return f"{self._server.url}?session_timeout=3s"
+        return f"{self._server.url}?{QUICK}"
 
     async def broker(self) -> Broker:
         return KafkaBroker(self.url)
@@ -45,7 +49,7 @@ class KafkaRig:
         port = int(self._server.far_advertised.rpartition(":")[2])
         if self._proxy is None:
             self._proxy = await Proxy(self._server.far_port, port).start()
-        return KafkaBroker(f"kafka://127.0.0.1:{port}?session_timeout=3s")
+        return KafkaBroker(f"kafka://127.0.0.1:{port}?{QUICK}")
 
     async def lose(self) -> None:
         if self._proxy is not None:

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.conformance.kafka_rig import KafkaRig, with_far_port
-from tidings.testing.conformance import Conformance, Rig
+from tidings.testing.conformance import Bench, Conformance, Rig
 from tools.services.kafka import Kafka
 
 
@@ -26,3 +26,11 @@ class TestKafka(Conformance):
         rig = KafkaRig(server)
         yield rig
         await rig.close()
+
+    @pytest.mark.xfail(
+        reason="a group gives the partition of an event that does not come to its end to a process that joins, once the"
+        " one that has it was given the time to finish it; it cannot refuse as a share of NATS can",
+        strict=False,
+    )
+    async def test_P8_a_standby_takes_over_in_order_what_the_active_one_had(self, bench: Bench) -> None:
+        await super().test_P8_a_standby_takes_over_in_order_what_the_active_one_had(bench)

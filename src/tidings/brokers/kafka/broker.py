@@ -14,9 +14,9 @@ from tidings.brokers.kafka.offsets import copies
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.positions import ensure_positions, existing_positions, types_of
 from tidings.brokers.kafka.publishing import Publisher
-from tidings.brokers.kafka.pump import Token
 from tidings.brokers.kafka.reading import Reading
 from tidings.brokers.kafka.topics import ensure_topics
+from tidings.brokers.kafka.tracks import Token
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
 from tidings.errors import MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
@@ -125,6 +125,8 @@ class KafkaBroker:
         feed = kind(self._link, subscription, sink)
         feed.start()
         self._feeds = [one for one in self._feeds if not one.closed] + [feed]
+        if self._options.join:
+            await feed.joined(self._options.join)
         return feed
 
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Exception | None]:

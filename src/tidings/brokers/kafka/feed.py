@@ -18,9 +18,10 @@ from typing import Final
 
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import retry_topic
-from tidings.brokers.kafka.offsets import committed_of, left
-from tidings.brokers.kafka.pump import Batch, Pump, Token, Track
+from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
+from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import keeps, topic_settings
+from tidings.brokers.kafka.tracks import Batch, Token, Track
 from tidings.delivery import Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
 from tidings.ports import Backlog, Recalls, Sink, Subscription
@@ -31,6 +32,7 @@ PATIENCE: Final = 20.0
 """Seconds that partitions which are to go to another process wait for the events of them that run."""
 ENDS_WITHIN: Final = 30.0
 LOOK: Final = 0.02
+SOON: Final = 1.0
 
 
 class KafkaFeed:
@@ -57,6 +59,14 @@ class KafkaFeed:
 
     def start(self) -> None:
         self.pump.start()
+
+    async def joined(self, seconds: float) -> None:
+        """Wait until this process has a part of the position, but no longer than that: others may have all of it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.pump.joined.wait()
+        except TimeoutError:
+            pass
 
     @property
     def closed(self) -> bool:
@@ -281,6 +291,7 @@ class KafkaFeed:
     async def backlog(self) -> Backlog:
         """How far behind the position is; raises BrokerUnavailable when the cluster cannot be asked."""
         one = self.subscription
+        await self._copies_came()
         topics = (one.stream, retry_topic(one.position))
         committed = await committed_of(self._link, one.position, topics)
         ours: dict[str, dict[int, tuple[int, str]]] = {}
@@ -293,6 +304,16 @@ class KafkaFeed:
         in_flight = self._given
         return Backlog(pending=max(0, total - in_flight - waiting), in_flight=in_flight, scheduled=waiting)
 
+    async def _copies_came(self) -> None:
+        """What is on the retry route comes soon; before that nobody knows how much of it waits for its time."""
+        ends = time.monotonic() + SOON
+        last = await offsets(self._link, retry_topic(self.subscription.position), LATEST)
+        tracks = [track for track in self.pump.tracks.values() if track.route is Route.RETRY]
+        while any(one.progress.seen < last.get(one.number, 0) and not one.gone for one in tracks):
+            if time.monotonic() > ends or self._stopping:
+                return
+            await asyncio.sleep(LOOK)
+
     async def keeps(self) -> timedelta | None:
         """How long the stream keeps its events now, whatever the code says; None is without end."""
         return keeps(await topic_settings(self._link, self.subscription.stream))
@@ -304,7 +325,7 @@ class OrderedFeed(KafkaFeed):
     def fence(self) -> str:
         """See `ports.Fenced`."""
         pump = self.pump
-        if not pump.tracks or time.monotonic() < pump.sure_until:
+        if not pump.tracks or time.monotonic() < pump.commits.sure_until:
             return ""
         return (
             f"whether {self.subscription.position} still has its partitions is not known: its group's coordinator does"

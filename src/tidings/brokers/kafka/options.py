@@ -24,6 +24,7 @@ _KNOWN: Final = {
     "partitions": "how many a new topic gets (8)",
     "replication": "copies of each new topic (the cluster's default)",
     "connect_timeout": "seconds until the cluster must have answered (5s)",
+    "join": "seconds that a start waits for its part of the group's partitions (0)",
     "session_timeout": "seconds until the partitions of a process that died go to others (10s)",
     "tls": "1 for TLS",
     "tls_ca": "path of the certificates to trust",
@@ -90,6 +91,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replication: int = -1
     connect_timeout: float = 5.0
     session_timeout: float = 10.0
+    join: float = 0.0
     tls: bool = False
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -169,8 +171,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
-            "queued.max.messages.kbytes": 16 * 1024,
-            "fetch.wait.max.ms": 500,
+            "queued.max.messages.kbytes": 8 * 1024,
+            # Of what is compressed: a small part of a partition may be a hundred times as much in memory.
+            "fetch.message.max.bytes": 32 * 1024,
+            "fetch.wait.max.ms": 200,
             "fetch.error.backoff.ms": 100,
             "fetch.queue.backoff.ms": 100,
         }
@@ -286,7 +290,7 @@ def _setting(name: str, value: str) -> dict[str, Any]:
             f"the broker's URL has the option {name!r}, which is none. There are: {known}; and every setting of"
             " librdkafka, by its name with dots"
         )
-    if name in ("connect_timeout", "session_timeout"):
+    if name in ("connect_timeout", "session_timeout", "join"):
         return {name: _seconds(name, value)}
     if name in ("partitions", "replication"):
         if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 10_000:

@@ -18,14 +18,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
-from tidings.brokers.kafka.link import Link, made, reason
+from tidings.brokers.kafka.commits import Commits
+from tidings.brokers.kafka.link import ASKED, Link, made, reason
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import Progress
 from tidings.brokers.kafka.records import delivery_of, due_of, pairs_of, type_of
-from tidings.delivery import Delivery, Route
+from tidings.brokers.kafka.tracks import Batch, Token, Track
+from tidings.delivery import Route
 from tidings.ports import Subscription
 
 log = logging.getLogger("tidings.kafka")
@@ -34,52 +36,12 @@ MOST: Final = 500
 """Records in one batch."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
-COMMIT_EVERY: Final = 0.5
-"""Seconds between two commits of what was settled."""
 UNPOLLED: Final = 0.5
 """Seconds without room after which the partitions are paused and polling goes on."""
-ASKED: Final = 5.0
 BEGIN_WITHIN: Final = 30.0
 """Seconds that a new partition may take until it is known how far its predecessor was."""
 AGAIN: Final = 1.0
 """Seconds until a consumer that cannot go on is made anew."""
-SURE: Final = 0.8
-"""The part of the session's time for which partitions count as ours without a new answer."""
-
-
-class Track:
-    """One partition of a topic, while this process has it."""
-
-    __slots__ = ("gone", "number", "owner", "progress", "route", "text", "topic")
-
-    def __init__(self, owner: object, topic: str, number: int, route: Route, progress: Progress) -> None:
-        self.owner = owner
-        self.topic = topic
-        self.number = number
-        self.route = route
-        self.progress = progress
-        self.text = (-1, "")
-        """What was committed last."""
-        self.gone = False
-        """It belongs to another process, or is about to."""
-
-
-class Token:
-    """Opens a delivery: where it stands, and whether it is still ours to settle."""
-
-    __slots__ = ("due", "given", "is_open", "offset", "size", "track")
-
-    def __init__(self, track: Track, offset: int, size: int, due: float) -> None:
-        self.track = track
-        self.offset = offset
-        self.size = size
-        self.due = due
-        self.given = False
-        """With a handler; else it waits here."""
-        self.is_open = True
-
-
-Batch = list[tuple[Token, Delivery]]
 
 
 class Owner(Protocol):
@@ -105,25 +67,28 @@ class Pump:
         self._retry = retry_topic(subscription.position)
         self._types = frozenset(one.encode() for one in subscription.types)
         self._loop = asyncio.get_running_loop()
-        self._settings = link.settings(link.options.consumer(subscription.position)) | {"on_commit": self._committed}
+        self.tracks: dict[tuple[str, int], Track] = {}
+        self.commits = Commits(
+            subscription.position,
+            self.tracks,
+            signs=subscription.ordered,
+            session=link.options.session_timeout,
+            well=self._well,
+        )
+        self._settings = link.settings(link.options.consumer(subscription.position)) | {"on_commit": self.commits.heard}
         self._made = made(Consumer, self._settings, link.options.where)
         """The first one is made where a wrong setting can be said."""
-        self.tracks: dict[tuple[str, int], Track] = {}
         self._taken = self._taken_bytes = 0
         self._most = max(2, 2 * subscription.max_in_flight)
-        self._most_bytes = 2 * subscription.max_in_flight_bytes
+        self._most_bytes = subscription.max_in_flight_bytes + subscription.max_in_flight_bytes // 4
         self.waits = False
         self.wake = threading.Event()
         self.stopping = self.closing = False
         self._paused = False
-        self._commit_at = 0.0
-        self._committing = False
-        self._asked_at = 0.0
-        self._lease = SURE * link.options.session_timeout
-        self.sure_until = 0.0
-        """Until when the group's coordinator lets nobody else have what is ours."""
         self.trouble = ""
         self._broken = ""
+        self.joined = asyncio.Event()
+        """The group gave this process a part."""
         self.ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"tidings-kafka-{subscription.position}", daemon=True)
 
@@ -152,8 +117,10 @@ class Pump:
 
     def _live(self, consumer: Consumer) -> None:
         self._broken = ""
-        self._paused = self._committing = False
+        self._paused = False
+        self.commits.forget()
         try:
+            self._get_to_know(consumer)
             consumer.subscribe(
                 [self._subscription.stream], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
@@ -163,13 +130,23 @@ class Pump:
                     self._pull(consumer, room)
                 elif room == 0:
                     consumer.poll(POLL)  # of what is paused nothing comes
-                self._commit(consumer)
+                self.commits.tend(consumer)
+            if self.closing:
+                # Before the end, which no rebalance can reach any more: what is done is done, and the rest goes back.
+                self.commits.now(consumer, list(self.tracks.values()), final=True, between=lambda: consumer.poll(POLL))
             if self._broken:
                 self.trouble = self._broken
                 log.error("%s, and is made anew", self._broken)
         finally:
             consumer.close()  # which revokes what is left
             self._forget()
+
+    def _get_to_know(self, consumer: Consumer) -> None:
+        """Of a topic that it was not subscribed to the library learns the leaders a second late, unless it asked."""
+        try:
+            consumer.list_topics(self._retry, timeout=ASKED)
+        except KafkaException as error:
+            log.debug("%s: %s", self._subscription.position, reason(error))
 
     def _room(self, consumer: Consumer) -> int:
         """How many records may come; 0 where all is paused; less where nothing is asked for a moment."""
@@ -233,6 +210,9 @@ class Pump:
             batch.append((token, delivery))
         return batch
 
+    def _well(self) -> None:
+        self.trouble = ""
+
     def _note(self, error: KafkaError) -> None:
         """What came in a record's place."""
         if error.fatal() or error.code() in (KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL):
@@ -250,63 +230,6 @@ class Pump:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
             self.closing = True  # the loop has ended without a close
-
-    # ── commits ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _commit(self, consumer: Consumer) -> None:
-        """Say how far each partition is, not too often; of an ordered position also that this process still lives."""
-        now = time.monotonic()
-        if self._committing and now - self._asked_at < 2 * ASKED:
-            return
-        if now < self._commit_at and not any(track.progress.hurries for track in self.tracks.values()):
-            return
-        self._commit_at = now + COMMIT_EVERY
-        changed = self._changed(list(self.tracks.values()))
-        if not changed and self._subscription.ordered and now > self.sure_until - self._lease + 1.0:
-            changed = [_place(track, *track.text) for track in list(self.tracks.values())[:1] if track.text[0] >= 0]
-        if changed:
-            self._asked_at = now
-            self._committing = True
-            try:
-                consumer.commit(offsets=changed, asynchronous=True)
-            except KafkaException as error:
-                self._committing = False
-                log.debug("%s: not committed: %s", self._subscription.position, reason(error))
-
-    def _changed(self, tracks: Sequence[Track], *, final: bool = False) -> list[TopicPartition]:
-        places = []
-        for track in tracks:
-            said = track.progress.snapshot(final=final)
-            if said != track.text:
-                track.text = said
-                places.append(_place(track, *said))
-        return places
-
-    def _committed(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
-        """The coordinator has answered, on this thread."""
-        self._committing = False
-        error = error or next((one.error for one in places if one.error), None)
-        if error is None:
-            self.sure_until = max(self.sure_until, self._asked_at + self._lease)
-            self.trouble = ""
-            return
-        for place in places:
-            if (track := self.tracks.get((place.topic, place.partition))) is not None:
-                track.text = (-1, "")  # to be said again
-        log.debug("%s: not committed: %s", self._subscription.position, error.str())
-
-    def _commit_now(self, consumer: Consumer, tracks: Sequence[Track], *, final: bool) -> None:
-        """Say how far they are, and wait for the answer. Without one they begin where they were: nothing is lost."""
-        if not (places := self._changed(tracks, final=final)):
-            return
-        asked = time.monotonic()
-        try:
-            consumer.commit(offsets=places, asynchronous=False)
-            self.sure_until = max(self.sure_until, asked + self._lease)
-        except KafkaException as error:
-            log.debug("%s: not committed: %s", self._subscription.position, reason(error))
-            for track in tracks:
-                track.text = (-1, "")
 
     # ── partitions come and go, on this thread, inside of a poll ────────────────────────────────────────────────────
 
@@ -329,14 +252,14 @@ class Pump:
                 new.append(track)
             if new:
                 self._soon(self._owner.began)
-            starts = [
-                TopicPartition(one.topic, one.partition, one.offset if one.offset >= 0 else OFFSET_BEGINNING)
-                for one in begins
-            ]
+            # What is gone from the beginning of a partition is found out by asking for it, without another question.
+            starts = [TopicPartition(one.topic, one.partition, max(one.offset, 0)) for one in begins]
             consumer.incremental_assign(starts)
             if self._paused and starts:
                 consumer.pause(starts)
-            self._commit_now(consumer, new, final=False)
+            self.commits.now(consumer, new, final=False)
+            if new:
+                self._soon(self.joined.set)
         except Exception as error:
             log.exception("%s: new partitions could not be taken", self._subscription.position)
             self._broken = f"the consumer of {self._subscription.position} cannot take partitions: {reason(error)}"
@@ -377,7 +300,7 @@ class Pump:
         for track in tracks:
             track.gone = True
         try:
-            self._commit_now(consumer, tracks, final=True)
+            self.commits.now(consumer, tracks, final=True)
         except Exception:
             log.exception("%s: what was done could not be committed", self._subscription.position)
         self._unassign(consumer, places)
@@ -416,7 +339,3 @@ class Pump:
             track.gone = True
         if tracks:
             self._soon(self._owner.lost, tracks)
-
-
-def _place(track: Track, offset: int, text: str) -> TopicPartition:
-    return TopicPartition(track.topic, track.number, offset, text)

@@ -1,0 +1,138 @@
+"""What a position tells its group: how far it is, and with each answer that this process still belongs to it.
+
+The coordinator takes a commit as a sign of life, and expels nobody before the session's time has passed since the last.
+So each commit that was answered makes the partitions certainly ours for that time, counted from the question. (Of the
+classic protocol; with ``group.protocol=consumer`` only the members' own signs count, and the certainty is a guess.)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from tidings.brokers.kafka.link import ASKED, code_of, reason
+from tidings.brokers.kafka.tracks import Track
+
+log = logging.getLogger("tidings.kafka")
+
+COMMIT_EVERY: Final = 0.5
+"""Seconds between two commits of what was settled."""
+SIGN_EVERY: Final = 1.0
+"""Seconds between two commits of an ordered position where nothing was settled."""
+PATIENCE: Final = 3.0
+"""Seconds that the last word about a partition may take."""
+AGAIN: Final = 0.05
+_BETWEEN: Final = frozenset({KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION})
+SURE: Final = 0.8
+"""The part of the session's time for which partitions count as ours without a new answer."""
+
+
+class Commits:
+    """Called on the thread of the position alone, but for `sure_until`."""
+
+    def __init__(
+        self,
+        position: str,
+        tracks: Mapping[tuple[str, int], Track],
+        *,
+        signs: bool,
+        session: float,
+        well: Callable[[], None],
+    ) -> None:
+        self._position = position
+        self._tracks = tracks
+        self._signs = signs
+        self._lease = SURE * session
+        self._well = well
+        self.sure_until = 0.0
+        """Until when (monotonic) the group's coordinator lets nobody else have what is ours."""
+        self._next = 0.0
+        self._asked = 0.0
+        self._waits = False
+
+    def forget(self) -> None:
+        """The consumer is another one: no answer will come."""
+        self._waits = False
+
+    def tend(self, consumer: Consumer) -> None:
+        """Say how far each partition is, not too often."""
+        now = time.monotonic()
+        if self._waits and now - self._asked < 2 * ASKED:
+            return
+        if now < self._next and not any(track.progress.hurries for track in self._tracks.values()):
+            return
+        self._next = now + COMMIT_EVERY
+        places = self._changed(list(self._tracks.values()))
+        if not places and self._signs and now > self.sure_until - self._lease + SIGN_EVERY:
+            said = [track for track in self._tracks.values() if track.text[0] >= 0]
+            places = [_place(track) for track in said[:1]]
+        if places:
+            self._asked, self._waits = now, True
+            try:
+                consumer.commit(offsets=places, asynchronous=True)
+            except KafkaException as error:
+                self.heard(error.args[0], places)
+
+    def now(
+        self,
+        consumer: Consumer,
+        tracks: Sequence[Track],
+        *,
+        final: bool,
+        between: Callable[[], object] | None = None,
+    ) -> None:
+        """Say how far they are, and wait for the answer. Without one they begin where they were: nothing is lost.
+
+        While the group is between two generations nobody may say anything; then `between` is called, and it is said
+        again.
+        """
+        if not (places := self._changed(tracks, final=final)):
+            return
+        ends = time.monotonic() + (PATIENCE if final else 0.0)
+        while True:
+            asked = time.monotonic()
+            try:
+                consumer.commit(offsets=places, asynchronous=False)
+                self.sure_until = max(self.sure_until, asked + self._lease)
+                return
+            except KafkaException as error:
+                log.debug("%s: not committed: %s", self._position, reason(error))
+                if code_of(error) not in _BETWEEN or time.monotonic() > ends:
+                    break
+            if between is not None:
+                between()
+            else:
+                time.sleep(AGAIN)
+        for track in tracks:
+            track.text = (-1, "")
+
+    def heard(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        """The coordinator has answered."""
+        self._waits = False
+        error = error or next((one.error for one in places if one.error), None)
+        if error is None:
+            self.sure_until = max(self.sure_until, self._asked + self._lease)
+            self._well()
+            return
+        for place in places:
+            if (track := self._tracks.get((place.topic, place.partition))) is not None:
+                track.text = (-1, "")  # to be said again
+        log.debug("%s: not committed: %s", self._position, error.str())
+
+    def _changed(self, tracks: Sequence[Track], *, final: bool = False) -> list[TopicPartition]:
+        places = []
+        for track in tracks:
+            said = track.progress.snapshot(final=final)
+            if said != track.text:
+                track.text = said
+                places.append(_place(track))
+        return places
+
+
+def _place(track: Track) -> TopicPartition:
+    offset, text = track.text
+    return TopicPartition(track.topic, track.number, offset, text)
