@@ -7,13 +7,11 @@ Copies on the retry route whose time has not come wait here, beside the limits: 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import count
 from typing import Final
 
 from tidings.brokers.kafka.link import Link
@@ -22,6 +20,7 @@ from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import keeps, topic_settings
 from tidings.brokers.kafka.tracks import Batch, Token, Track
+from tidings.brokers.kafka.waiting import Waiting, trim
 from tidings.delivery import Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
 from tidings.ports import Backlog, Recalls, Sink, Subscription
@@ -32,6 +31,7 @@ PATIENCE: Final = 20.0
 """Seconds that partitions which are to go to another process wait for the events of them that run."""
 ENDS_WITHIN: Final = 30.0
 LOOK: Final = 0.02
+TRIM_EVERY: Final = 60.0
 SOON: Final = 1.0
 
 
@@ -47,10 +47,9 @@ class KafkaFeed:
         self._given = self._given_bytes = 0
         self._queue: deque[Token] = deque()
         """With us, and not handed over yet: the limits are reached."""
-        self._later: list[tuple[float, int, Token, Delivery]] = []
+        self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, subscription.ordered)
         """What may not be handed over before its time: copies, and what was given back for a while."""
-        self._numbers = count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._tending: asyncio.Task[None] | None = None
         self.released = self.released_bytes = 0
         """How much of what the pump has sent is not with us any more; it reads this."""
         self.tenure = 0
@@ -59,6 +58,15 @@ class KafkaFeed:
 
     def start(self) -> None:
         self.pump.start()
+        self._tending = asyncio.create_task(self._tend(), name=f"tidings-kafka-{self.subscription.position}")
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_EVERY)
+            try:
+                await trim(self._link, list(self.pump.tracks.values()))
+            except Exception:
+                log.exception("the retry route of %s could not be trimmed", self.subscription.position)
 
     async def joined(self, seconds: float) -> None:
         """Wait until this process has a part of the position, but no longer than that: others may have all of it."""
@@ -89,7 +97,7 @@ class KafkaFeed:
                 self._let_pump(token)
             elif token.due and token.due > (now := now or time.time()):
                 self._let_pump(token)
-                self._wait(token, delivery, token.due)
+                self._waiting.add(token, delivery, token.due)
             else:
                 self._offer(token, delivery)
 
@@ -144,30 +152,11 @@ class KafkaFeed:
             queue.popleft()
             self._give(token, held[token])
 
-    # ── what may not come before its time ───────────────────────────────────────────────────────────────────────────
-
-    def _wait(self, token: Token, delivery: Delivery, due: float) -> None:
-        heapq.heappush(self._later, (due, next(self._numbers), token, delivery))
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._later and not self._stopping:
-            wait = max(0.0, self._later[0][0] - time.time())
-            self._timer = asyncio.get_running_loop().call_later(min(wait + 0.001, 60.0), self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        now = time.time()
-        while self._later and self._later[0][0] <= now and not self._stopping:
-            _, _, token, delivery = heapq.heappop(self._later)
-            if token.is_open and not token.track.gone:
-                self.released -= 1  # with us again
-                self.released_bytes -= token.size
-                self._offer(token, delivery)
-        self._set_timer()
+    def _came(self, token: Token, delivery: Delivery) -> None:
+        """Its time has come: it is with us again."""
+        self.released -= 1
+        self.released_bytes -= token.size
+        self._offer(token, delivery)
 
     # ── what becomes of them ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -201,7 +190,7 @@ class KafkaFeed:
             delivered=delivery.delivered + 1,
             route=delivery.route,
         )
-        self._wait(again, fresh, again.due)
+        self._waiting.add(again, fresh, again.due)
 
     def settled(self) -> None:
         """A wave was settled: there may be room."""
@@ -248,11 +237,7 @@ class KafkaFeed:
         for token in [one for one in self.held if one.track in tracks and (given or not one.given)]:
             self._let(token)
         self._queue = deque(token for token in self._queue if token.is_open)
-        kept = [one for one in self._later if one[2].track not in tracks]
-        if len(kept) != len(self._later):
-            heapq.heapify(kept)
-            self._later = kept
-            self._set_timer()
+        self._waiting.drop(tracks)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -262,7 +247,7 @@ class KafkaFeed:
             return
         self._stopping = self.pump.stopping = True
         self.pump.wake.set()
-        self._set_timer()
+        self._waiting.end()
         for token in [one for one in self.held if not one.given]:
             self._let(token)
         self._queue.clear()
@@ -275,7 +260,9 @@ class KafkaFeed:
         self._closed = self.pump.closing = True
         for token in list(self.held):
             self._let(token)
-        self._later.clear()
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
         self.pump.wake.set()
         try:
             async with asyncio.timeout(ENDS_WITHIN):
@@ -300,7 +287,7 @@ class KafkaFeed:
         total = 0
         for topic in topics:
             total += await left(self._link, topic, committed, ours.get(topic))
-        waiting = sum(token.track.route is Route.RETRY and not token.track.gone for _, _, token, _ in self._later)
+        waiting = self._waiting.copies()
         in_flight = self._given
         return Backlog(pending=max(0, total - in_flight - waiting), in_flight=in_flight, scheduled=waiting)
 

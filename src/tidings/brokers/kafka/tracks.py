@@ -11,7 +11,7 @@ from tidings.delivery import Delivery, Route
 class Track:
     """One partition of a topic, while this process has it."""
 
-    __slots__ = ("gone", "number", "owner", "progress", "route", "text", "topic")
+    __slots__ = ("gone", "number", "owner", "progress", "route", "text", "topic", "trimmed")
 
     def __init__(self, owner: object, topic: str, number: int, route: Route, progress: Progress) -> None:
         self.owner = owner
@@ -21,6 +21,8 @@ class Track:
         self.progress = progress
         self.text = (-1, "")
         """What was committed last."""
+        self.trimmed = 0
+        """Up to here its topic was told to remove what is done."""
         self.gone = False
         """It belongs to another process, or is about to."""
 
