@@ -47,6 +47,7 @@ class KafkaFeed:
         self._given = self._given_bytes = 0
         self._queue: deque[Token] = deque()
         """With us, and not handed over yet: the limits are reached."""
+        self._returned: list[Token] = []
         self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, subscription.ordered)
         """What may not be handed over before its time: copies, and what was given back for a while."""
         self._tending: asyncio.Task[None] | None = None
@@ -190,10 +191,18 @@ class KafkaFeed:
             delivered=delivery.delivered + 1,
             route=delivery.route,
         )
-        self._waiting.add(again, fresh, again.due)
+        if after > 0:
+            self._waiting.add(again, fresh, again.due)
+            return
+        self.released -= 1
+        self.released_bytes -= again.size
+        self.held[again] = fresh
+        self._returned.append(again)
 
     def settled(self) -> None:
-        """A wave was settled: there may be room."""
+        """A wave was settled: there may be room. What came back with it goes first, in its order."""
+        self._queue.extendleft(reversed(self._returned))
+        self._returned.clear()
         self._fill()
 
     # ── partitions come and go ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,188 @@
+"""Positions on a real Kafka: what the group is told, when, and what becomes of it when processes come, go and die."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
+from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.brokers.kafka.names import retry_topic
+from tidings.brokers.kafka.offsets import EARLIEST, committed_of, offsets
+from tidings.brokers.kafka.waiting import trim
+from tidings.delivery import Release
+from tools.services.kafka import Kafka
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
+
+
+async def marks(rig: Rig) -> list[int]:
+    """What the group of a position has committed in its stream."""
+    link = rig.broker._link
+    assert link is not None
+    found = await committed_of(link, rig.subscription.position, [rig.subscription.stream])
+    return [offset for offset, _ in found.values() if offset]
+
+
+async def test_P3_only_what_is_done_without_a_gap_is_committed(connect: Connect) -> None:
+    rig = await connect()
+    await rig.publish(*(rig.message(b"%d" % n) for n in range(10)))
+    await until(lambda: len(rig.got) == 10)
+    await rig.ack(*rig.got[:3], *rig.got[4:])
+    await until_equal(lambda: marks(rig), [3])
+    await asyncio.sleep(1.2)
+    assert await marks(rig) == [3], "the offset passed an event that is not done"
+    await rig.ack(rig.got[3])
+    await until_equal(lambda: marks(rig), [10])
+
+
+async def test_P3_P9_who_comes_after_a_stop_gets_what_was_not_done_and_nothing_else(connect: Connect) -> None:
+    first = await connect()
+    await first.publish(*(first.message(b"%d" % n) for n in range(10)))
+    await until(lambda: len(first.got) == 10)
+    await first.ack(*(one for one in first.got if one.body not in (b"2", b"7")))
+    await first.feed.close()
+    second = await connect(first.subscription)
+    await until(lambda: len(second.got) >= 2)
+    await asyncio.sleep(0.5)
+    assert second.bodies == [b"2", b"7"]
+    assert [one.delivered for one in second.got] == [2, 2]
+
+
+WORKER = """
+import asyncio, sys
+from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.delivery import ACK
+from tests.integration.kafka.conftest import plan, position
+
+async def main(url, stream):
+    subscription = position(position=f"{stream}.reserve", stream=stream, types=(f"{stream}.placed",))
+    broker = KafkaBroker(url)
+    await broker.open(plan(subscription))
+    got = []
+    await broker.subscribe(subscription, got.append)
+    while len(got) < 10:
+        await asyncio.sleep(0.01)
+    await broker.settle([(one, ACK) for one in got if one.body != b"2"])
+    await asyncio.sleep(1.5)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_P4_P6_what_a_killed_process_had_done_is_not_repeated_and_what_it_had_is_known(
+    connect: Connect, kafka: Kafka
+) -> None:
+    rig = await connect(subscribe=False)
+    await rig.publish(*(rig.message(b"%d" % n) for n in range(10)))
+    command = [sys.executable, "-c", WORKER, f"{kafka.url}?{QUICK}", rig.subscription.stream]
+    root = Path(__file__).parents[3]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env={"PYTHONPATH": f"{root}:{root / 'src'}"})
+    assert worker.stdout is not None
+    try:
+        assert await asyncio.to_thread(worker.stdout.readline) == b"ready\n"
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait(10)
+        worker.stdout.close()
+    await rig.subscribe()
+    await until(lambda: len(rig.got) >= 1)
+    await asyncio.sleep(0.5)
+    assert rig.bodies == [b"2"]
+    assert rig.got[0].delivered > 1, "nobody knows that it was delivered before"
+
+
+async def test_P8_a_partition_that_goes_waits_for_the_events_that_run(connect: Connect) -> None:
+    first = await connect(position(ordered=True))
+    keys = [f"key {n}" for n in range(16)]
+    await first.publish(*(first.message(key.encode(), key) for key in keys))
+    await until(lambda: len(first.got) == len(keys))
+    joining = asyncio.create_task(connect(first.subscription))
+    await asyncio.sleep(1.0)
+    await first.ack(*first.got)
+    second = await joining
+    await first.publish(*(first.message(b"after " + key.encode(), key) for key in keys))
+    await until(lambda: len(first.got) + len(second.got) == 2 * len(keys))
+    assert second.got, "the second has no partition"
+    assert all(body.startswith(b"after") for body in second.bodies), "what had been done came again"
+    assert second.feed.tenure >= 1
+
+
+async def test_P8_who_cannot_know_whether_it_still_belongs_to_its_group_begins_nothing(tmp_path: Path) -> None:
+    with Kafka(tmp_path / "own") as own:
+        rig = Rig(KafkaBroker(f"{own.url}?{QUICK}"), position(ordered=True))
+        try:
+            await rig.broker.open(plan(rig.subscription))
+            await rig.subscribe()
+            await rig.publish(rig.message(b"1"))
+            await until(lambda: rig.got)
+            fence = rig.feed.fence  # type: ignore[attr-defined]
+            assert fence() == ""
+            own.pause()
+            await until(lambda: fence() != "")
+            own.resume()
+            await until(lambda: fence() == "")
+        finally:
+            own.resume()
+            await rig.broker.close()
+
+
+async def test_P6_P11_copies_that_wait_long_are_kept_by_their_place_and_come_in_time(connect: Connect) -> None:
+    rig = await connect(position(max_in_flight_bytes=4000))
+    due = time.time() + 2.0
+    await rig.publish(*(rig.copy(b"%d " % n + b"x" * 300, due, key=f"k{n}") for n in range(30)))
+
+    async def scheduled() -> int:
+        return (await rig.feed.backlog()).scheduled
+
+    await until_equal(scheduled, 30)
+    kept = [delivery for *_, delivery in rig.feed._waiting._heap if delivery is not None]
+    assert 0 < len(kept) < 10, "the bytes of all of them are kept"
+    done = 0
+    while done < 30:
+        await until(partial(_more, rig, done))
+        assert time.time() >= due
+        flying = rig.got[done:]
+        await rig.ack(*flying)
+        done += len(flying)
+    assert {int(body.split()[0]) for body in rig.bodies} == set(range(30))
+
+
+def _more(rig: Rig, done: int) -> bool:
+    return len(rig.got) > done
+
+
+async def test_what_is_done_is_removed_from_the_retry_route_and_what_waits_is_not(connect: Connect) -> None:
+    rig = await connect()
+    later = time.time() + 3600
+    await rig.publish(*(rig.copy(b"%d" % n) for n in range(5)), rig.copy(b"later", later))
+    await until(lambda: len(rig.got) == 5)
+    await rig.ack(*rig.got)
+    link = rig.broker._link
+    assert link is not None
+
+    async def first() -> int:
+        await trim(link, list(rig.feed.pump.tracks.values()))
+        return sum((await offsets(link, retry_topic(rig.subscription.position), EARLIEST)).values())
+
+    await until_equal(first, 5)
+    assert await rig.broker.copies(rig.subscription.position) == 1
+
+
+async def test_P6_what_is_given_back_in_order_comes_before_what_is_new(connect: Connect) -> None:
+    rig = await connect(position(max_in_flight=2))
+    await rig.publish(*(rig.message(b"%d" % n) for n in range(4)))
+    await until(lambda: len(rig.got) == 2)
+    assert await rig.broker.settle([(one, Release()) for one in rig.got]) == [None, None]
+    await until(lambda: len(rig.got) == 4)
+    assert rig.bodies == [b"0", b"1", b"0", b"1"]
+    assert [one.delivered for one in rig.got] == [1, 1, 2, 2]
