@@ -19,6 +19,7 @@ from tools.mutants_faults import FAULTS
 from tools.mutants_flow import FLOW
 from tools.mutants_held import HELD
 from tools.mutants_isolation import ISOLATION
+from tools.mutants_kafka import KAFKA
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
 from tools.mutants_letters import LETTERS
@@ -49,6 +50,7 @@ KNOWN = (
     *STUCK,
     *WORKERS,
     *SECRETS,
+    *KAFKA,
 )
 """Every bug, whatever it is seeded into."""
 

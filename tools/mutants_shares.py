@@ -88,8 +88,8 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: nothing is begun before it is known whose it is, but this",
         "worker.py",
-        "if doubt := self._pipeline.fence():",
-        "if (doubt := self._pipeline.fence()) == '-':",
+        "(doubt := self._pipeline.fence()):",
+        "(doubt := self._pipeline.fence()) == '-':",
     ),
     _bug(
         "shares: a batch that runs goes on with what was lost",

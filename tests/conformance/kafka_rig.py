@@ -9,6 +9,7 @@ from tests.proxy import Proxy
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.ports import Broker, Features
 from tools.services.kafka import Kafka
+from tools.services.kafka_cluster import KafkaCluster
 from tools.services.program import free_port
 
 QUICK: Final = "session_timeout=3s&join=3s&heartbeat.interval.ms=100"
@@ -32,6 +33,10 @@ class KafkaRig:
 
     async def broker(self) -> Broker:
         return KafkaBroker(self.url)
+
+    async def impatient_broker(self, ack_wait: float) -> Broker:
+        """What a process of Kafka's has to keep alive is its membership, for all that it has."""
+        return KafkaBroker(f"{self._server.url}?session_timeout={ack_wait}s&join=3s&heartbeat.interval.ms=100")
 
     async def restart(self, away: float = 0.0) -> None:
         await asyncio.to_thread(self._server.stop)
@@ -62,6 +67,46 @@ class KafkaRig:
     async def strand(self) -> None:
         if self._proxy is not None:
             self._proxy.freeze()
+
+
+class KafkaClusterRig:
+    """Three nodes; each client knows all of them."""
+
+    def __init__(self, cluster: KafkaCluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def features(self) -> Features:
+        return KafkaBroker(self._cluster.url).features
+
+    @property
+    def url(self) -> str:
+        return f"{self._cluster.url}?{QUICK}"
+
+    async def broker(self) -> Broker:
+        return KafkaBroker(self.url)
+
+    async def restart(self, away: float = 0.0) -> None:
+        """All at once."""
+        await asyncio.to_thread(self._cluster.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self._cluster.start)
+
+    async def close(self) -> None:
+        """The cluster is its fixture's."""
+
+    @property
+    def nodes(self) -> int:
+        return len(self._cluster.nodes)
+
+    async def leader(self, stream: str) -> int:
+        return await asyncio.to_thread(self._cluster.leader, stream)
+
+    async def stop_node(self, node: int) -> None:
+        await asyncio.to_thread(self._cluster.nodes[node].stop)
+
+    async def start_node(self, node: int) -> None:
+        await asyncio.to_thread(self._cluster.nodes[node].start)
 
 
 def with_far_port(server: Kafka) -> Kafka:

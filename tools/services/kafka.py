@@ -99,6 +99,7 @@ class Kafka(Program):
         self.controller_port = free_port()
         self.far_port = free_port()
         self.far_advertised = f"127.0.0.1:{self.far_port}"
+        self.cluster_id = uuid.uuid4().hex[:22]
         self.settings = {name.replace("_", "."): value for name, value in settings.items()}
 
     @property
@@ -128,8 +129,7 @@ class Kafka(Program):
 
     def prepare(self) -> None:
         self.configure()
-        cluster = uuid.uuid4().hex[:22]
-        self.run(*self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._file)))
+        self.run(*self._java("kafka.tools.StorageTool", "format", "-t", self.cluster_id, "-c", str(self._file)))
 
     def configure(self) -> None:
         """Write down what it is to be like from the next start on."""

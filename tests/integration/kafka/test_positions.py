@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -86,7 +87,8 @@ async def test_P4_P6_what_a_killed_process_had_done_is_not_repeated_and_what_it_
     await rig.publish(*(rig.message(b"%d" % n) for n in range(10)))
     command = [sys.executable, "-c", WORKER, f"{kafka.url}?{QUICK}", rig.subscription.stream]
     root = Path(__file__).parents[3]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env={"PYTHONPATH": f"{root}:{root / 'src'}"})
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=env)
     assert worker.stdout is not None
     try:
         assert await asyncio.to_thread(worker.stdout.readline) == b"ready\n"

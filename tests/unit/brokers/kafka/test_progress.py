@@ -27,7 +27,7 @@ def test_P3_the_mark_never_passes_what_is_not_done() -> None:
 
 def test_what_is_done_behind_the_mark_is_known_to_the_next_process() -> None:
     progress = Progress(0)
-    handed(progress, range(0, 20))
+    handed(progress, range(20))
     done = {0, 1, 3, 4, 9, 17, 19}
     for offset in done:
         progress.done(offset)

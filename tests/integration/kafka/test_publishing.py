@@ -1,0 +1,65 @@
+"""Publishing to a real Kafka: within its time, once in one process, and where every client of Kafka would put it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until
+from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.delivery import Route
+from tidings.errors import BrokerUnavailable
+from tidings.partition import slot_of
+from tools.services.kafka import Kafka
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
+
+
+async def test_P1_a_publish_ends_in_its_time_and_a_repeat_of_it_is_stored_once(tmp_path: Path) -> None:
+    with Kafka(tmp_path / "own") as own:
+        rig = Rig(KafkaBroker(f"{own.url}?{QUICK}"), position())
+        try:
+            await rig.broker.open(plan(rig.subscription))
+            await rig.publish(rig.message(b"warm"))
+            message = rig.message(b"1", id="the-same")
+            own.pause()
+            began = time.monotonic()
+            for _ in range(2):
+                (error,) = await rig.broker.publish([message], timeout=0.7)
+                assert isinstance(error, BrokerUnavailable)
+            assert time.monotonic() - began < 30, "the time that was given did not count"
+            own.resume()
+            assert await rig.broker.publish([message], timeout=20) == [None]
+            stored = [one.body async for one in rig.broker.read(Route.EVENT, rig.subscription.stream)]
+            assert stored == [b"warm", b"1"]
+        finally:
+            own.resume()
+            await rig.broker.close()
+
+
+async def test_P8_a_key_has_the_partition_that_every_client_gives_it(connect: Connect) -> None:
+    rig = await connect()
+    keys = ["k", "key é", "0123456789abcdef", "x" * 200]
+    await rig.publish(*(rig.message(key.encode(), key) for key in keys))
+    await until(lambda: len(rig.got) == len(keys))
+    assert {bytes(one.body).decode(): one.origin[1] for one in rig.got} == {key: slot_of(key, 4) for key in keys}
+
+
+async def test_what_has_no_key_keeps_the_order_of_its_call(connect: Connect) -> None:
+    rig = await connect()
+    for begin in (0, 50):
+        await rig.publish(*(rig.message(b"%d" % n, None) for n in range(begin, begin + 50)))
+    stored = [int(one.body) async for one in rig.broker.read(Route.EVENT, rig.subscription.stream)]
+    assert stored == list(range(100))
+
+
+async def test_a_closed_broker_says_that_nothing_was_sent(connect: Connect) -> None:
+    rig = await connect(subscribe=False)
+    publisher = rig.broker._publisher
+    assert publisher is not None
+    await rig.broker.close()
+    (error,) = await publisher.publish([rig.message(b"1")], 1.0)
+    assert isinstance(error, BrokerUnavailable)
+    assert "nothing was sent" in str(error)

@@ -1,0 +1,162 @@
+"""Bugs to seed into the Kafka adapter."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+FAST = ("tests/unit/brokers/kafka",)
+POSITIONS = ("tests/integration/kafka/test_positions.py",)
+DECLARING = ("tests/integration/kafka/test_declaring.py",)
+PUBLISHING = ("tests/integration/kafka/test_publishing.py",)
+TYPES = ("tests/conformance/test_kafka.py::TestKafka::test_P13_a_position_gets_the_types_it_asked_for_and_no_others",)
+
+
+def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = FAST) -> Mutant:
+    return Mutant(f"kafka: {what}", f"brokers/kafka/{file}", old, new, tests)
+
+
+KAFKA: tuple[Mutant, ...] = (
+    bug(
+        "the offset passes what is not done",
+        "progress.py",
+        "        mark = still[0] if still else seen\n        ahead",
+        "        mark = seen\n        ahead",
+    ),
+    bug("what is done behind the offset comes again", "progress.py", "offset) % 2 == 0", "offset) % 2 == 2"),
+    bug(
+        "a text that is too long takes for done what it leaves out",
+        "progress.py",
+        "            known = begin  # what is done behind this comes again\n",
+        "",
+    ),
+    bug(
+        "a text that is too long is sent all the same",
+        "progress.py",
+        "        if room < 0:\n",
+        "        if room < -(10**9):\n",
+    ),
+    bug(
+        "what a killed process had is delivered for the first time",
+        "progress.py",
+        "            ahead = seen + window\n",
+        "",
+    ),
+    bug("a publish waits for one copy", "options.py", '"acks": "all"', '"acks": "1"'),
+    bug("positions move on by themselves", "options.py", '"enable.auto.commit": False', '"enable.auto.commit": True'),
+    bug(
+        "a new position skips what is stored",
+        "options.py",
+        '"auto.offset.reset": "earliest"',
+        '"auto.offset.reset": "latest"',
+    ),
+    bug(
+        "every setting is safe",
+        "options.py",
+        "            if str(value).lower() not in safe:\n",
+        "            if not safe:\n",
+    ),
+    bug(
+        "a password goes in the open",
+        "options.py",
+        'options.mechanism == "PLAIN" and not secure',
+        "False and not secure",
+    ),
+    bug(
+        "a note that is taken back stays",
+        "records.py",
+        "Outgoing(topic, key, body or None, headers)",
+        "Outgoing(topic, key, body, headers)",
+    ),
+    bug(
+        "deliveries are not counted over processes",
+        "pump.py",
+        "            delivery.delivered = 1 + track.progress.delivered(offset)\n",
+        "",
+        POSITIONS,
+    ),
+    bug(
+        "a partition goes while events of it run",
+        "feed.py",
+        "            ends = time.monotonic() + PATIENCE\n",
+        "            ends = time.monotonic()\n",
+        POSITIONS,
+    ),
+    bug(
+        "who is cut off from its group goes on",
+        "feed.py",
+        "if not pump.tracks or time.monotonic() < pump.commits.sure_until:",
+        "if not pump.tracks or pump.commits.sure_until:",
+        POSITIONS,
+    ),
+    bug(
+        "copies come before their time",
+        "feed.py",
+        "            elif token.due and token.due > (now := now or time.time()):\n",
+        "            elif token.due > time.time() + 10**9:\n",
+        POSITIONS,
+    ),
+    bug(
+        "the bytes of all copies are kept",
+        "waiting.py",
+        "if token.track.route is Route.RETRY and self._bytes + token.size > self._limit:",
+        "if token.track.route is Route.DEAD:",
+        POSITIONS,
+    ),
+    bug(
+        "what waits is removed from the retry route",
+        "waiting.py",
+        "        until = track.text[0]\n",
+        "        until = track.progress.seen\n",
+        POSITIONS,
+    ),
+    bug(
+        "what is given back comes behind what is new",
+        "feed.py",
+        "        self._queue.extendleft(reversed(self._returned))\n",
+        "        self._queue.extend(self._returned)\n",
+        POSITIONS,
+    ),
+    bug("a compacted topic keeps events", "topics.py", 'if "compact" in settings', 'if "never" in settings', DECLARING),
+    bug(
+        "a retry route does not grow with its stream",
+        "topics.py",
+        "    await _match_retries(link, plan)\n",
+        "",
+        DECLARING,
+    ),
+    bug(
+        "a deleted group is a position",
+        "positions.py",
+        "zip(written.items(), there, strict=True) if found}",
+        "zip(written.items(), there, strict=True)}",
+        DECLARING,
+    ),
+    bug(
+        "a repeat is stored twice by one process",
+        "publishing.py",
+        "            if (others := self._pending.get(id)) is not None:\n",
+        "            if (others := self._pending.get('')) is not None:\n",
+        PUBLISHING,
+    ),
+    bug(
+        "keys fall where only this library would put them",
+        "options.py",
+        '"partitioner": "murmur2_random"',
+        '"partitioner": "consistent_random"',
+        PUBLISHING,
+    ),
+    bug(
+        "what has no key falls anywhere",
+        "publishing.py",
+        "        if record.topic not in places:\n",
+        "        if True:\n",
+        PUBLISHING,
+    ),
+    bug(
+        "types that nobody asked for are handed over",
+        "pump.py",
+        "(kind is not None and kind not in types) or",
+        "",
+        TYPES,
+    ),
+)
