@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--per-second", type=float, default=400.0, help="how fast (400)")
     parser.add_argument("--seed", type=int, default=7, help="what happens when, at random (7)")
     parser.add_argument("--folder", type=Path, help="keep everything there; otherwise a temporary folder is removed")
+    parser.add_argument("--broker", default="", help="URL of a broker that runs; otherwise one of its own")
     parser.add_argument("--forgetful", action="store_true", help="turn `once` off: the comparison must fail")
     given = parser.parse_args(arguments)
     options = Options(
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         per_second=given.per_second,
         seed=given.seed,
         folder=given.folder,
+        broker=given.broker,
         forgetful=given.forgetful,
     )
     try:

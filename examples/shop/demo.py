@@ -15,7 +15,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from examples.shop.report import Report, Screen, Stage
 from examples.shop.workers import Workers
 from tidings import Service, WorldError
 from tidings.brokers.nats.embedded import EmbeddedServer
-from tidings.dead_letters import list_letters
+from tidings.dead_letters import Letter, list_letters
 from tidings.delivery import Message
 
 PROCESSES = {"stock": 2, "payments": 2, "orders": 1}
@@ -41,6 +41,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     per_second: float = 400.0
     seed: int = 7
     folder: Path | None = None
+    broker: str = ""
+    """A broker that runs already, which is not killed; otherwise a nats-server of the demo's own, which is."""
     forgetful: bool = False
     """Turn `once` off in the stock, to see the comparison fail."""
 
@@ -51,38 +53,49 @@ class Demo:
     def __init__(self, options: Options, folder: Path, screen: Screen) -> None:
         self.options, self.folder, self.screen = options, folder, screen
         self.rng = random.Random(options.seed)
-        self.broker = f"embedded:{folder / 'nats'}?ack_wait=5s"
-        self.server = EmbeddedServer(folder / "nats")
+        self.broker = options.broker or f"embedded:{folder / 'nats'}?ack_wait=5s"
+        self.server = None if options.broker else EmbeddedServer(folder / "nats")
         self.databases = {name: folder / f"{name}.db" for name in PROCESSES}
         env = {"SHOP_FORGETFUL": "1"} if options.forgetful else {}
         stores = {name: f"sqlite:///{path}" for name, path in self.databases.items()}
         self.workers = Workers(self.broker, stores, folder, env)
         self.front = Service("orders-front", broker=self.broker, publishes=[OrderPlaced])
         self.accepted: set[str] = set()
+        self.older: set[str] = set()
+        """The dead letters that were there before."""
         self.repeated = self.refused = self.server_kills = self.dead = 0
 
     async def run(self) -> Report:
         """Start everything, do the damage, wait until all is quiet, compare."""
         for path in self.databases.values():
             ledger.create(path)
-        self.screen.say("starting nats-server and the workers …")
-        await self.server.start()
-        watching = asyncio.create_task(self.server.watch())
-        try:
-            async with self.front.running():
+        self.screen.say("starting the workers …" if self.server is None else "starting nats-server and the workers …")
+        async with self._own_server(), self.front.running():
+            self.older = {letter.id for letter in await list_letters(self.front.active.broker, state=None)}
+            try:
                 for name, count in PROCESSES.items():
                     self.workers.start(name, count)
                 await self.workers.wait_ready(sum(PROCESSES.values()), 60)
                 orders, broken = trouble.make_orders(self.options.orders, self.rng)
                 await self._publish(orders)
                 await self._wait_until_quiet(broken)
-                report = await self._compare(broken)
+                return await self._compare(broken)
+            finally:
+                await self.workers.stop()
+
+    @contextlib.asynccontextmanager
+    async def _own_server(self) -> AsyncIterator[None]:
+        if self.server is None:
+            yield
+            return
+        await self.server.start()
+        watching = asyncio.create_task(self.server.watch())
+        try:
+            yield
         finally:
-            await self.workers.stop()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await self.server.stop()
-        return report
 
     # ── the load and the damage ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +167,8 @@ class Demo:
         return f"no worker of {service} to kill" if pid is None else f"killed a worker of {service} (SIGKILL {pid})"
 
     def _kill_server(self) -> str:
+        if self.server is None:
+            return "left the broker alone: it is not the demo's own"
         pid = self.server.pid
         if pid is None:
             return "nats-server was not there to kill"
@@ -176,7 +191,7 @@ class Demo:
         since = time.monotonic()
         while time.monotonic() - since < QUIET:
             stages = self._stages(broken)
-            self.dead = len(await list_letters(self.front.active.broker, state=None))
+            self.dead = len(await self._letters())
             now = ([(stage.applied, stage.twice) for stage in stages], self.dead, self.workers.outcomes["duplicate"])
             if now != last:
                 last, since = now, time.monotonic()
@@ -186,8 +201,11 @@ class Demo:
             self._show()
             await asyncio.sleep(0.5)
 
+    async def _letters(self) -> list[Letter]:
+        return await list_letters(self.front.active.broker, state=None, where=lambda one: one.id not in self.older)
+
     async def _compare(self, broken: set[str]) -> Report:
-        letters = await list_letters(self.front.active.broker, state=None)
+        letters = await self._letters()
         meant = [one for one in letters if one.code in ("not-json", "unknown-version") or (one.key or "") in broken]
         return Report(
             stages=self._stages(broken),

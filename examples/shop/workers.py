@@ -20,7 +20,8 @@ class Workers:
 
     def __init__(self, broker: str, stores: Mapping[str, str], logs: Path, env: Mapping[str, str]) -> None:
         self._broker, self._stores, self._logs = broker, stores, logs
-        self._env = {**os.environ, **env, "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        self._env = {**os.environ, **env, "PYTHONPATH": path}
         self._slots: list[tuple[str, asyncio.subprocess.Process]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False

@@ -23,12 +23,14 @@ def demo(
     *,
     orders: Annotated[int | None, Parameter(help="How many orders to publish.")] = None,
     fast: Annotated[bool, Parameter(help=f"A short one: {FAST} orders.")] = False,
+    broker: Annotated[str, Parameter(help="URL of a broker that runs already. Otherwise the demo has its own.")] = "",
     json: Json = False,
 ) -> int:
     """Publish orders while messages are doubled and workers and the server are killed; then count what was applied."""
     root = _root()
     number = orders if orders is not None else FAST if fast else None
     command = [sys.executable, "-m", _MODULE, *([] if number is None else ["--orders", str(number)])]
+    command += ["--broker", broker] if broker else []
     if json:
         return _as_json(command, root)
     os.chdir(root)
