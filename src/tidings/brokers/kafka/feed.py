@@ -31,6 +31,8 @@ PATIENCE: Final = 20.0
 """Seconds that partitions which are to go to another process wait for the events of them that run."""
 ENDS_WITHIN: Final = 30.0
 LOOK: Final = 0.02
+TOLD: Final = 0.1
+"""Seconds in which the outcome of an event that has run is told, unless a copy of it has to be stored first."""
 TRIM_EVERY: Final = 60.0
 SOON: Final = 1.0
 
@@ -216,17 +218,28 @@ class KafkaFeed:
         """Partitions are to go to another process: drop what is not begun, and wait for the events that run."""
         leaving = set(tracks)
         self._drop(leaving, given=False)
-        running = self._given_of(leaving)
-        if running and not self._closed:
-            ends = time.monotonic() + PATIENCE
-            if isinstance(self._sink, Recalls):
-                at_work = set(await self._sink.give_up(list(running.values()), PATIENCE))
-                for token, delivery in running.items():
-                    if delivery not in at_work and token in self.held:
-                        self._let(token)
-            while self._given_of(leaving) and time.monotonic() < ends and not self._closed:  # noqa: ASYNC110  # limited
-                await asyncio.sleep(LOOK)
+        ends = time.monotonic() + PATIENCE
+        if isinstance(self._sink, Recalls):
+            running = list(self._given_of(leaving).values())
+            for delivery in running:
+                delivery.withdrawn = True
+            if running and not await self._sink.give_up(running, PATIENCE):
+                await self._told(leaving, ends)
+                self.lost(tracks)
+                return
+        while self._given_of(leaving) and time.monotonic() < ends and not self._closed:  # noqa: ASYNC110  # limited
+            await asyncio.sleep(LOOK)
         self.lost(tracks)
+
+    async def _told(self, leaving: set[Track], ends: float) -> None:
+        """Nothing of it runs any more. What has run is told in a moment, and what was not begun never is."""
+        before = -1
+        while True:
+            left = len(self._given_of(leaving))
+            if left in (0, before) or time.monotonic() > ends:
+                return
+            before = left
+            await asyncio.sleep(TOLD)
 
     def lost(self, tracks: Sequence[Track]) -> None:
         """They are another process's: whatever runs here of them may not be begun, nor settled, any more."""
