@@ -140,8 +140,12 @@ class Kafka(Program):
 
     def ready(self) -> bool:
         """It answers a client's first question: which requests it understands."""
+        return self._answers(self.port)
+
+    @staticmethod
+    def _answers(port: int) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1.0) as one:
+            with socket.create_connection(("127.0.0.1", port), 1.0) as one:
                 one.settimeout(2.0)
                 request = struct.pack(">hhih", 18, 0, 7, -1)  # ApiVersions
                 one.sendall(struct.pack(">i", len(request)) + request)

@@ -56,6 +56,7 @@ _PASSING: Final = frozenset(
     }
 )
 """What a cluster says of a topic that was just made, or while it has an election."""
+_WHY: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE, KafkaError._TRANSPORT})
 _AWAY: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
 
 
@@ -99,6 +100,8 @@ class Link:
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.admin: AdminClient = made(AdminClient, self.settings(options.common()), options.where)
+        self._why = ""
+        """What a client said last of a broker that it could not use."""
         self._askers: dict[str, Consumer] = {}
         """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
@@ -139,16 +142,24 @@ class Link:
     async def refresh(self, timeout: float = ASKED) -> ClusterMetadata:
         """Ask which topics there are; asking makes none."""
         try:
-            found = await self.ask(lambda: self.admin.list_topics(timeout=timeout), timeout + 1.0)
+            found = await self.ask(lambda: self._list(timeout), timeout + 1.0)
         except BrokerUnavailable as error:
+            await asyncio.sleep(0)  # what the client said of it on its thread
             if self.trouble:
                 raise BrokerUnavailable(self.trouble) from error
             raise
         self.brokers = {number: (str(one.host), int(one.port or 0)) for number, one in found.brokers.items()}
         known = {name: len(one.partitions) for name, one in found.topics.items() if one.error is None}
         self.partitions = known
-        self.trouble = ""
+        self.trouble = self._why = ""
         return found
+
+    def _list(self, timeout: float) -> ClusterMetadata:
+        try:
+            return self.admin.list_topics(timeout=timeout)
+        except KafkaException:
+            self.admin.poll(0)  # why, it says to whoever polls
+            raise
 
     async def ask(self, call: Callable[[], T], timeout: float = ASKED) -> T:
         """Call what blocks, on a thread.
@@ -228,6 +239,8 @@ class Link:
 
     def _heard(self, error: KafkaError) -> None:
         """A client reports something, on a thread of its own."""
+        if error.code() in _WHY:
+            self._why = error.str()
         if error.code() in _AWAY:
             try:
                 self._loop.call_soon_threadsafe(self.lost, error.str())
@@ -238,7 +251,7 @@ class Link:
         """The cluster is away; it is looked for until it is back."""
         if not self.trouble:
             log.warning("%s cannot be reached: %s", self.options.where, why)
-            self.trouble = f"{self.options.where} cannot be reached: {why}"
+            self.trouble = f"{self.options.where} cannot be reached: {self._why or why}"
         self._wake.set()
 
     async def _watch(self) -> None:
