@@ -8,7 +8,18 @@ from __future__ import annotations
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        *("errors", "delivery", "pace", "partition", "points", "secret", "stacks", "supervision", "threads"),
+        *(
+            "errors",
+            "delivery",
+            "findings",
+            "pace",
+            "partition",
+            "points",
+            "secret",
+            "stacks",
+            "supervision",
+            "threads",
+        ),
         *("together", "traces"),
     ),
     ("ports",),
@@ -32,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The core, lowest first. A name stands for a module or for a whole folder."""
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "brokers": ("errors", "delivery", "partition", "secret", "supervision", "ports"),
+    "brokers": ("errors", "delivery", "findings", "partition", "secret", "supervision", "ports"),
     "stores": ("errors", "delivery", "partition", "points", "secret", "supervision", "threads", "ports", "outbox"),
     "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
     "observe": (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, cast
 
 from tidings.errors import ConfigurationError
+from tidings.findings import Finding
 from tidings.ports import Broker
 
 _SCHEMES: Final = {
@@ -29,12 +31,32 @@ def broker_from(spec: str | Broker) -> Broker:
     """
     if not isinstance(spec, str):
         return spec
-    scheme, colon, _ = spec.strip().partition(":")
+    scheme, module, name = _found(spec)
+    made = getattr(import_module(module), name)
+    return cast(Broker, made() if scheme == "memory" else made(spec.strip()))
+
+
+async def examine(url: str) -> Sequence[Finding]:
+    """What is wrong with the broker that a URL names, as far as it can be seen from here.
+
+    Raises:
+        ConfigurationError: nothing is known under that scheme, the URL cannot be read, or nobody can examine that kind.
+    """
+    _, module, _ = _found(url)
+    try:
+        doctor = import_module(f"{module.rpartition('.')[0]}.doctor")
+    except ModuleNotFoundError:
+        raise ConfigurationError("this kind of broker cannot be examined yet; the rest of the commands work") from None
+    return cast(Sequence[Finding], await doctor.examine(url.strip()))
+
+
+def _found(url: str) -> tuple[str, str, str]:
+    """The scheme of a URL, and the module and the name of what it stands for."""
+    scheme, colon, _ = url.strip().partition(":")
     where = _SCHEMES.get(scheme.lower()) if colon else None
     if where is None:
         # What stands where a scheme should may be anything, a password too: it is not repeated.
         shown = repr(scheme + ":") if colon and scheme.isalnum() and len(scheme) <= 16 else "what was given"
         raise ConfigurationError(f"no broker is known for {shown}. Known are {_KNOWN}; write, say, {EXAMPLE_URL}")
     module, _, name = where.partition(":")
-    made = getattr(import_module(module), name)
-    return cast(Broker, made() if scheme.lower() == "memory" else made(spec.strip()))
+    return scheme.lower(), module, name

@@ -63,6 +63,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Give a handler its history again.",
         "In order, and to no other. With once= it repairs what is missing and repeats nothing.",
     ),
+    "doctor:doctor": (
+        "Say what is wrong with a broker.",
+        "Whether it is reached, at which step not, and how it is set up. Nothing is changed.",
+    ),
     "demo:demo": (
         "Three services, a real broker and a bad day.",
         "Messages are doubled, workers and the server are killed; the end counts what was applied.",

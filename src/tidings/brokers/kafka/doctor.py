@@ -1,0 +1,143 @@
+"""What is wrong with a cluster, as far as it can be seen from here: step by step, and each with its remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
+from tidings.brokers.kafka.link import Link
+from tidings.brokers.kafka.options import Options, parse
+from tidings.errors import TidingsError
+from tidings.findings import Finding
+
+PATIENCE: Final = 3.0
+"""Seconds for one step of one address."""
+DANGEROUS_COPIES: Final = 2
+"""With fewer copies than this the loss of one disk is the loss of events."""
+
+
+async def examine(url: str) -> Sequence[Finding]:
+    """Look at a cluster; nothing of it is changed.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    options = parse(url)
+    knocks = await asyncio.gather(*(knock(host, port) for host, port in options.servers))
+    if all(knocks):
+        remedy = "Is it running? Do name and port stand in its listeners=?"
+        return [Finding("down", why, remedy) for why in knocks]
+    found = [Finding("warning", why, "The others of the URL are there.") for why in knocks if why]
+    link = Link(options, "tidings doctor")
+    try:
+        return found + await _ask(link, options)
+    finally:
+        await link.close()
+
+
+async def _ask(link: Link, options: Options) -> list[Finding]:
+    try:
+        cluster = await link.refresh(max(options.connect_timeout, PATIENCE))
+    except TidingsError as error:
+        return [Finding("down", f"{options.where} is there, and cannot be used: {error}", _remedy(str(error)))]
+    found = await _advertised(link)
+    if any(one.level == "wrong" for one in found):
+        return found  # whatever is asked now may go to an address that nobody reaches
+    return found + await _created(link) + _copies(cluster)
+
+
+async def _advertised(link: Link) -> list[Finding]:
+    """Where each broker tells its clients to come, and what happens there."""
+    brokers = sorted(link.brokers.items())
+    knocks = await asyncio.gather(*(knock(host, port) for _, (host, port) in brokers))
+    found = []
+    for (number, (host, port)), why in zip(brokers, knocks, strict=True):
+        if why:
+            what = f"broker {number} tells its clients to come to {host}:{port}, and from here {why}"
+            remedy = (
+                f"Set advertised.listeners of broker {number} to an address that is reached from here, such as"
+                " PLAINTEXT://localhost:9092 for a container whose port is published on this machine."
+            )
+            found.append(Finding("wrong", what, remedy))
+        else:
+            found.append(Finding("fine", f"broker {number} is reached where it says: {host}:{port}"))
+    return found
+
+
+async def _created(link: Link) -> list[Finding]:
+    number = min(link.brokers)
+    asked = [ConfigResource(ResourceType.BROKER, str(number))]
+    try:
+        (settings,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
+    except TidingsError as error:
+        return [Finding("warning", f"the settings of broker {number} cannot be read: {error}")]
+    if str(settings["auto.create.topics.enable"].value).lower() != "true":
+        return []
+    return [
+        Finding(
+            "warning",
+            "the brokers make a topic whenever somebody mentions one: a wrong name gets events that nobody reads",
+            "Set auto.create.topics.enable=false. Tidings makes its topics itself, and none by accident.",
+        )
+    ]
+
+
+def _copies(cluster: ClusterMetadata) -> list[Finding]:
+    single, behind = [], []
+    for name, topic in sorted(cluster.topics.items()):
+        if name.startswith("__") or topic.error is not None:
+            continue
+        partitions = topic.partitions.values()
+        if min((len(one.replicas) for one in partitions), default=DANGEROUS_COPIES) < DANGEROUS_COPIES:
+            single.append(name)
+        elif any(len(one.isrs) < len(one.replicas) for one in partitions):
+            behind.append(name)
+    found = []
+    if single and len(cluster.brokers) > 1:
+        what = f"{len(single)} topics have one copy, so that a lost disk loses their events: {_some(single)}"
+        found.append(
+            Finding("warning", what, "Make new ones with ?replication=3; move those by kafka-reassign-partitions.")
+        )
+    if behind:
+        what = f"not all copies of {len(behind)} topics are up to date: {_some(behind)}"
+        found.append(Finding("warning", what, "Look for the broker that is away or slow."))
+    return found
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _remedy(why: str) -> str:
+    text = why.lower()
+    if "authentication" in text or "sasl" in text:
+        return "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
+    if "ssl" in text or "certificate" in text:
+        return "Look at tls= and tls_ca= of the URL, and whether this listener speaks TLS."
+    return "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
+
+
+async def knock(host: str, port: int) -> str:
+    """Resolve a name and connect to a port; why that cannot be done, or nothing."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError):
+        return f"the name {host!r} is not known ({host}:{port})"
+    try:
+        async with asyncio.timeout(PATIENCE):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"{host}:{port} does not answer within {PATIENCE:.0f} s"
+    except OSError as error:
+        return f"nobody answers at {host}:{port} ({error.strerror or error})"
+    writer.close()
+    try:
+        await writer.wait_closed()
+    except OSError:
+        pass  # it was there
+    return ""
