@@ -77,8 +77,8 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "a partition goes while events of it run",
         "feed.py",
-        "            ends = time.monotonic() + PATIENCE\n",
-        "            ends = time.monotonic()\n",
+        "        ends = time.monotonic() + PATIENCE\n",
+        "        ends = time.monotonic()\n",
         POSITIONS,
     ),
     bug(

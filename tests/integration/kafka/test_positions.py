@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
 from tidings.brokers.kafka.broker import KafkaBroker
@@ -188,3 +189,20 @@ async def test_P6_what_is_given_back_in_order_comes_before_what_is_new(connect: 
     await until(lambda: len(rig.got) == 4)
     assert rig.bodies == [b"0", b"1", b"0", b"1"]
     assert [one.delivered for one in rig.got] == [1, 1, 2, 2]
+
+
+async def test_P3_a_topic_that_was_made_anew_is_read_from_its_beginning(connect: Connect, kafka: Kafka) -> None:
+    first = await connect()
+    stream = first.subscription.stream
+    await first.publish(*(first.message(b"old %d" % n) for n in range(5)))
+    await until(lambda: len(first.got) == 5)
+    await first.ack(*first.got)
+    await first.broker.close()
+    admin = AdminClient({"bootstrap.servers": kafka.address})
+    admin.delete_topics([stream])[stream].result(10)
+    await until(lambda: stream not in admin.list_topics(timeout=5).topics)
+    second = await connect(first.subscription)
+    await second.publish(second.message(b"new"))
+    await until(lambda: second.got)
+    assert second.bodies == [b"new"]
+    await second.ack(*second.got)

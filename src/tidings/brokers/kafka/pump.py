@@ -128,8 +128,8 @@ class Pump:
                 room = self._room(consumer)
                 if room > 0:
                     self._pull(consumer, room)
-                elif room == 0:
-                    consumer.poll(POLL)  # of what is paused nothing comes
+                elif room == 0 and (record := consumer.poll(POLL)) is not None:
+                    self._hand([record])  # of what is paused nothing should come, and nothing may be passed over
                 self.commits.tend(consumer)
             if self.closing:
                 # Before the end, which no rebalance can reach any more: what is done is done, and the rest goes back.
@@ -178,7 +178,10 @@ class Pump:
         first = consumer.poll(POLL)
         if first is None:
             return
-        records = [first, *consumer.consume(room - 1, 0)] if room > 1 else [first]
+        self._hand([first, *consumer.consume(room - 1, 0)] if room > 1 else [first])
+
+    def _hand(self, records: Sequence[Record]) -> None:
+        """Let the event loop have them, in one hop."""
         if batch := self._batch(records):
             self._taken += len(batch)
             self._taken_bytes += sum(token.size for token, _ in batch)
@@ -194,8 +197,10 @@ class Pump:
                 continue
             offset = record.offset() or 0
             track = tracks.get((record.topic() or "", record.partition() or 0))
-            if track is None or offset < track.progress.seen:
+            if track is None:
                 continue
+            if offset < track.progress.seen:
+                track = self._anew(track, offset)
             pairs = pairs_of(record)
             event = track.route is Route.EVENT
             kind = type_of(pairs) if event else None
@@ -209,6 +214,23 @@ class Pump:
             delivery.delivered = 1 + track.progress.delivered(offset)
             batch.append((token, delivery))
         return batch
+
+    def _anew(self, old: Track, offset: int) -> Track:
+        """A log that goes back was made anew, or has lost its end: what comes now was never taken."""
+        log.error(
+            "%s: partition %d of %s goes on at %d, and had come to %d: the topic was made anew, or has lost its end."
+            " What comes is handled; of what this process had of it before nothing is acknowledged",
+            self._subscription.position,
+            old.number,
+            old.topic,
+            offset,
+            old.progress.seen,
+        )
+        old.gone = True
+        self._soon(self._owner.lost, [old])
+        new = Track(self._owner, old.topic, old.number, old.route, Progress(offset))
+        self.tracks[old.topic, old.number] = new
+        return new
 
     def _well(self) -> None:
         self.trouble = ""
@@ -258,6 +280,7 @@ class Pump:
             if self._paused and starts:
                 consumer.pause(starts)
             self.commits.now(consumer, new, final=False)
+            self._well()
             if new:
                 self._soon(self.joined.set)
         except Exception as error:
