@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
+from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
@@ -154,6 +155,14 @@ class Link:
         self.trouble = self._why = ""
         return found
 
+    async def _probe(self) -> None:
+        """Ask for one topic: a cluster may have thousands."""
+        if NOTE_TOPIC not in self.partitions:
+            await self.refresh(PROBE)
+            return
+        await self.ask(lambda: self.admin.list_topics(NOTE_TOPIC, timeout=PROBE), PROBE + 1.0)
+        self.trouble = self._why = ""
+
     def _list(self, timeout: float) -> ClusterMetadata:
         try:
             return self.admin.list_topics(timeout=timeout)
@@ -264,7 +273,7 @@ class Link:
             self._wake.clear()
             was = self.trouble
             try:
-                await self.refresh(PROBE)
+                await self._probe()
                 if was:
                     log.warning("%s can be reached again", self.options.where)
             except TidingsError as error:

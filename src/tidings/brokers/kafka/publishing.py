@@ -27,6 +27,8 @@ log = logging.getLogger("tidings.kafka")
 
 PAUSE: Final = 0.01
 """Seconds until there may be room again where too much is on its way."""
+JUST_MADE: Final = 2.0
+"""Seconds in which a fatal error is taken for one of the producer before."""
 FLUSH: Final = 5.0
 """Seconds that a close waits for what is on its way."""
 
@@ -85,6 +87,7 @@ class Publisher:
         self._producer = self._made()
 
     def _made(self) -> Producer:
+        self._made_at = time.monotonic()
         settings = {"message.max.bytes": MAX_MESSAGE, **self._link.options.producer()}
         producer = made(Producer, self._link.settings(settings), self._where)
         thread = threading.Thread(target=self._poll, args=(producer,), name="tidings-kafka-reports", daemon=True)
@@ -95,6 +98,8 @@ class Publisher:
         """Hear the reports, until this producer is replaced or closed and all have come."""
         while producer is getattr(self, "_producer", producer) and not self._closed:
             producer.poll(0.1)
+        if not self._closed:
+            producer.flush(FLUSH)  # it was replaced: what it had is told that it is not known to be stored
 
     async def publish(self, messages: Sequence[Message], timeout: float) -> list[Exception | None]:
         """Store messages; see `ports.Broker.publish`."""
@@ -244,8 +249,8 @@ class Publisher:
     def _replace(self, error: KafkaError) -> None:
         """After a fatal error a producer stores nothing any more (trap 77)."""
         old = self._producer
-        if self._closing:
-            return
+        if self._closing or time.monotonic() - self._made_at < JUST_MADE:
+            return  # all that was on its way says the same
         log.error("the producer for %s cannot go on and is made anew: %s", self._where, error.str())
         self._producer = self._made()
         old.purge()
