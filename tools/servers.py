@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from tools.services.kafka import Kafka, jars
 from tools.services.mariadb import MariaDB
 from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
@@ -26,7 +27,9 @@ STARTS_WITHIN = 30.0
 
 INSTALLS_WITHIN = 600.0
 
-PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis)
+PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis, Kafka)
+TOOLS = (("mvn", "maven"),)
+"""What else has to be here: programs, and their packages."""
 
 
 def nats_server() -> str:
@@ -54,6 +57,7 @@ def _version_of(kind: type[Program]) -> Callable[[], str]:
 SERVERS: dict[str, Callable[[], str]] = {
     "nats-server": nats_server,
     **{kind.name: _version_of(kind) for kind in PROGRAMS},
+    "Kafka's jars": lambda: f"gathered by Maven in {jars()}",
 }
 """What the tests need, and how to find out its version; whatever that raises is why it cannot be had."""
 
@@ -61,11 +65,11 @@ SERVERS: dict[str, Callable[[], str]] = {
 def missing() -> list[str]:
     """The packages of the programs that are not here."""
     packages: list[str] = []
-    for kind in PROGRAMS:
+    for program, package in (*((kind.program, kind.package) for kind in PROGRAMS), *TOOLS):
         try:
-            find(kind.program, kind.package)
+            find(program, package)
         except CannotBeHad:
-            packages += kind.package.split()
+            packages += package.split()
     return packages
 
 
