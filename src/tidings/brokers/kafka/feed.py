@@ -103,6 +103,7 @@ class KafkaFeed:
                 self._waiting.add(token, delivery, token.due)
             else:
                 self._offer(token, delivery)
+        self._nudge()
 
     def _offer(self, token: Token, delivery: Delivery) -> None:
         self.held[token] = delivery
@@ -128,6 +129,9 @@ class KafkaFeed:
         """It counts no more as taken by the pump."""
         self.released += 1
         self.released_bytes += token.size
+
+    def _nudge(self) -> None:
+        """There may be room for more: once for many that were let go."""
         if self.pump.waits:
             self.pump.wake.set()
 
@@ -206,6 +210,7 @@ class KafkaFeed:
         self._queue.extendleft(reversed(self._returned))
         self._returned.clear()
         self._fill()
+        self._nudge()
 
     # ── partitions come and go ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,6 +255,7 @@ class KafkaFeed:
             delivery.withdrawn = True
         self._drop(leaving, given=True)
         self._fill()
+        self._nudge()
 
     def _given_of(self, tracks: set[Track]) -> dict[Token, Delivery]:
         return {token: one for token, one in self.held.items() if token.given and token.track in tracks}

@@ -13,7 +13,7 @@ import msgspec
 from confluent_kafka import Message as Record
 
 from tidings.brokers.kafka.names import topic_of
-from tidings.delivery import Delivery, Header, Message, Route
+from tidings.delivery import NO_HEADERS, Delivery, Header, Message, Route
 from tidings.errors import EventTooLarge, InvalidEvent
 from tidings.partition import slot_of
 
@@ -98,6 +98,8 @@ class RecordHeaders(Mapping[str, str]):
         return self._read()[name]
 
     def __contains__(self, name: object) -> bool:
+        if self._found is None and not any(one == name for one, _ in self._pairs):
+            return False  # the pairs are few, and to read them costs more than to look at them
         return name in self._read()
 
     def __iter__(self) -> Iterator[str]:
@@ -150,7 +152,7 @@ def delivery_of(record: Record, pairs: Pairs, route: Route, *, token: object = N
         stream=stream,
         origin=(topic, record.partition() or 0, record.offset() or 0),
         token=token,
-        headers=RecordHeaders(pairs) if pairs else {},
+        headers=NO_HEADERS if not pairs or (len(pairs) == 1 and pairs[0][0] == TYPE) else RecordHeaders(pairs),
         slot=None if key is None else slot_of(key.decode("utf-8", "replace")),
         route=route,
     )
