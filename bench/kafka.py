@@ -101,6 +101,20 @@ async def tidings(url: str, count: int, order: bool = True) -> float:
         return await seen.rate(120)
 
 
+async def tidings_batch(url: str, count: int) -> float:
+    """A typed handler of lists, which does nothing."""
+    service = Service(f"bench{os.getpid()}", broker=url)
+    seen = Count(count)
+
+    @service.on_batch(Placed, idempotent=True, batch=BATCH)
+    async def nothing(placed: list[Placed]) -> None:
+        for _ in placed:
+            seen.one()
+
+    async with service.running():
+        return await seen.rate(120)
+
+
 async def faststream(url: str, count: int, *, batch: bool, msgspec_body: bool) -> float:
     """FastStream's confluent broker with a typed handler, which acknowledges by hand, as its docs advise."""
     serializer = MsgSpecSerializer if msgspec_body else PydanticSerializer
@@ -158,10 +172,11 @@ CONTESTANTS: dict[str, Callable[[str, int], Awaitable[float]]] = {
     BARE: bare,
     OURS: tidings,
     "tidings, no order": lambda url, count: tidings(url, count, order=False),
+    "tidings, lists": tidings_batch,
     "faststream, pydantic": lambda url, count: faststream(url, count, batch=False, msgspec_body=False),
     "faststream, msgspec": lambda url, count: faststream(url, count, batch=False, msgspec_body=True),
-    "faststream batch, pydantic": lambda url, count: faststream(url, count, batch=True, msgspec_body=False),
-    "faststream batch, msgspec": lambda url, count: faststream(url, count, batch=True, msgspec_body=True),
+    "faststream lists, pydantic": lambda url, count: faststream(url, count, batch=True, msgspec_body=False),
+    "faststream lists, msgspec": lambda url, count: faststream(url, count, batch=True, msgspec_body=True),
 }
 
 
@@ -222,9 +237,8 @@ def main() -> int:
         return 0
     rates = measure(given.events, given.rounds)
     report(rates, given.events, given.rounds)
-    best = max(
-        (name for name in rates if name.startswith("faststream")), key=lambda name: statistics.median(rates[name])
-    )
+    single = [name for name in rates if name.startswith("faststream,")]  # a call for each event, as ours
+    best = max(single, key=lambda name: statistics.median(rates[name]))
     verdicts = Verdicts()
     verdicts.add(f"{OURS} over {best}", _ratio(rates, OURS, best), OF_FASTSTREAM)
     verdicts.add(f"{OURS} over the loop by hand", _ratio(rates, OURS, BARE), OF_BARE)
