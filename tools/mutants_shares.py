@@ -16,13 +16,13 @@ _bug = partial(
 SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: two processes compute different owners",
-        "brokers/nats/assignment.py",
+        "brokers/_assignment.py",
         "sorted(set(members))",
         "list(members)",
     ),
     _bug(
         "shares: one member gets nearly everything",
-        "brokers/nats/assignment.py",
+        "brokers/_assignment.py",
         "        if counts[name] == fewest:\n            if not with_one_more:\n                continue\n",
         "        if counts[name] == fewest:\n",
     ),
@@ -56,9 +56,9 @@ SHARES: tuple[Mutant, ...] = (
         "self.sure(self._asked_at)",
         "self.sure(time.monotonic())",
     ),
-    _bug("shares: the dead are counted for ever", "brokers/nats/members.py", "> DEAD_AFTER:", "> 1e9:"),
+    _bug("shares: the dead are counted for ever", "brokers/_members.py", "> DEAD_AFTER:", "> 1e9:"),
     _bug(
-        "shares: a goodbye is not heard", "brokers/nats/members.py", "if word.leaves:", "if word.new and word.leaves:"
+        "shares: a goodbye is not heard", "brokers/_members.py", "if word.leaves:", "if word.new and word.leaves:"
     ),
     _bug(
         "shares: the owner keeps what a newcomer is to have",

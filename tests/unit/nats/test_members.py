@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 import pytest
 
-from tidings.brokers.nats import members as module
+from tidings.brokers import _members as module
 from tidings.brokers.nats.members import Members
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def air() -> Air:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("tidings.brokers.nats.members.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tidings.brokers._members.time.monotonic", lambda: now[0])
     return now
 
 

@@ -1,6 +1,6 @@
 """An ordered position: its shares are spread over the living processes of the service, each to one of them.
 
-`share.py` says how a share is taken over and kept, `members.py` how the processes know of each other, `assignment.py`
+`share.py` says how a share is taken over and kept, `members.py` how the processes know of each other, `_assignment.py`
 who is to have what. The core sees one feed.
 """
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tidings.brokers.nats.assignment import assign
+from tidings.brokers._assignment import assign
 from tidings.brokers.nats.feed import NatsFeed, split
 from tidings.brokers.nats.members import Members
 from tidings.brokers.nats.names import SHARES

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tidings.brokers.nats.assignment import assign
+from tidings.brokers._assignment import assign
 
 SHARES = 8
 
