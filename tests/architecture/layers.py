@@ -75,6 +75,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "nats": ("brokers.nats",),
     "confluent_kafka": ("brokers.kafka",),
     "nkeys": ("brokers.nats",),
+    "pamqp": ("brokers.rabbitmq",),
     "sqlalchemy": ("stores.sqlalchemy", "stores._", "outbox", "testing"),
     "aiosqlite": ("stores.sqlalchemy", "stores._"),
     "redis": ("stores.redis", "stores._"),

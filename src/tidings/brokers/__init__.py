@@ -15,10 +15,12 @@ _SCHEMES: Final = {
     "tls": "tidings.brokers.nats.broker:NatsBroker",
     "embedded": "tidings.brokers.nats.broker:NatsBroker",
     "kafka": "tidings.brokers.kafka.broker:KafkaBroker",
+    "amqp": "tidings.brokers.rabbitmq.broker:RabbitBroker",
+    "amqps": "tidings.brokers.rabbitmq.broker:RabbitBroker",
     # For tests: it lives in one process, and forgets everything with it.
     "memory": "tidings.testing.memory:MemoryBroker",
 }
-_KNOWN: Final = "nats://, tls://, embedded:, kafka:// and, for tests, memory:"
+_KNOWN: Final = "nats://, tls://, embedded:, kafka://, amqp://, amqps:// and, for tests, memory:"
 EXAMPLE_URL = "nats://user:password@host:4222"
 """For messages that ask for a broker: the rest of the package does not know what one is called."""
 

@@ -1,0 +1,1 @@
+"""RabbitMQ: quorum queues behind a topic exchange for each stream."""

@@ -1,0 +1,66 @@
+"""How the processes of an ordered position hear of each other: a word a second over an exchange, and none is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from pamqp import commands
+
+from tidings.brokers._members import Others
+from tidings.brokers.rabbitmq import frames, names
+from tidings.brokers.rabbitmq.channel import Channel
+from tidings.brokers.rabbitmq.connection import Connection
+from tidings.errors import BrokerUnavailable
+
+ANSWER: Final = 10.0
+
+
+class Members(Others):
+    """See `Others`."""
+
+    def __init__(self, position: str, changed: Callable[[bool], None]) -> None:
+        super().__init__(changed)
+        self._position = position
+        self._channel: Channel | None = None
+        self._ended = asyncio.Event()
+
+    async def attach(self, connection: Connection) -> None:
+        """Listen, by a queue that goes with its channel's connection. Raises BrokerUnavailable."""
+        link = await connection.ready(ANSWER)
+        self._ended.clear()
+        channel = await link.channel(ANSWER)
+        channel.on_closed = lambda why: self._ended.set()
+        asked = commands.Queue.Declare(0, "", False, False, True, True, False, {})
+        queue = (await channel.ask(asked, commands.Queue.DeclareOk, ANSWER)).queue or ""
+        await channel.call(commands.Queue.Bind(0, queue, names.LIVE, self._position, False, {}), ANSWER)
+        await channel.consume(
+            queue, lambda content: self.heard(content.body), lambda tag: self._ended.set(), ANSWER, no_ack=True
+        )
+        self.revive()
+        self._channel = channel
+
+    async def ended(self) -> None:
+        """Return when nothing can be heard any more."""
+        await self._ended.wait()
+
+    def say(self, wants: int, *, new: bool = False, leaves: bool = False) -> None:
+        """Raises BrokerUnavailable."""
+        channel = self._channel
+        if channel is None or not channel.open:
+            raise BrokerUnavailable("there is no channel to say anything on")
+        word = self.word(wants, new=new, leaves=leaves)
+        header = frames.properties({}, self.id, len(word))
+        most = channel.link.most_frame
+        said = frames.message(channel.number, names.LIVE, self._position, header, word, most, mandatory=False)
+        channel.link.send(said)
+
+    async def detach(self) -> None:
+        """Listen no more."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            try:
+                await channel.close(2.0)
+            except BrokerUnavailable:
+                pass  # it went with its link

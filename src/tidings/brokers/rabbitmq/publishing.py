@@ -1,0 +1,331 @@
+"""Publishing: many messages in one write, each confirmed, and none reported as stored that is not.
+
+Every message is persistent and mandatory: a server confirms also what no queue took, and says so before (trap 105).
+What was sent and not answered is not sent again: there is nothing here that would drop the second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from pamqp import commands
+
+from tidings.brokers.rabbitmq import frames, names, waiting
+from tidings.brokers.rabbitmq.channel import NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.connection import Connection
+from tidings.brokers.rabbitmq.link import Link
+from tidings.brokers.rabbitmq.topology import Topology
+from tidings.delivery import Header, Message, Route
+from tidings.errors import BrokerUnavailable, EventTooLarge, InvalidEvent, NotStored, TidingsError
+
+WAVE_MESSAGES: Final = 1000
+WAVE_BYTES: Final = 8 * 1024 * 1024
+"""How much is sent before its confirmations are waited for."""
+ANSWER: Final = 10.0
+_FRAME: Final = 8
+
+_LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
+_MAYBE: Final = "the event may be stored or not; publishing it again under the same id is safe behind once="
+
+
+class Frame(msgspec.Struct, gc=False):
+    """A message on its way out, and what became of it."""
+
+    message: Message
+    exchange: str
+    routing_key: str
+    header: bytes
+    step: int = 0
+    """The milliseconds for which it waits next."""
+    answer: str = ""
+    """``stored``, ``refused``, ``nobody`` or nothing."""
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + len(self.message.body)
+
+
+class _Wave:
+    """Messages that were sent together."""
+
+    def __init__(self, count: int) -> None:
+        self.open = count
+        self.done = asyncio.Event()
+
+    def answered(self) -> None:
+        self.open -= 1
+        if not self.open:
+            self.done.set()
+
+
+class Confirming:
+    """A channel on which everything that is published is confirmed."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self._pending: dict[int, tuple[Frame, _Wave]] = {}
+        self._sent = 0
+        channel.on_confirm = self._confirmed
+        channel.on_return = self._returned
+        channel.on_closed = self._closed
+
+    @classmethod
+    async def on(cls, link: Link) -> Confirming:
+        """Raises BrokerUnavailable."""
+        channel = await link.channel(ANSWER)
+        await channel.call(commands.Confirm.Select(), ANSWER)
+        return cls(channel)
+
+    async def send(self, wave: Sequence[Frame], timeout: float) -> None:
+        """Send, and wait for the answers until the time is over. Raises BrokerUnavailable if nothing was sent."""
+        channel, state = self.channel, _Wave(len(wave))
+        if not channel.open:
+            raise channel.why
+        first = self._sent + 1
+        parts = []
+        for frame in wave:
+            self._sent += 1
+            self._pending[self._sent] = (frame, state)
+            body, most = frame.message.body, channel.link.most_frame
+            parts.append(frames.message(channel.number, frame.exchange, frame.routing_key, frame.header, body, most))
+        try:
+            channel.link.send(b"".join(parts))
+            async with asyncio.timeout(timeout):
+                await channel.link.drained()
+                await state.done.wait()
+        except (TimeoutError, BrokerUnavailable):
+            pass  # what has no answer is not known
+        finally:
+            if state.open:
+                for number in range(first, first + len(wave)):
+                    self._pending.pop(number, None)
+
+    def _confirmed(self, number: int, all_before: bool, stored: bool) -> None:
+        pending = self._pending
+        if all_before:
+            for one in list(pending):
+                if one > number:
+                    break
+                self._answer(*pending.pop(one), stored)
+        elif (found := pending.pop(number, None)) is not None:
+            self._answer(*found, stored)
+
+    def _answer(self, frame: Frame, wave: _Wave, stored: bool) -> None:
+        if not frame.answer:
+            frame.answer = "stored" if stored else "refused"
+        wave.answered()
+
+    def _returned(self, content: frames.Content) -> None:
+        """No queue took it. The confirmation comes all the same, after this (trap 108: ids alone do not tell which)."""
+        for frame, _ in self._pending.values():
+            if (
+                not frame.answer
+                and (frame.routing_key, frame.exchange) == (content.routing_key, content.exchange)
+                and frames.fit_id(frame.message.id) == content.id
+            ):
+                frame.answer = "nobody"
+                return
+
+    def _closed(self, why: BrokerUnavailable) -> None:
+        pending, self._pending = self._pending, {}
+        for _, wave in pending.values():
+            wave.answered()
+
+
+class Publisher:
+    """Stores messages over one connection."""
+
+    def __init__(self, connection: Connection, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._where = connection.options.where
+        self._confirming: Confirming | None = None
+        self._turn = asyncio.Lock()
+        self.max_event = 1024 * 1024
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> list[Exception | None]:
+        """Store messages; see `ports.Broker.publish`."""
+        end = time.monotonic() + timeout
+        results: list[Exception | None] = [None] * len(messages)
+        ready: dict[int, Frame] = {}
+        missing: dict[str, Exception | None] = {}
+        for index, message in enumerate(messages):
+            try:
+                ready[index] = self._frame_of(message)
+                if message.route is Route.EVENT and (error := await self._missing(message.stream, missing, end)):
+                    results[index] = error
+                    del ready[index]
+            except TidingsError as error:
+                results[index] = error
+        for indices in _waves(ready):
+            await self._store(indices, ready, results, end)
+        return results
+
+    async def write_down(self, bodies: Sequence[bytes], timeout: float) -> list[Exception | None]:
+        """Store what is to be known of positions."""
+        noted = [Message(id=secrets.token_hex(8), route=Route.NOTE, stream="", type="", body=body) for body in bodies]
+        ready = {
+            index: Frame(one, "", names.POSITIONS, frames.properties({}, one.id, len(one.body)))
+            for index, one in enumerate(noted)
+        }
+        results: list[Exception | None] = [None] * len(noted)
+        for indices in _waves(ready):
+            await self._store(indices, ready, results, time.monotonic() + timeout)
+        return results
+
+    async def wait_on(self, position: str, copy: frames.Content) -> Exception | None:
+        """Have a copy that came before its time wait on, as it is."""
+        step = waiting.step_for(waiting.seconds_left(copy.headers)) or waiting.STEPS[0]
+        message = Message(
+            id=copy.id,
+            route=Route.RETRY,
+            position=position,
+            stream="",
+            type="a copy",
+            body=copy.body,
+            headers=copy.headers,
+        )
+        key = f"{step}.{copy.routing_key.partition('.')[2]}"
+        frame = Frame(message, names.WAIT, key, frames.properties(copy.headers, copy.id, len(copy.body)), step)
+        results: list[Exception | None] = [None]
+        await self._store([0], {0: frame}, results, time.monotonic() + ANSWER)
+        return results[0]
+
+    async def _missing(self, stream: str, known: dict[str, Exception | None], end: float) -> Exception | None:
+        """Why events of a stream cannot be published; an exchange that is not there would close the channel."""
+        if stream not in known:
+            try:
+                async with asyncio.timeout(max(end - time.monotonic(), 0.001)):
+                    found = await self._topology.has_exchange(stream)
+                known[stream] = None if found else _no_exchange(stream)
+            except (TimeoutError, BrokerUnavailable) as error:
+                known[stream] = BrokerUnavailable(f"nothing was sent: {str(error) or self._connection.trouble}")
+        return known[stream]
+
+    async def _store(
+        self, indices: list[int], ready: Mapping[int, Frame], results: list[Exception | None], end: float
+    ) -> None:
+        """Send a wave, and what has to go another way after that."""
+        left = indices
+        while left:
+            for index in left:
+                ready[index].answer = ""
+            try:
+                confirming = await self._ready(end)
+                await confirming.send([ready[index] for index in left], max(end - time.monotonic(), 0.001))
+            except BrokerUnavailable as error:
+                for index in left:
+                    results[index] = BrokerUnavailable(f"nothing was sent: {error}")
+                return
+            again: list[int] = []
+            for index in left:
+                try:
+                    if await self._goes_on(ready[index], confirming):
+                        again.append(index)
+                    results[index] = None
+                except TidingsError as error:
+                    results[index] = error
+            left = again
+
+    async def _ready(self, end: float) -> Confirming:
+        try:
+            async with asyncio.timeout(max(end - time.monotonic(), 0.001)):
+                async with self._turn:
+                    if self._confirming is None or not self._confirming.channel.open:
+                        link = await self._connection.ready(max(end - time.monotonic(), 0.001))
+                        self._confirming = await Confirming.on(link)
+                    return self._confirming
+        except TimeoutError:
+            raise BrokerUnavailable(self._connection.trouble or f"no answer in time from {self._where}") from None
+
+    async def _goes_on(self, frame: Frame, confirming: Confirming) -> bool:
+        """Whether a message is to be sent once more, another way; False when it is stored. Raises what is wrong."""
+        if frame.answer == "stored":
+            return False
+        if frame.answer == "refused":
+            raise NotStored(
+                f"the server refused to store {frame.message.type or 'a note'} {frame.message.id}: a queue is full, or"
+                " has no majority of its nodes"
+            )
+        if frame.answer == "nobody":
+            return await self._another_way(frame)
+        why = confirming.channel.why
+        if isinstance(why, Refused) and why.code == NOT_FOUND:
+            self._topology.forget(frame.exchange)
+        blocked = self._connection.trouble
+        raise BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}{': ' if blocked else ''}{blocked}")
+
+    async def _another_way(self, frame: Frame) -> bool:
+        """No queue took it."""
+        message = frame.message
+        if message.route is Route.EVENT and frame.exchange != names.UNROUTED:
+            positions = await self._topology.positions(fresh=True)
+            if not any(one.stream == message.stream for one in positions.values()):
+                raise NotStored(
+                    f"no queue takes from the exchange {message.stream!r}, so nothing would keep {message.type}"
+                    f" {message.id}: RabbitMQ has no history. Start a service that handles events of this stream first"
+                )
+            frame.exchange = names.UNROUTED  # nobody has asked for this type: kept for a while, as streams elsewhere do
+            return True
+        if frame.step:
+            await self._topology.wait_queue(message.position, frame.step)
+            return True
+        if message.route is Route.RETRY:
+            raise NotStored(
+                f"there is no position {message.position!r}, so nobody would take the copy of {message.type}. Start the"
+                " service first, or look at its name"
+            )
+        raise NotStored(
+            f"the queue {frame.routing_key!r} is gone, so nothing was stored. Restart a service: it makes it"
+        )
+
+    def _frame_of(self, message: Message) -> Frame:
+        """A message as it travels. Raises what is wrong with it."""
+        route, headers, step = message.route, message.headers, 0
+        if len(message.body) > self.max_event:
+            raise EventTooLarge(
+                f"{message.type} {message.id} has {len(message.body):,} bytes; {self.max_event:,} may travel. Store the"
+                " large part elsewhere and publish where it stands"
+            )
+        if route is Route.EVENT:
+            exchange, key = message.stream, names.event_key(message.stream, message.type, message.key)
+        elif route is Route.RETRY:
+            if message.due is not None:
+                headers = {**headers, Header.DUE: waiting.due_text(message.due)}
+                step = waiting.step_for(message.due - time.time())
+            exchange = names.WAIT if step else names.RETRY
+            key = names.copy_key(message.position, message.key, step)
+        else:
+            exchange, key = "", _LOGS[route]
+        try:
+            header = frames.properties(headers, message.id, len(message.body))
+        except ValueError as error:
+            raise InvalidEvent(f"{message.type} {message.id}: {error}") from None
+        if len(header) > frames.MOST_FRAME - _FRAME:
+            raise EventTooLarge(f"{message.type} {message.id} has {len(header):,} bytes of headers; 128 KiB may travel")
+        return Frame(message, exchange, key, header, step)
+
+
+def _no_exchange(stream: str) -> Exception:
+    return NotStored(
+        f"there is no exchange {stream!r}, so nothing would keep its events. Start a service that publishes or handles"
+        " them first, or name the type in publishes="
+    )
+
+
+def _waves(ready: Mapping[int, Frame]) -> list[list[int]]:
+    """The indices in their order, in portions that bound what is on its way at once."""
+    waves: list[list[int]] = []
+    size = WAVE_BYTES
+    for index, frame in ready.items():
+        if size + frame.size > WAVE_BYTES or len(waves[-1]) >= WAVE_MESSAGES:
+            waves.append([])
+            size = 0
+        waves[-1].append(index)
+        size += frame.size
+    return waves

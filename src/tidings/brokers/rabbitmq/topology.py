@@ -1,0 +1,285 @@
+"""Exchanges and queues: made where they are missing, and compared where they are there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from pamqp import commands
+
+from tidings.brokers.rabbitmq import names, waiting
+from tidings.brokers.rabbitmq.channel import DIFFERENT, NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.connection import Connection
+from tidings.brokers.rabbitmq.frames import Content
+from tidings.brokers.rabbitmq.reading import read_log
+from tidings.errors import BrokerUnavailable, ConfigurationError
+from tidings.ports import Drift, Plan, Subscription
+
+ANSWER: Final = 10.0
+NO_LIMIT: Final = 2_000_000_000
+"""Deliveries after which the server would drop a message. From 4.0 on its own limit is 20, hand-backs included
+(trap 111); attempts are for the core to count."""
+UNROUTED_AGE: Final = "7D"
+FRESH: Final = 5.0
+"""Seconds for which the list of positions is believed."""
+
+
+class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is written down of a position, because the server cannot be asked what a queue is bound to."""
+
+    position: str
+    stream: str = ""
+    types: tuple[str, ...] = ()
+    ordered: bool = False
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Position).decode
+
+
+class Topology:
+    """What stands on one server; asks over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._where = connection.options.where
+        self._group = connection.options.group_size
+        self._exchanges: set[str] = set()
+        self._positions: dict[str, Position] = {}
+        self._read_at = float("-inf")
+
+    # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def declare(self, plan: Plan) -> tuple[list[Drift], list[Position]]:
+        """Create what is missing; the second is what is new of positions, to be written down by the caller."""
+        for stream in plan.streams:
+            names.check_stream(stream.name)
+        streams = {stream.name for stream in plan.streams}
+        for one in plan.subscriptions:
+            names.check_position(one.position)
+            if one.stream not in streams:
+                raise ConfigurationError(
+                    f"{one.position} wants the stream {one.stream!r}, which its plan does not declare"
+                )
+        async with self._Channel(self._connection) as channel:
+            await self._common(channel, sorted(streams))
+        known = await self.positions(fresh=True)
+        await self._check_orphans(plan, known)
+        drifts: list[Drift] = []
+        news: list[Position] = []
+        for one in plan.subscriptions:
+            before = known.get(one.position)
+            _check_kept_alike(one, before)
+            now = Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered)
+            drifts += await self._position(now, before)
+            if now != before:
+                news.append(now)
+        return drifts, news
+
+    async def _common(self, channel: Channel, streams: Sequence[str]) -> None:
+        for name in streams:
+            await self._exchange(channel, name)
+        for name in (names.RETRY, names.WAIT, names.UNROUTED):
+            await self._exchange(channel, name)
+        await self._exchange(channel, names.LIVE, kind="direct")
+        for name in (names.DEAD, names.NOTES, names.POSITIONS, names.UNROUTED):
+            age = {"x-max-age": UNROUTED_AGE} if name == names.UNROUTED else {}
+            group = {"x-initial-cluster-size": self._group} if self._group else {}
+            await self._queue(channel, name, {"x-queue-type": "stream", **age, **group})
+        await self._bind(channel, names.UNROUTED, names.UNROUTED, "#")
+
+    async def _position(self, now: Position, before: Position | None) -> list[Drift]:
+        """The queues of a position, and what they take; bound before anything is unbound."""
+        queues = names.event_queues(now.position, now.ordered)
+        retries = queues if now.ordered else [names.retry_queue(now.position)]
+        active = {"x-single-active-consumer": True} if now.ordered else {}
+        drifts: list[Drift] = []
+        for queue in dict.fromkeys(queues + retries):
+            drifts += await self._quorum(queue, active)
+        wanted = names.bindings_of(now.types, now.ordered)
+        had = names.bindings_of(before.types, before.ordered) if before is not None else [set[str]() for _ in queues]
+        async with self._Channel(self._connection) as channel:
+            for queue, key in zip(retries, names.copy_bindings(now.position, now.ordered), strict=True):
+                await self._bind(channel, queue, names.RETRY, key)
+            for queue, keys in zip(queues, wanted, strict=True):
+                await asyncio.gather(*(self._bind(channel, queue, now.stream, key) for key in sorted(keys)))
+            for queue, keys, old in zip(queues, wanted, had, strict=True):
+                for key in sorted(old - keys):
+                    await channel.call(commands.Queue.Unbind(0, queue, now.stream, key), ANSWER)
+        return drifts
+
+    async def wait_queue(self, position: str, step: int) -> None:
+        """Make the queue in which copies of a position wait for so long."""
+        queue = names.wait_queue(position, step)
+        await self._quorum(queue, waiting.queue_arguments(step, names.RETRY))
+        async with self._Channel(self._connection) as channel:
+            await self._bind(channel, queue, names.WAIT, f"{step}.{position}.#")
+
+    # ── one by one ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _exchange(self, channel: Channel, name: str, kind: str = "topic") -> None:
+        asked = commands.Exchange.Declare(0, name, kind, False, True, False, False, False, {})
+        try:
+            await channel.call(asked, ANSWER)
+        except Refused as error:
+            raise self._explained(f"the exchange {name!r}", error) from None
+        self._exchanges.add(name)
+
+    async def _queue(self, channel: Channel, name: str, arguments: dict[str, Any]) -> None:
+        asked = commands.Queue.Declare(0, name, False, True, False, False, False, cast(Any, arguments))
+        try:
+            await channel.call(asked, ANSWER)
+        except Refused as error:
+            raise self._explained(f"the queue {name!r}", error) from None
+
+    async def _quorum(self, name: str, more: dict[str, Any]) -> list[Drift]:
+        """A quorum queue. Where it is there with other arguments, that is told, or refused if it would not work."""
+        group = {"x-quorum-initial-group-size": self._group} if self._group else {}
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, **more, **group}
+        asked = commands.Queue.Declare(0, name, False, True, False, False, False, cast(Any, arguments))
+        try:
+            async with self._Channel(self._connection) as channel:
+                await channel.call(asked, ANSWER)
+        except Refused as error:
+            fatal = any(f"'{one}'" in error.text for one in ("x-queue-type", "x-single-active-consumer", "durable"))
+            if error.code != DIFFERENT or fatal:
+                raise self._explained(f"the queue {name!r}", error) from None
+            return [
+                Drift(
+                    what=f"arguments of the queue {name}",
+                    declared=", ".join(f"{key}={value}" for key, value in arguments.items()),
+                    found=error.text,
+                    remedy="Arguments cannot be changed: let it run empty, stop the service, and remove the queue"
+                    f" (rabbitmqctl delete_queue {name}); the next start makes it anew.",
+                )
+            ]
+        return []
+
+    async def _bind(self, channel: Channel, queue: str, exchange: str, key: str) -> None:
+        await channel.call(commands.Queue.Bind(0, queue, exchange, key, False, {}), ANSWER)
+
+    def _explained(self, what: str, error: Refused) -> Exception:
+        if error.code == DIFFERENT:
+            return ConfigurationError(
+                f"{what} is there, and is another than Tidings needs: {error.text}. Remove or rename it, or give"
+                " Tidings a virtual host of its own"
+            )
+        if error.code == 403:
+            return ConfigurationError(f"{self._where} does not allow {what}: {error.text}. Give the user the right to")
+        return BrokerUnavailable(f"{what} could not be made: {error}")
+
+    async def has_exchange(self, name: str) -> bool:
+        """Whether there is such an exchange; one that was seen is believed to stay."""
+        if name in self._exchanges:
+            return True
+        try:
+            async with self._Channel(self._connection) as channel:
+                asked = commands.Exchange.Declare(0, name, "topic", True, False, False, False, False, {})
+                await channel.call(asked, ANSWER)
+        except Refused as error:
+            if error.code == NOT_FOUND:
+                return False
+            raise
+        self._exchanges.add(name)
+        return True
+
+    def forget(self, exchange: str) -> None:
+        """It was there, and is not."""
+        self._exchanges.discard(exchange)
+
+    async def count(self, queue: str) -> int | None:
+        """How many messages wait in a queue to be delivered; None if there is none. Raises BrokerUnavailable."""
+        try:
+            async with self._Channel(self._connection) as channel:
+                asked = commands.Queue.Declare(0, queue, True, False, False, False, False, {})
+                return (await channel.ask(asked, commands.Queue.DeclareOk, ANSWER)).message_count or 0
+        except Refused as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
+
+    async def scheduled(self, position: str) -> int:
+        """Copies of a position that wait for their time."""
+        found = await asyncio.gather(*(self.count(names.wait_queue(position, step)) for step in waiting.STEPS))
+        return sum(one or 0 for one in found)
+
+    # ── the positions there are ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def positions(self, *, fresh: bool = False) -> dict[str, Position]:
+        """What is written down of positions."""
+        if fresh or time.monotonic() - self._read_at > FRESH:
+            found: dict[str, Position] = {}
+            async for content in read_log(self._connection, names.POSITIONS):
+                if (one := _position_of(content)) is not None:
+                    found.pop(one.position, None)
+                    if one.types:
+                        found[one.position] = one
+            self._positions, self._read_at = found, time.monotonic()
+        return self._positions
+
+    async def of_service(self, service: str) -> dict[str, Position]:
+        """The positions of a service that are written down and have a queue."""
+        mine = {name: one for name, one in (await self.positions(fresh=True)).items() if name.startswith(service + ".")}
+        there = await asyncio.gather(
+            *(self.count(names.event_queues(name, one.ordered)[0]) for name, one in mine.items())
+        )
+        return {name: one for (name, one), count in zip(mine.items(), there, strict=True) if count is not None}
+
+    async def _check_orphans(self, plan: Plan, known: dict[str, Position]) -> None:
+        declared = {one.position for one in plan.subscriptions}
+        if not any(name.startswith(plan.service + ".") and name not in declared for name in known):
+            return
+        existing = await self.of_service(plan.service)
+        kept = {name: one.types for name, one in existing.items() if name in declared}
+        for orphan in sorted(set(existing) - declared):
+            left = existing[orphan]
+            queues = [*names.event_queues(orphan, left.ordered), *([] if left.ordered else [names.retry_queue(orphan)])]
+            remove = "; ".join(f"rabbitmqctl delete_queue {queue}" for queue in queues)
+            plan.check_positions({**kept, orphan: left.types}, remove)
+
+    class _Channel:
+        """A channel for a few calls: the server closes it with the first that it refuses."""
+
+        def __init__(self, connection: Connection) -> None:
+            self._connection = connection
+            self._channel: Channel | None = None
+
+        async def __aenter__(self) -> Channel:
+            link = await self._connection.ready(ANSWER)
+            self._channel = await link.channel(ANSWER)
+            return self._channel
+
+        async def __aexit__(self, *error: object) -> None:
+            if self._channel is not None:
+                try:
+                    await self._channel.close(ANSWER)
+                except BrokerUnavailable:
+                    pass  # it went with its link
+
+
+def encoded(position: Position) -> bytes:
+    """As it is written down."""
+    return _encode(position)
+
+
+def _position_of(content: Content) -> Position | None:
+    try:
+        return _decode(content.body)
+    except msgspec.DecodeError:
+        return None  # a stranger's
+
+
+def _check_kept_alike(one: Subscription, before: Position | None) -> None:
+    """Whether a position is ordered cannot be changed: what waits stands in the queues of the one way."""
+    if before is None or before.ordered == one.ordered:
+        return
+    was, now = ("ordered", "without order") if before.ordered else ("without order", "ordered")
+    queues = " ".join(names.event_queues(one.position, before.ordered))
+    order = "'key'" if before.ordered else "None"
+    raise ConfigurationError(
+        f"the position {one.position} is {was} at the broker, and the code wants it {now}. Give the handler another"
+        f" name=, or order={order}; or let it run empty, and remove its queues: {queues}"
+    )

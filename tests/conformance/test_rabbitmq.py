@@ -1,0 +1,28 @@
+"""The suite on a real RabbitMQ, which syncs every message to disk and dies by SIGKILL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests.conformance.rabbit_rig import RabbitRig
+from tidings.testing.conformance import Conformance, Rig
+from tools.services.rabbitmq import RabbitMQ
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.mark.server
+@pytest.mark.proves(broker="rabbitmq")
+class TestRabbitMQ(Conformance):
+    @pytest_asyncio.fixture
+    async def rig(self, server: RabbitMQ) -> AsyncIterator[Rig]:
+        rig = RabbitRig(server)
+        yield rig
+        await rig.close()
