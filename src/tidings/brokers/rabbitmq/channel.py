@@ -32,7 +32,6 @@ from tidings.errors import BrokerUnavailable
 
 NOT_FOUND: Final = 404
 REFUSED: Final = 403
-LOCKED: Final = 405
 DIFFERENT: Final = 406
 
 F = TypeVar("F", bound=Frame)
@@ -46,6 +45,16 @@ class Refused(BrokerUnavailable):
         super().__init__(f"{text} ({code})")
         self.code = code
         self.text = text
+
+    @property
+    def passing(self) -> bool:
+        """What was asked for is there, and does not work yet: a server that has just started says so of its queues."""
+        return "down or inaccessible" in self.text
+
+    @property
+    def missing(self) -> bool:
+        """What was asked for is not there."""
+        return self.code == NOT_FOUND and not self.passing
 
 
 class Carrier(Protocol):

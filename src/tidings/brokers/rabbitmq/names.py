@@ -79,6 +79,11 @@ def retry_queue(position: str) -> str:
     return f"{check_position(position)}._retry"
 
 
+def all_queues(position: str, ordered: bool) -> list[str]:
+    """Those of a position that its processes take from."""
+    return [*event_queues(position, ordered), *([] if ordered else [retry_queue(position)])]
+
+
 def wait_queue(position: str, step: int) -> str:
     """Where copies wait for so many milliseconds."""
     return f"{check_position(position)}._wait.{step}"
@@ -116,9 +121,9 @@ def event_key(stream: str, type: str, key: str | None) -> str:
     return type if key is None else f"{type}.{place_of(key)}"
 
 
-def copy_key(position: str, key: str | None, step: int = 0) -> str:
-    """``1600.stock.reserve._2.1``: how long a copy waits, for whom, and its partition. 0 does not wait."""
-    return f"{step}.{check_position(position)}.{place_of(key)}"
+def copy_place(position: str, key: str | None) -> str:
+    """``stock.reserve._2.1``: for whom a copy is, and its partition. Before it stands how long it waits."""
+    return f"{check_position(position)}.{place_of(key)}"
 
 
 def bindings_of(types: Iterable[str], ordered: bool) -> list[set[str]]:

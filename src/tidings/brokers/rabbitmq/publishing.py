@@ -16,17 +16,18 @@ import msgspec
 from pamqp import commands
 
 from tidings.brokers.rabbitmq import frames, names, waiting
-from tidings.brokers.rabbitmq.channel import NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.channel import Channel, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.link import Link
 from tidings.brokers.rabbitmq.topology import Topology
-from tidings.delivery import Header, Message, Route
+from tidings.delivery import NO_HEADERS, Header, Message, Route
 from tidings.errors import BrokerUnavailable, EventTooLarge, InvalidEvent, NotStored, TidingsError
 
 WAVE_MESSAGES: Final = 1000
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its confirmations are waited for."""
 ANSWER: Final = 10.0
+TRIES: Final = 3
 _FRAME: Final = 8
 
 _LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
@@ -40,8 +41,12 @@ class Frame(msgspec.Struct, gc=False):
     exchange: str
     routing_key: str
     header: bytes
+    headers: Mapping[str, str] = NO_HEADERS
+    place: str = ""
+    """Of a copy, for whom it is, and its partition."""
     step: int = 0
     """The milliseconds for which it waits next."""
+    tries: int = 0
     answer: str = ""
     """``stored``, ``refused``, ``nobody`` or nothing."""
 
@@ -180,18 +185,12 @@ class Publisher:
 
     async def wait_on(self, position: str, copy: frames.Content) -> Exception | None:
         """Have a copy that came before its time wait on, as it is."""
-        step = waiting.step_for(waiting.seconds_left(copy.headers)) or waiting.STEPS[0]
         message = Message(
-            id=copy.id,
-            route=Route.RETRY,
-            position=position,
-            stream="",
-            type="a copy",
-            body=copy.body,
-            headers=copy.headers,
+            id=copy.id, route=Route.RETRY, position=position, stream="", type="", body=copy.body, headers=copy.headers
         )
-        key = f"{step}.{copy.routing_key.partition('.')[2]}"
-        frame = Frame(message, names.WAIT, key, frames.properties(copy.headers, copy.id, len(copy.body)), step)
+        header = frames.properties(copy.headers, copy.id, len(copy.body))
+        frame = Frame(message, names.WAIT, "", header, copy.headers, copy.routing_key.partition(".")[2])
+        _to_wait(frame, max(waiting.seconds_left(copy.headers), waiting.SHORT))
         results: list[Exception | None] = [None]
         await self._store([0], {0: frame}, results, time.monotonic() + ANSWER)
         return results[0]
@@ -255,7 +254,7 @@ class Publisher:
         if frame.answer == "nobody":
             return await self._another_way(frame)
         why = confirming.channel.why
-        if isinstance(why, Refused) and why.code == NOT_FOUND:
+        if isinstance(why, Refused) and why.missing:
             self._topology.forget(frame.exchange)
         blocked = self._connection.trouble
         raise BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}{': ' if blocked else ''}{blocked}")
@@ -264,16 +263,21 @@ class Publisher:
         """No queue took it."""
         message = frame.message
         if message.route is Route.EVENT and frame.exchange != names.UNROUTED:
-            positions = await self._topology.positions(fresh=True)
-            if not any(one.stream == message.stream for one in positions.values()):
+            found = (await self._topology.positions(fresh=True)).values()
+            if any(message.type in one.types for one in found) and frame.tries < TRIES:
+                frame.tries += 1  # its queue was bound only now
+                return True
+            if not any(one.stream == message.stream for one in found):
                 raise NotStored(
                     f"no queue takes from the exchange {message.stream!r}, so nothing would keep {message.type}"
                     f" {message.id}: RabbitMQ has no history. Start a service that handles events of this stream first"
                 )
             frame.exchange = names.UNROUTED  # nobody has asked for this type: kept for a while, as streams elsewhere do
             return True
-        if frame.step:
-            await self._topology.wait_queue(message.position, frame.step)
+        if frame.step and frame.tries < TRIES and message.position in await self._topology.positions():
+            await self._topology.wait_queue(message.position, frame.step, anew=frame.tries > 0)
+            frame.tries += 1
+            _to_wait(frame, waiting.seconds_left(frame.headers))
             return True
         if message.route is Route.RETRY:
             raise NotStored(
@@ -286,7 +290,7 @@ class Publisher:
 
     def _frame_of(self, message: Message) -> Frame:
         """A message as it travels. Raises what is wrong with it."""
-        route, headers, step = message.route, message.headers, 0
+        route, headers = message.route, message.headers
         if len(message.body) > self.max_event:
             raise EventTooLarge(
                 f"{message.type} {message.id} has {len(message.body):,} bytes; {self.max_event:,} may travel. Store the"
@@ -297,9 +301,7 @@ class Publisher:
         elif route is Route.RETRY:
             if message.due is not None:
                 headers = {**headers, Header.DUE: waiting.due_text(message.due)}
-                step = waiting.step_for(message.due - time.time())
-            exchange = names.WAIT if step else names.RETRY
-            key = names.copy_key(message.position, message.key, step)
+            exchange, key = names.RETRY, names.copy_place(message.position, message.key)
         else:
             exchange, key = "", _LOGS[route]
         try:
@@ -308,7 +310,18 @@ class Publisher:
             raise InvalidEvent(f"{message.type} {message.id}: {error}") from None
         if len(header) > frames.MOST_FRAME - _FRAME:
             raise EventTooLarge(f"{message.type} {message.id} has {len(header):,} bytes of headers; 128 KiB may travel")
-        return Frame(message, exchange, key, header, step)
+        frame = Frame(message, exchange, key, header, headers)
+        if route is Route.RETRY:
+            frame.place = key
+            _to_wait(frame, 0.0 if message.due is None else message.due - time.time())
+        return frame
+
+
+def _to_wait(frame: Frame, left: float) -> None:
+    """Where a copy goes that has so much time left."""
+    frame.step = waiting.step_for(left)
+    frame.exchange = names.WAIT if frame.step else names.RETRY
+    frame.routing_key = f"{frame.step}.{frame.place}"
 
 
 def _no_exchange(stream: str) -> Exception:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tidings.brokers.rabbitmq.channel import NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.channel import Channel, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content, acknowledge
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -55,9 +55,8 @@ async def read_log(
                 if at >= end and not follow:
                     return
             return  # nothing is that young
-        except Refused as error:
-            raise _missing(queue, error) from None
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
+            _check_there(queue, error)
             if time.monotonic() > until and not follow:
                 raise
         finally:
@@ -80,9 +79,8 @@ async def _end(connection: Connection, queue: str) -> int:
             finally:
                 await _closed(channel)
             return offset_of(last[-1]) if last else -1
-        except Refused as error:
-            raise _missing(queue, error) from None
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
+            _check_there(queue, error)
             if time.monotonic() > until:
                 raise
         await asyncio.sleep(PAUSE)
@@ -146,7 +144,8 @@ def _ignore(tag: str) -> None:
     """A reader that is cut off asks again."""
 
 
-def _missing(queue: str, error: Refused) -> Exception:
-    if error.code == NOT_FOUND:
-        return ConfigurationError(f"there is no log {queue!r} on this server: start a service first, which makes it")
-    return BrokerUnavailable(f"the log {queue!r} cannot be read: {error}")
+def _check_there(queue: str, error: BrokerUnavailable) -> None:
+    if isinstance(error, Refused) and error.missing:
+        raise ConfigurationError(
+            f"there is no log {queue!r} on this server: start a service first, which makes it"
+        ) from None

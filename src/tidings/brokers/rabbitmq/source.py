@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 from tidings.brokers.rabbitmq import frames
-from tidings.brokers.rabbitmq.channel import NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.channel import Channel, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
 from tidings.errors import BrokerUnavailable
@@ -85,7 +85,7 @@ class Source:
                 await self._attach()
                 await self._ended.wait()
             except Refused as error:
-                pause = LOOK_AGAIN
+                pause = PAUSE if error.passing else LOOK_AGAIN
                 self._refused(error)
             except BrokerUnavailable as error:
                 log.debug("%s cannot be taken from: %s", self.name, error)
@@ -110,7 +110,7 @@ class Source:
 
     def _refused(self, error: Refused) -> None:
         trouble = f"the server does not let {self.name} be taken from: {error}"
-        if error.code == NOT_FOUND:
+        if error.missing:
             trouble = (
                 f"a queue of {self.name} is gone, and with it what stood in it: {error.text}. If that was meant,"
                 " restart the service, which makes it anew"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from pamqp import commands
 
 from tidings.brokers.rabbitmq import names, waiting
-from tidings.brokers.rabbitmq.channel import DIFFERENT, NOT_FOUND, Channel, Refused
+from tidings.brokers.rabbitmq.channel import DIFFERENT, REFUSED, Channel, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
 from tidings.brokers.rabbitmq.reading import read_log
@@ -23,8 +23,22 @@ NO_LIMIT: Final = 2_000_000_000
 """Deliveries after which the server would drop a message. From 4.0 on its own limit is 20, hand-backs included
 (trap 111); attempts are for the core to count."""
 UNROUTED_AGE: Final = "7D"
+ON_DISK: Final = 2.0
+"""Seconds after which the server has written down that a new queue is there. If it is killed before, the queue comes
+back empty, whatever it had confirmed: so nothing may come into one that is younger."""
+STEPS_AT_ONCE: Final = 5
+"""For how many steps a new position gets its queues at once: up to half a minute. The others are made when needed."""
+PATIENCE: Final = 15.0
+PAUSE: Final = 0.1
 FRESH: Final = 5.0
 """Seconds for which the list of positions is believed."""
+
+
+T = TypeVar("T")
+
+
+class NotYet(BrokerUnavailable):
+    """The server has started, and is not ready."""
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,6 +64,8 @@ class Topology:
         self._exchanges: set[str] = set()
         self._positions: dict[str, Position] = {}
         self._read_at = float("-inf")
+        self._made: set[tuple[str, int]] = set()
+        self._turn = asyncio.Lock()
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,22 +80,37 @@ class Topology:
                 raise ConfigurationError(
                     f"{one.position} wants the stream {one.stream!r}, which its plan does not declare"
                 )
-        async with self._Channel(self._connection) as channel:
-            await self._common(channel, sorted(streams))
+        await self._patiently(lambda: self._common(sorted(streams)))
         known = await self.positions(fresh=True)
         await self._check_orphans(plan, known)
-        drifts: list[Drift] = []
-        news: list[Position] = []
         for one in plan.subscriptions:
-            before = known.get(one.position)
-            _check_kept_alike(one, before)
-            now = Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered)
-            drifts += await self._position(now, before)
-            if now != before:
-                news.append(now)
-        return drifts, news
+            _check_kept_alike(one, known.get(one.position))
+        wanted = [
+            Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
+        ]
+        drifts = [drift for one in wanted for drift in await self._queues(one, new=one.position not in known)]
+        if not known or any(one.position not in known for one in wanted):
+            await asyncio.sleep(ON_DISK)
+        for now in wanted:
+            await self._bindings(now, known.get(now.position))
+        return drifts, [one for one in wanted if one != known.get(one.position)]
 
-    async def _common(self, channel: Channel, streams: Sequence[str]) -> None:
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Try again while the server says that it is not ready yet, as it does when it has just started."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await act()
+            except NotYet:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(PAUSE)
+
+    async def _common(self, streams: Sequence[str]) -> None:
+        async with self._Channel(self._connection) as channel:
+            await self._declare_common(channel, streams)
+
+    async def _declare_common(self, channel: Channel, streams: Sequence[str]) -> None:
         for name in streams:
             await self._exchange(channel, name)
         for name in (names.RETRY, names.WAIT, names.UNROUTED):
@@ -91,32 +122,50 @@ class Topology:
             await self._queue(channel, name, {"x-queue-type": "stream", **age, **group})
         await self._bind(channel, names.UNROUTED, names.UNROUTED, "#")
 
-    async def _position(self, now: Position, before: Position | None) -> list[Drift]:
-        """The queues of a position, and what they take; bound before anything is unbound."""
-        queues = names.event_queues(now.position, now.ordered)
-        retries = queues if now.ordered else [names.retry_queue(now.position)]
+    async def _queues(self, now: Position, *, new: bool) -> list[Drift]:
         active = {"x-single-active-consumer": True} if now.ordered else {}
         drifts: list[Drift] = []
-        for queue in dict.fromkeys(queues + retries):
-            drifts += await self._quorum(queue, active)
+        for queue in names.all_queues(now.position, now.ordered):
+            drifts += await self._patiently(lambda queue=queue: self._quorum(queue, active))  # type: ignore[misc]
+        if new and not now.ordered:  # in order a failure waits with its process
+            for step in waiting.STEPS[:STEPS_AT_ONCE]:
+                await self._make_wait_queue(now.position, step)
+        return drifts
+
+    async def _bindings(self, now: Position, before: Position | None) -> None:
+        """What the queues of a position take; bound before anything is unbound."""
+        queues = names.event_queues(now.position, now.ordered)
         wanted = names.bindings_of(now.types, now.ordered)
         had = names.bindings_of(before.types, before.ordered) if before is not None else [set[str]() for _ in queues]
         async with self._Channel(self._connection) as channel:
+            retries = queues if now.ordered else [names.retry_queue(now.position)]
             for queue, key in zip(retries, names.copy_bindings(now.position, now.ordered), strict=True):
                 await self._bind(channel, queue, names.RETRY, key)
+            if before is None and not now.ordered:
+                for step in waiting.STEPS[:STEPS_AT_ONCE]:
+                    await self._bind_wait_queue(channel, now.position, step)
             for queue, keys in zip(queues, wanted, strict=True):
                 await asyncio.gather(*(self._bind(channel, queue, now.stream, key) for key in sorted(keys)))
             for queue, keys, old in zip(queues, wanted, had, strict=True):
                 for key in sorted(old - keys):
                     await channel.call(commands.Queue.Unbind(0, queue, now.stream, key), ANSWER)
-        return drifts
 
-    async def wait_queue(self, position: str, step: int) -> None:
-        """Make the queue in which copies of a position wait for so long."""
-        queue = names.wait_queue(position, step)
-        await self._quorum(queue, waiting.queue_arguments(step, names.RETRY))
-        async with self._Channel(self._connection) as channel:
-            await self._bind(channel, queue, names.WAIT, f"{step}.{position}.#")
+    async def wait_queue(self, position: str, step: int, *, anew: bool) -> None:
+        """Make the queue in which copies of a position wait for so long, if it was not made just now."""
+        async with self._turn:
+            if (position, step) in self._made and not anew:
+                return
+            await self._make_wait_queue(position, step)
+            await asyncio.sleep(ON_DISK)
+            async with self._Channel(self._connection) as channel:
+                await self._bind_wait_queue(channel, position, step)
+
+    async def _make_wait_queue(self, position: str, step: int) -> None:
+        await self._quorum(names.wait_queue(position, step), waiting.queue_arguments(step, names.RETRY))
+
+    async def _bind_wait_queue(self, channel: Channel, position: str, step: int) -> None:
+        await self._bind(channel, names.wait_queue(position, step), names.WAIT, f"{step}.{position}.#")
+        self._made.add((position, step))
 
     # ── one by one ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -167,9 +216,9 @@ class Topology:
                 f"{what} is there, and is another than Tidings needs: {error.text}. Remove or rename it, or give"
                 " Tidings a virtual host of its own"
             )
-        if error.code == 403:
+        if error.code == REFUSED:
             return ConfigurationError(f"{self._where} does not allow {what}: {error.text}. Give the user the right to")
-        return BrokerUnavailable(f"{what} could not be made: {error}")
+        return (NotYet if error.passing else BrokerUnavailable)(f"{what} could not be made: {error}")
 
     async def has_exchange(self, name: str) -> bool:
         """Whether there is such an exchange; one that was seen is believed to stay."""
@@ -180,7 +229,7 @@ class Topology:
                 asked = commands.Exchange.Declare(0, name, "topic", True, False, False, False, False, {})
                 await channel.call(asked, ANSWER)
         except Refused as error:
-            if error.code == NOT_FOUND:
+            if error.missing:
                 return False
             raise
         self._exchanges.add(name)
@@ -197,7 +246,7 @@ class Topology:
                 asked = commands.Queue.Declare(0, queue, True, False, False, False, False, {})
                 return (await channel.ask(asked, commands.Queue.DeclareOk, ANSWER)).message_count or 0
         except Refused as error:
-            if error.code == NOT_FOUND:
+            if error.missing:
                 return None
             raise
 
@@ -236,7 +285,7 @@ class Topology:
         kept = {name: one.types for name, one in existing.items() if name in declared}
         for orphan in sorted(set(existing) - declared):
             left = existing[orphan]
-            queues = [*names.event_queues(orphan, left.ordered), *([] if left.ordered else [names.retry_queue(orphan)])]
+            queues = names.all_queues(orphan, left.ordered)
             remove = "; ".join(f"rabbitmqctl delete_queue {queue}" for queue in queues)
             plan.check_positions({**kept, orphan: left.types}, remove)
 
