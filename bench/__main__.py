@@ -12,6 +12,7 @@ import sys
 MINUTES = {
     "bench.consume": 5,
     "bench.kafka": 8,
+    "bench.rabbitmq": 5,
     "bench.retries": 10,
     "bench.poison": 20,
     "bench.startup": 2,
