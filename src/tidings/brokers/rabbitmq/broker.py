@@ -16,7 +16,7 @@ from tidings.brokers.rabbitmq.ordered import OrderedFeed
 from tidings.brokers.rabbitmq.publishing import Publisher
 from tidings.brokers.rabbitmq.reading import offset_of, read_log
 from tidings.brokers.rabbitmq.settling import settle
-from tidings.brokers.rabbitmq.topology import Position, Topology, encoded
+from tidings.brokers.rabbitmq.topology import NO_HISTORY, Position, Topology, encoded
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Header, Message, Route, Verdict
 from tidings.errors import ConfigurationError, MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
@@ -165,10 +165,7 @@ class RabbitBroker:
         if self._inward is None:
             raise _not_open("read")
         if route not in _LOGS:
-            raise ConfigurationError(
-                "RabbitMQ keeps no history: a queue has what was published since it was made, until it is acknowledged."
-                " What is to be read again has to be kept elsewhere, or on a broker with a log"
-            )
+            raise ConfigurationError(NO_HISTORY)
         return self._read(self._inward, route, stream, since, follow)
 
     async def _read(

@@ -29,6 +29,10 @@ RETRY_PART: Final = 8
 """One part in so many of the in-flight limit is the retry route's, so that neither road can block the other."""
 SMALL_LIMIT: Final = 8
 """Below this many in flight there is nothing to share: one copy may wait here beside the events."""
+SAMPLE: Final = 100
+"""Over how many messages their size is averaged."""
+TOO_MUCH: Final = 2
+"""How many times the bytes that may be in flight may be with us."""
 ANSWER: Final = 10.0
 PAUSE: Final = 1.0
 
@@ -60,7 +64,9 @@ class RabbitFeed:
         self._again = again
         self._keep = keep
         self._most, self._most_bytes = subscription.max_in_flight, subscription.max_in_flight_bytes
-        self._given = self._given_bytes = 0
+        self._given = self._given_bytes = self._held_bytes = 0
+        self._average = 0.0
+        """Bytes of a message, as far as they were seen."""
         self._queue: deque[tuple[Token, Delivery]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
@@ -73,6 +79,11 @@ class RabbitFeed:
         events = most - copies if most >= SMALL_LIMIT else most
         queues = [(self.position, events), (names.retry_queue(self.position), copies)]
         return [Source(self, self._connection, self.position, queues)]
+
+    def fit(self, most: int) -> int:
+        """How many messages may be asked for where `most` are allowed, so that their bytes are what is allowed, too."""
+        part = self._most_bytes * most / self._most
+        return max(1, min(most, int(part / self._average))) if self._average else most
 
     @property
     def closed(self) -> bool:
@@ -115,11 +126,19 @@ class RabbitFeed:
 
     def offer(self, token: Token, delivery: Delivery) -> None:
         """Hand a delivery over, or keep it until there is room."""
-        self.held[token] = delivery
+        self.hold(token, delivery)
         if self._queue or not self._has_room(token.size):
             self._queue.append((token, delivery))
         else:
             self._give(token, delivery)
+
+    def hold(self, token: Token, delivery: Delivery) -> None:
+        """Remember that it is with us. Messages that are larger than those before may be too many: ask for fewer."""
+        self.held[token] = delivery
+        self._held_bytes += token.size
+        self._average += (token.size - self._average) / min(len(self.held) + 1, SAMPLE)
+        if self._held_bytes > TOO_MUCH * self._most_bytes:
+            token.source.ask_for_fewer()
 
     def _has_room(self, size: int) -> bool:
         if self._given == 0:
@@ -135,7 +154,10 @@ class RabbitFeed:
     def let_go(self, tokens: Sequence[Token]) -> None:
         """What is not with us any more makes room for others."""
         for token in tokens:
-            if self.held.pop(token, None) is not None and token.given:
+            if self.held.pop(token, None) is None:
+                continue
+            self._held_bytes -= token.size
+            if token.given:
                 self._given -= 1
                 self._given_bytes -= token.size
         queue = self._queue
@@ -235,7 +257,7 @@ class RabbitFeed:
         if self._stopping:
             return
         self._stopping = True
-        await asyncio.gather(*(source.hush() for source in self.sources))
+        await asyncio.gather(*(source.hush(for_good=True) for source in self.sources))
         self._queue.clear()
         for source in self.sources:
             self._give_back_unseen(source)

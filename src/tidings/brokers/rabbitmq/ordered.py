@@ -141,7 +141,7 @@ class OrderedFeed(RabbitFeed):
             share.fresh = False
             self.tenure += 1
         if share.quiet or self._stopping:
-            self.held[token] = delivery  # it goes back with its channel
+            self.hold(token, delivery)  # it goes back with its channel
         else:
             super().offer(token, delivery)
 

@@ -27,7 +27,9 @@ WAVE_MESSAGES: Final = 1000
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its confirmations are waited for."""
 ANSWER: Final = 10.0
-TRIES: Final = 3
+PAUSE: Final = 0.1
+AGE: Final = 0.5
+"""How old may be what is known of positions when no queue took something."""
 _FRAME: Final = 8
 
 _LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
@@ -224,12 +226,14 @@ class Publisher:
             again: list[int] = []
             for index in left:
                 try:
-                    if await self._goes_on(ready[index], confirming):
+                    if await self._goes_on(ready[index], confirming, end):
                         again.append(index)
                     results[index] = None
                 except TidingsError as error:
                     results[index] = error
             left = again
+            if any(ready[index].tries > 1 for index in left):
+                await asyncio.sleep(PAUSE)
 
     async def _ready(self, end: float) -> Confirming:
         try:
@@ -242,7 +246,7 @@ class Publisher:
         except TimeoutError:
             raise BrokerUnavailable(self._connection.trouble or f"no answer in time from {self._where}") from None
 
-    async def _goes_on(self, frame: Frame, confirming: Confirming) -> bool:
+    async def _goes_on(self, frame: Frame, confirming: Confirming, end: float) -> bool:
         """Whether a message is to be sent once more, another way; False when it is stored. Raises what is wrong."""
         if frame.answer == "stored":
             return False
@@ -252,41 +256,41 @@ class Publisher:
                 " has no majority of its nodes"
             )
         if frame.answer == "nobody":
-            return await self._another_way(frame)
+            return await self._another_way(frame, end)
         why = confirming.channel.why
         if isinstance(why, Refused) and why.missing:
             self._topology.forget(frame.exchange)
         blocked = self._connection.trouble
         raise BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}{': ' if blocked else ''}{blocked}")
 
-    async def _another_way(self, frame: Frame) -> bool:
+    async def _another_way(self, frame: Frame, end: float) -> bool:
         """No queue took it."""
         message = frame.message
+        known = {} if message.route in _LOGS else await self._topology.positions(age=AGE)
+        frame.tries += 1
         if message.route is Route.EVENT and frame.exchange != names.UNROUTED:
-            found = (await self._topology.positions(fresh=True)).values()
-            if any(message.type in one.types for one in found) and frame.tries < TRIES:
-                frame.tries += 1  # its queue was bound only now
-                return True
-            if not any(one.stream == message.stream for one in found):
+            if not any(one.stream == message.stream for one in known.values()):
                 raise NotStored(
                     f"no queue takes from the exchange {message.stream!r}, so nothing would keep {message.type}"
                     f" {message.id}: RabbitMQ has no history. Start a service that handles events of this stream first"
                 )
-            frame.exchange = names.UNROUTED  # nobody has asked for this type: kept for a while, as streams elsewhere do
-            return True
-        if frame.step and frame.tries < TRIES and message.position in await self._topology.positions():
-            await self._topology.wait_queue(message.position, frame.step, anew=frame.tries > 0)
-            frame.tries += 1
-            _to_wait(frame, waiting.seconds_left(frame.headers))
-            return True
-        if message.route is Route.RETRY:
+            if not any(message.type in one.types for one in known.values()):
+                frame.exchange = names.UNROUTED  # nobody asks for this type: kept for a while, as a stream would
+        elif message.route is Route.RETRY:
+            if message.position not in known:
+                raise NotStored(
+                    f"there is no position {message.position!r}, so nobody would take the copy of {message.type}. Start"
+                    " the service first, or look at its name"
+                )
+            if frame.step:
+                await self._topology.wait_queue(message.position, frame.step, anew=frame.tries > 1)
+                _to_wait(frame, waiting.seconds_left(frame.headers))
+        if time.monotonic() + PAUSE > end:
             raise NotStored(
-                f"there is no position {message.position!r}, so nobody would take the copy of {message.type}. Start the"
-                " service first, or look at its name"
+                f"no queue took {message.type or 'a note'} {message.id}, although there is one for it: the server has"
+                " just started, or somebody removed the queue. Restarting a service makes it anew"
             )
-        raise NotStored(
-            f"the queue {frame.routing_key!r} is gone, so nothing was stored. Restart a service: it makes it"
-        )
+        return True
 
     def _frame_of(self, message: Message) -> Frame:
         """A message as it travels. Raises what is wrong with it."""

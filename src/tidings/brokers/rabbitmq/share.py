@@ -31,6 +31,7 @@ FEWEST: Final = 8
 class ShareOwner(Protocol):
     """What a share needs of the feed that it belongs to."""
 
+    def fit(self, most: int) -> int: ...
     def take(self, token: Token) -> None: ...
     def lost(self, source: Source) -> None: ...
     def let_go(self, tokens: Sequence[Token]) -> None: ...
@@ -101,6 +102,11 @@ class Share(Source):
             self.drop()
         finally:
             self.quiet = False
+
+    def ask_for_fewer(self) -> None:
+        """A share cannot be taken from by two consumers in turn: it begins anew."""
+        if self._asked != [self.owner.fit(most) for _, most in self.queues]:
+            self.rewind(0.0)
 
     async def end(self) -> None:
         """Step out of the line; everything goes back at once."""

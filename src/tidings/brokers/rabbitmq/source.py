@@ -25,6 +25,7 @@ CLOSE: Final = 3.0
 PAUSE: Final = 0.2
 LOOK_AGAIN: Final = 5.0
 """Seconds between two looks whether a queue that is gone is there again."""
+LOOK: Final = 0.02
 FOR_LONG: Final = 60.0
 
 
@@ -50,6 +51,7 @@ class Token:
 class Owner(Protocol):
     """What a source needs of the feed that it belongs to."""
 
+    def fit(self, most: int) -> int: ...
     def take(self, token: Token) -> None: ...
     def lost(self, source: Source) -> None: ...
     def let_go(self, tokens: Sequence[Token]) -> None: ...
@@ -76,6 +78,10 @@ class Source:
         self._open: dict[int, Token] = {}
         """What came by the channel and is not settled, in its order."""
         self._ended = asyncio.Event()
+        self._asked: list[int] = []
+        self._narrowing: asyncio.Task[None] | None = None
+        self._hushed = False
+        """For good."""
 
     async def run(self) -> None:
         """Keep a channel open, whatever happens."""
@@ -100,13 +106,36 @@ class Source:
         channel = await link.channel(ANSWER)
         self.channel = channel
         channel.on_closed = self._closed
-        self._tags = []
-        for queue, most in self.queues:
-            tag = await channel.consume(queue, self._take, self._cancelled, ANSWER, prefetch=most)
-            self._tags.append(tag)
+        await self._consume(channel)
         if self.trouble:
             log.warning("%s can be taken from again", self.name)
         self.trouble = ""
+
+    async def _consume(self, channel: Channel) -> None:
+        self._tags = []
+        self._asked = [self.owner.fit(most) for _, most in self.queues]
+        for (queue, _), wanted in zip(self.queues, self._asked, strict=True):
+            self._tags.append(await channel.consume(queue, self._take, self._cancelled, ANSWER, prefetch=wanted))
+
+    def ask_for_fewer(self) -> None:
+        """Take nothing more until half of what is with us is settled, and then with another limit."""
+        if self._asked == [self.owner.fit(most) for _, most in self.queues]:
+            return
+        if self._narrowing is None or self._narrowing.done():
+            self._narrowing = asyncio.create_task(self._narrow(), name=f"tidings-rabbitmq-narrow-{self.name}")
+
+    async def _narrow(self) -> None:
+        channel = self.channel
+        await self.hush()
+        try:
+            enough = len(self._open) // 2
+            while channel is not None and channel.open and len(self._open) > enough:  # noqa: ASYNC110  # settled by others
+                await asyncio.sleep(LOOK)
+            if channel is not None and channel is self.channel and not self._hushed:
+                await self._consume(channel)
+        except BrokerUnavailable as error:
+            log.debug("%s is taken from anew: %s", self.name, error)
+            self._ended.set()
 
     def _refused(self, error: Refused) -> None:
         trouble = f"the server does not let {self.name} be taken from: {error}"
@@ -142,8 +171,9 @@ class Source:
             token = self._open[content.tag] = Token(self, channel, content)
             self.owner.take(token)
 
-    async def hush(self) -> None:
+    async def hush(self, *, for_good: bool = False) -> None:
         """Take nothing more; what is with us stays ours."""
+        self._hushed = self._hushed or for_good
         channel, self._tags, tags = self.channel, [], self._tags
         if channel is None:
             return
@@ -155,6 +185,8 @@ class Source:
     async def detach(self) -> None:
         """Let go of the channel, and so of everything that came by it."""
         channel, self.channel = self.channel, None
+        if self._narrowing is not None:
+            self._narrowing.cancel()
         if channel is None:
             return
         self.drop()

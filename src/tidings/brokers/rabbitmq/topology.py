@@ -30,9 +30,12 @@ STEPS_AT_ONCE: Final = 5
 """For how many steps a new position gets its queues at once: up to half a minute. The others are made when needed."""
 PATIENCE: Final = 15.0
 PAUSE: Final = 0.1
-FRESH: Final = 5.0
-"""Seconds for which the list of positions is believed."""
 
+
+NO_HISTORY: Final = (
+    "RabbitMQ keeps no history: a queue has what was published since it was made, until it is acknowledged. What is to"
+    " be read again has to be kept elsewhere, or on a broker with a log"
+)
 
 T = TypeVar("T")
 
@@ -81,10 +84,14 @@ class Topology:
                     f"{one.position} wants the stream {one.stream!r}, which its plan does not declare"
                 )
         await self._patiently(lambda: self._common(sorted(streams)))
-        known = await self.positions(fresh=True)
+        known = await self.positions()
         await self._check_orphans(plan, known)
         for one in plan.subscriptions:
             _check_kept_alike(one, known.get(one.position))
+            if one.since is not None and one.position not in known:
+                raise ConfigurationError(
+                    f"{one.position} is to begin with what was stored at {one.since}: {NO_HISTORY}"
+                )
         wanted = [
             Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
         ]
@@ -257,9 +264,9 @@ class Topology:
 
     # ── the positions there are ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def positions(self, *, fresh: bool = False) -> dict[str, Position]:
-        """What is written down of positions."""
-        if fresh or time.monotonic() - self._read_at > FRESH:
+    async def positions(self, *, age: float = 0.0) -> dict[str, Position]:
+        """What is written down of positions; what was read `age` seconds ago at most is good enough."""
+        if time.monotonic() - self._read_at > age:
             found: dict[str, Position] = {}
             async for content in read_log(self._connection, names.POSITIONS):
                 if (one := _position_of(content)) is not None:
@@ -271,7 +278,7 @@ class Topology:
 
     async def of_service(self, service: str) -> dict[str, Position]:
         """The positions of a service that are written down and have a queue."""
-        mine = {name: one for name, one in (await self.positions(fresh=True)).items() if name.startswith(service + ".")}
+        mine = {name: one for name, one in (await self.positions()).items() if name.startswith(service + ".")}
         there = await asyncio.gather(
             *(self.count(names.event_queues(name, one.ordered)[0]) for name, one in mine.items())
         )
