@@ -57,9 +57,7 @@ SHARES: tuple[Mutant, ...] = (
         "self.sure(time.monotonic())",
     ),
     _bug("shares: the dead are counted for ever", "brokers/_members.py", "> DEAD_AFTER:", "> 1e9:"),
-    _bug(
-        "shares: a goodbye is not heard", "brokers/_members.py", "if word.leaves:", "if word.new and word.leaves:"
-    ),
+    _bug("shares: a goodbye is not heard", "brokers/_members.py", "if word.leaves:", "if word.new and word.leaves:"),
     _bug(
         "shares: the owner keeps what a newcomer is to have",
         ORDERED,

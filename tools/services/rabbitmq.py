@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -73,6 +75,15 @@ class RabbitMQ(Program):
         """With an epmd in its own process group, so that it goes with the node and with no other."""
         both = f"'{self._epmd}' -address 127.0.0.1 -port {self._epmd_port} & exec '{self._binary}'"
         return ["env", *(f"{name}={value}" for name, value in self.environment().items()), "sh", "-c", both]
+
+    def control(self, *words: str) -> str:
+        """What rabbitmqctl says to that."""
+        program = self._binary.with_name("rabbitmqctl")
+        environment = {**os.environ, **self.environment()}
+        done = subprocess.run(
+            [program, *words], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
 
     def ready(self) -> bool:
         """It greets: a node that only begins to listen closes what comes."""

@@ -196,6 +196,7 @@ class Connection:
             link.abandon("never stood")
             if not isinstance(error, Exception):
                 raise
+            await link.gone()
             raise explained(error, f"{self.options.scheme}://{host}:{port}", self.options) from None
         again = self._link is not None
         self._link, self._control = link, control

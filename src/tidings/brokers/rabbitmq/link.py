@@ -44,6 +44,7 @@ class Link(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._lost = asyncio.Event()
+        self._gone = asyncio.Event()
         self.up = False
         self.ended = ""
         """Why it is no more."""
@@ -131,6 +132,16 @@ class Link(asyncio.Protocol):
             except TimeoutError:
                 pass
         self.abandon("it was closed")
+        await self.gone()
+
+    async def gone(self) -> None:
+        """Wait until nothing of it is left, which is soon once it has ended."""
+        if self._transport is not None:
+            try:
+                async with asyncio.timeout(CLOSING):
+                    await self._gone.wait()
+            except TimeoutError:
+                pass
 
     def _end(self, why: str) -> None:
         if self._lost.is_set():
@@ -201,6 +212,7 @@ class Link(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._gone.set()
         self._end(f"{type(error).__name__}: {error}" if error else "the server closed the connection")
 
     def data_received(self, data: bytes) -> None:

@@ -283,7 +283,7 @@ class Publisher:
                     " the service first, or look at its name"
                 )
             if frame.step:
-                await self._topology.wait_queue(message.position, frame.step, anew=frame.tries > 1)
+                await self._topology.wait_queue(message.position, frame.step)
                 _to_wait(frame, waiting.seconds_left(frame.headers))
         if time.monotonic() + PAUSE > end:
             raise NotStored(

@@ -28,6 +28,7 @@ ON_DISK: Final = 2.0
 back empty, whatever it had confirmed: so nothing may come into one that is younger."""
 STEPS_AT_ONCE: Final = 5
 """For how many steps a new position gets its queues at once: up to half a minute. The others are made when needed."""
+JUST_NOW: Final = 10.0
 PATIENCE: Final = 15.0
 PAUSE: Final = 0.1
 
@@ -67,7 +68,7 @@ class Topology:
         self._exchanges: set[str] = set()
         self._positions: dict[str, Position] = {}
         self._read_at = float("-inf")
-        self._made: set[tuple[str, int]] = set()
+        self._made: dict[tuple[str, int], float] = {}
         self._turn = asyncio.Lock()
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
@@ -157,10 +158,10 @@ class Topology:
                 for key in sorted(old - keys):
                     await channel.call(commands.Queue.Unbind(0, queue, now.stream, key), ANSWER)
 
-    async def wait_queue(self, position: str, step: int, *, anew: bool) -> None:
+    async def wait_queue(self, position: str, step: int) -> None:
         """Make the queue in which copies of a position wait for so long, if it was not made just now."""
         async with self._turn:
-            if (position, step) in self._made and not anew:
+            if time.monotonic() - self._made.get((position, step), float("-inf")) < JUST_NOW:
                 return
             await self._make_wait_queue(position, step)
             await asyncio.sleep(ON_DISK)
@@ -172,7 +173,7 @@ class Topology:
 
     async def _bind_wait_queue(self, channel: Channel, position: str, step: int) -> None:
         await self._bind(channel, names.wait_queue(position, step), names.WAIT, f"{step}.{position}.#")
-        self._made.add((position, step))
+        self._made[position, step] = time.monotonic()
 
     # ── one by one ──────────────────────────────────────────────────────────────────────────────────────────────────
 

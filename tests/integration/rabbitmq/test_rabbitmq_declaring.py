@@ -1,0 +1,105 @@
+"""What a plan makes at the server, and what is said where something else stands there."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+import pytest
+from pamqp import commands
+
+from tests.integration.rabbitmq.conftest import Connect, plan, position
+from tidings.brokers.rabbitmq import names
+from tidings.brokers.rabbitmq.broker import RabbitBroker
+from tidings.brokers.rabbitmq.connection import Connection
+from tidings.brokers.rabbitmq.options import parse
+from tidings.errors import ConfigurationError
+from tidings.ports import Subscription
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
+
+
+async def by_hand(url: str, *asked: commands.Queue.Declare | commands.Exchange.Declare) -> None:
+    connection = Connection(parse(url), "by hand")
+    try:
+        channel = await (await connection.start()).channel(5)
+        for one in asked:
+            await channel.call(one, 5)
+    finally:
+        await connection.close()
+
+
+def queue(name: str, **arguments: Any) -> commands.Queue.Declare:
+    return commands.Queue.Declare(0, name, False, True, False, False, False, cast(Any, arguments))
+
+
+async def opened(url: str, subscription: Subscription) -> Any:
+    broker = RabbitBroker(url)
+    try:
+        return await broker.open(plan(subscription))
+    finally:
+        await broker.close()
+
+
+async def test_trap_117_a_classic_queue_in_the_place_of_ours_is_refused(rabbitmq_url: str) -> None:
+    subscription = position()
+    await by_hand(rabbitmq_url, queue(subscription.position))
+    with pytest.raises(ConfigurationError, match="is another than Tidings needs"):
+        await opened(rabbitmq_url, subscription)
+
+
+async def test_an_exchange_of_another_kind_is_refused(rabbitmq_url: str) -> None:
+    subscription = position()
+    asked = commands.Exchange.Declare(0, subscription.stream, "fanout", False, True, False, False, False, {})
+    await by_hand(rabbitmq_url, asked)
+    with pytest.raises(ConfigurationError, match=f"the exchange '{subscription.stream}' is there, and is another"):
+        await opened(rabbitmq_url, subscription)
+
+
+async def test_other_arguments_are_told_and_not_changed(rabbitmq_url: str) -> None:
+    subscription = position()
+    await by_hand(rabbitmq_url, queue(subscription.position, **{"x-queue-type": "quorum", "x-delivery-limit": 20}))
+    (drift,) = await opened(rabbitmq_url, subscription)
+    assert "x-delivery-limit" in drift.found
+    assert f"rabbitmqctl delete_queue {subscription.position}" in drift.remedy
+
+
+async def test_an_ordered_queue_without_a_single_active_consumer_is_refused(rabbitmq_url: str) -> None:
+    subscription = position(ordered=True)
+    await by_hand(rabbitmq_url, queue(names.share_queue(subscription.position, 0), **{"x-queue-type": "quorum"}))
+    with pytest.raises(ConfigurationError, match="is another than Tidings needs"):
+        await opened(rabbitmq_url, subscription)
+
+
+async def test_a_position_stays_ordered_or_not(rabbitmq_url: str) -> None:
+    subscription = position(ordered=True)
+    await opened(rabbitmq_url, subscription)
+    with pytest.raises(ConfigurationError, match="is ordered at the broker"):
+        await opened(rabbitmq_url, msgspec.structs.replace(subscription, ordered=False))
+
+
+async def test_a_renamed_handler_is_refused_with_the_commands_that_remove_it(rabbitmq_url: str) -> None:
+    subscription = position("old")
+    await opened(rabbitmq_url, subscription)
+    renamed = msgspec.structs.replace(subscription, position=subscription.position.replace("old", "new"))
+    with pytest.raises(ConfigurationError, match=r"rabbitmqctl delete_queue .*old\._retry"):
+        await opened(rabbitmq_url, renamed)
+
+
+async def test_a_type_that_is_not_asked_for_any_more_does_not_come(rabbitmq_url: str, connect: Connect) -> None:
+    both = position()
+    other = f"{both.stream}.closed"
+    rig = await connect(rabbitmq_url, msgspec.structs.replace(both, types=(*both.types, other)))
+    await rig.broker.publish([rig.message(b"1"), rig.message(b"2", type=other)], timeout=5)
+    assert {one.body for one in await rig.settled(2)} == {b"1", b"2"}
+    await rig.broker.open(plan(both))
+    assert await rig.broker.publish([rig.message(b"3", type=other), rig.message(b"4")], timeout=5) == [None, None]
+    assert [one.body for one in await rig.settled(3)][2:] == [b"4"]
+    assert await rig.broker.positions(both.stream) == {both.position: both.types}
+
+
+async def test_a_start_in_the_past_is_refused_because_there_is_none(rabbitmq_url: str) -> None:
+    from datetime import UTC, datetime
+
+    with pytest.raises(ConfigurationError, match="keeps no history"):
+        await opened(rabbitmq_url, position(since=datetime.now(UTC)))

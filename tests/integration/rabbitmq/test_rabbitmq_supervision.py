@@ -1,0 +1,120 @@
+"""The connection heals itself, and says so while it cannot (P10), on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from tests.integration.rabbitmq.conftest import Connect, Rig, position, until
+from tests.proxy import Proxy
+from tidings.brokers.rabbitmq import connection
+from tidings.delivery import ACK, Route
+from tools.services.rabbitmq import RabbitMQ
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
+
+HEALED = 30.0
+"""Seconds in which every fault of these tests has to be over."""
+
+
+async def works(rig: Rig, body: bytes) -> None:
+    """Publishing and delivering go on."""
+    async with asyncio.timeout(HEALED):
+        while (await rig.broker.publish([rig.message(body)], timeout=2))[0] is not None:
+            await asyncio.sleep(0.1)
+    await until(lambda: body in rig.bodies, HEALED)
+    await until(lambda: rig.broker.trouble == "", HEALED)
+
+
+def through(proxy: Proxy, more: str = "") -> str:
+    return f"amqp://tidings:tidings@127.0.0.1:{proxy.port}?heartbeat=4s{more}"
+
+
+async def test_P10_everything_resumes_after_the_server_was_killed(server: RabbitMQ, connect: Connect) -> None:
+    rig = await connect(server.url)
+    await works(rig, b"before")
+    await asyncio.to_thread(server.stop, signal.SIGKILL)
+    await until(lambda: "no connection to" in rig.broker.trouble)
+    await asyncio.to_thread(server.start)
+    await works(rig, b"after")
+    letters = [one async for one in rig.broker.read(Route.DEAD)]
+    assert letters == []
+
+
+async def test_trap_158_a_server_that_hangs_is_noticed_and_comes_back(
+    server: RabbitMQ, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SILENT_TICKS", 3)
+    rig = await connect(server.url + "?connect_timeout=2s")
+    await works(rig, b"before")
+    server.pause()
+    try:
+        await until(lambda: "silent" in rig.broker.trouble or "no answer" in rig.broker.trouble, HEALED)
+    finally:
+        server.resume()
+    await works(rig, b"after")
+
+
+async def test_P10_connections_that_are_cut_again_and_again_lose_nothing(proxy: Proxy, connect: Connect) -> None:
+    rig = await connect(through(proxy))
+    sent: list[bytes] = []
+    for number in range(5):
+        body = b"%d" % number
+        async with asyncio.timeout(HEALED):
+            while (await rig.broker.publish([rig.message(body, id=body.decode())], timeout=1))[0] is not None:
+                await asyncio.sleep(0.05)
+        sent.append(body)
+        proxy.cut()
+    async with asyncio.timeout(HEALED):
+        while not set(sent) <= set(rig.bodies):
+            await asyncio.sleep(0.05)
+
+
+async def test_P10_a_connection_that_died_without_a_word_is_replaced(proxy: Proxy, connect: Connect) -> None:
+    rig = await connect(through(proxy))
+    await works(rig, b"before")
+    proxy.freeze()
+    await works(rig, b"after")
+    assert proxy.connections >= 4
+
+
+async def test_trap_118_a_server_that_takes_no_messages_is_trouble_and_a_publish_ends_in_time(
+    server: RabbitMQ, connect: Connect
+) -> None:
+    rig = await connect(server.url)
+    await works(rig, b"before")
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "1000GB")
+    deadline = time.monotonic() + HEALED
+    while "takes no messages" not in rig.broker.trouble:
+        await rig.broker.publish([rig.message(b"during")], timeout=0.5)
+        assert time.monotonic() < deadline
+    began = time.monotonic()
+    (error,) = await rig.broker.publish([rig.message(b"more")], timeout=0.5)
+    assert error is not None
+    assert "takes no messages" in str(error)
+    assert time.monotonic() - began < 10
+    for one in rig.open:  # deliveries have a way of their own
+        assert await rig.broker.settle([(one, ACK)]) == [None]
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "50MB")
+    await works(rig, b"after")
+
+
+async def test_P8_a_process_that_was_cut_off_drops_what_it_has_before_another_gets_it(
+    proxy: Proxy, rabbitmq_url: str, connect: Connect
+) -> None:
+    subscription = position(ordered=True)
+    far = await connect(through(proxy), subscription)
+    await far.publish(*(b"%d" % number for number in range(5)))
+    await until(lambda: len(far.got) == 5)
+    near = await connect(rabbitmq_url, subscription)
+    proxy.hold()
+    try:
+        await until(lambda: far.feed.fence() == "" and all(one.withdrawn for one in far.got), HEALED)  # type: ignore[attr-defined]
+        assert near.got == [], "it had them before the other let go"
+        await until(lambda: len(near.got) >= 5, HEALED)
+        assert near.bodies[:5] == [b"0", b"1", b"2", b"3", b"4"]
+    finally:
+        proxy.release()
