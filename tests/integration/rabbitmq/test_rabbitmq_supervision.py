@@ -20,11 +20,16 @@ HEALED = 30.0
 """Seconds in which every fault of these tests has to be over."""
 
 
+async def stored(rig: Rig, body: bytes) -> None:
+    """Publish until it is."""
+    async with asyncio.timeout(HEALED):
+        while (await rig.broker.publish([rig.message(body)], timeout=1))[0] is not None:  # noqa: ASYNC110  # it is asked
+            await asyncio.sleep(0.05)
+
+
 async def works(rig: Rig, body: bytes) -> None:
     """Publishing and delivering go on."""
-    async with asyncio.timeout(HEALED):
-        while (await rig.broker.publish([rig.message(body)], timeout=2))[0] is not None:
-            await asyncio.sleep(0.1)
+    await stored(rig, body)
     await until(lambda: body in rig.bodies, HEALED)
     await until(lambda: rig.broker.trouble == "", HEALED)
 
@@ -63,14 +68,10 @@ async def test_P10_connections_that_are_cut_again_and_again_lose_nothing(proxy: 
     sent: list[bytes] = []
     for number in range(5):
         body = b"%d" % number
-        async with asyncio.timeout(HEALED):
-            while (await rig.broker.publish([rig.message(body, id=body.decode())], timeout=1))[0] is not None:
-                await asyncio.sleep(0.05)
+        await stored(rig, body)
         sent.append(body)
         proxy.cut()
-    async with asyncio.timeout(HEALED):
-        while not set(sent) <= set(rig.bodies):
-            await asyncio.sleep(0.05)
+    await until(lambda: set(sent) <= set(rig.bodies), HEALED)
 
 
 async def test_P10_a_connection_that_died_without_a_word_is_replaced(proxy: Proxy, connect: Connect) -> None:
