@@ -25,6 +25,7 @@ from tools.mutants_lanes import LANES
 from tools.mutants_letters import LETTERS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
+from tools.mutants_rabbitmq import RABBITMQ
 from tools.mutants_redis import REDIS
 from tools.mutants_secrets import SECRETS
 from tools.mutants_shares import SHARES
@@ -43,6 +44,7 @@ KNOWN = (
     *OUTBOX,
     *POSTGRES,
     *REDIS,
+    *RABBITMQ,
     *ISOLATION,
     *SHARES,
     *CLUSTER,

@@ -170,6 +170,8 @@ def _short(payload: bytes, at: int) -> tuple[str, int]:
 
 
 _OWN: Final = frozenset({"x-delivery-count", "x-acquired-count", "x-stream-offset", "x-death", "x-cc-delivery-count"})
+_BINDING: Final = "cloudEvents"
+"""What stands before an attribute in the CloudEvents binding for AMQP, with a colon or an underscore behind."""
 _OWN_DEATHS: Final = ("x-first-death-", "x-last-death-")
 
 
@@ -183,15 +185,22 @@ def _read_table(payload: bytes, at: int, headers: dict[str, str], marks: dict[st
             begin = after + 5
             at = begin + int(_long.unpack_from(payload, after + 1)[0])
             if not name.startswith(_OWN_DEATHS):
-                headers[name] = payload[begin:at].decode(errors="surrogateescape")
+                headers[_attribute(name)] = payload[begin:at].decode(errors="surrogateescape")
             continue
         consumed, value = decode.embedded_value(payload[after:end])
         at = after + consumed
         if name in _OWN:
             marks[name] = value
         else:
-            headers[name] = _text(value)
+            headers[_attribute(name)] = _text(value)
     return end
+
+
+def _attribute(name: str) -> str:
+    """An attribute of an event by the name that it has here, as others write it over AMQP."""
+    return (
+        "ce-" + name[len(_BINDING) + 1 :] if name.startswith(_BINDING) and name[len(_BINDING) :][:1] in "_:" else name
+    )
 
 
 def _text(value: object) -> str:

@@ -79,6 +79,13 @@ def test_P13_whatever_a_stranger_sends_along_is_read() -> None:
     assert not any(name.startswith("x-") for name in content.headers)
 
 
+def test_attributes_are_known_as_other_publishers_write_them() -> None:
+    headers = {"cloudEvents:id": "1", "cloudEvents_type": "order.placed", "cloudEventsX": "x", "ce-version": "v1"}
+    content = frames.Content()
+    frames.read_header(frames.properties(headers, "id", 0), content)
+    assert content.headers == {"ce-id": "1", "ce-type": "order.placed", "cloudEventsX": "x", "ce-version": "v1"}
+
+
 def test_an_acknowledgement_is_one_frame_and_a_hand_back_asks_to_queue_it_again() -> None:
     (ack,) = parsed(frames.acknowledge(7, 2**33, multiple=True))
     assert (type(ack), ack.delivery_tag, ack.multiple) == (commands.Basic.Ack, 2**33, True)

@@ -1,0 +1,97 @@
+"""Bugs to seed into the RabbitMQ adapter."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+_FOLDER, _INTEGRATION, _UNIT = "brokers/rabbitmq/", "tests/integration/rabbitmq/", "tests/unit/brokers/rabbitmq"
+
+
+def _bug(what: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    where = tuple(f"{_INTEGRATION}test_rabbitmq_{test}" for test in tests) or (_UNIT,)
+    return Mutant(f"rabbitmq: {what}", _FOLDER + file, old, new, where)
+
+
+RABBITMQ: tuple[Mutant, ...] = (
+    _bug("messages do not outlive a restart", "frames.py", "PERSISTENT: Final = 2", "PERSISTENT: Final = 1"),
+    _bug(
+        "what no queue takes counts as stored",
+        "frames.py",
+        'b"\\x01" if mandatory else b"\\x00"',
+        'b"\\x00" if mandatory else b"\\x00"',
+    ),
+    _bug("a hand-back throws the message away", "frames.py", "_confirm.pack(tag, 2)", "_confirm.pack(tag, 0)"),
+    _bug("a copy comes too early", "waiting.py", "if wanted <= step <=", "if wanted / 2 <= step <="),
+    _bug("the keys of a share overlap", "names.py", "_EACH: Final = PARTITIONS // SHARES", "_EACH: Final = 7"),
+    _bug("events without a key reach nobody", "names.py", "shares[0] |= wanted", "shares[0] |= set()"),
+    _bug(
+        "a return is taken for that of another message",
+        "publishing.py",
+        "(frame.routing_key, frame.exchange) == (content.routing_key, content.exchange)",
+        "True",
+        "publishing.py",
+    ),
+    _bug(
+        "an event that nobody takes goes beside although no position takes from its stream",
+        "publishing.py",
+        "if not any(one.stream == message.stream for one in known.values()):",
+        "if False:",
+        "publishing.py",
+    ),
+    _bug(
+        "events come into a queue that the server may forget",
+        "topology.py",
+        "            await asyncio.sleep(ON_DISK)\n        for now",
+        "            pass\n        for now",
+        "publishing.py",
+    ),
+    _bug(
+        "the server drops what is given back often",
+        "topology.py",
+        "NO_LIMIT: Final = 2_000_000_000",
+        "NO_LIMIT: Final = 20",
+        "taking.py",
+    ),
+    _bug(
+        "an acknowledgement takes those before it along",
+        "source.py",
+        "            if tag not in done:\n                break\n            last = tag\n",
+        "            last = tag\n",
+        "taking.py",
+    ),
+    _bug(
+        "what came by a channel that ended is acknowledged by the next",
+        "source.py",
+        "return self.is_open and self.channel.open",
+        "return True",
+        "taking.py",
+    ),
+    _bug(
+        "large messages are asked for in any number",
+        "feed.py",
+        "if self._held_bytes > TOO_MUCH * self._most_bytes:",
+        "if False:",
+        "taking.py",
+    ),
+    _bug(
+        "a type that nobody asks for any more still comes",
+        "topology.py",
+        "for key in sorted(old - keys):",
+        "for key in sorted(set[str]()):",
+        "declaring.py",
+    ),
+    _bug(
+        "a process that was cut off goes on with what it had",
+        "ordered.py",
+        "if time.monotonic() < self._connection.sure_until:",
+        "if True:",
+        "supervision.py",
+    ),
+    _bug(
+        "a silent server is waited for without end",
+        "connection.py",
+        "if quiet > SILENT_TICKS:",
+        "if quiet > 10_000:",
+        "supervision.py",
+    ),
+)
