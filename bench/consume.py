@@ -47,7 +47,7 @@ async def measure(events: int, rounds: int) -> Result:
         server = EmbeddedServer(Path(folder) / "nats")
         url = await server.start()
         try:
-            await _fill(url, events)
+            await fill(url, events)
             for number in range(rounds):
                 for name in CONTESTANTS:
                     rate = await asyncio.to_thread(_one, name, url, events)
@@ -58,7 +58,8 @@ async def measure(events: int, rounds: int) -> Result:
     return Result(rates=rates)
 
 
-async def _fill(url: str, events: int) -> None:
+async def fill(url: str, events: int) -> None:
+    """Publish so many events."""
     service = Service("bench-filler", broker=url, publishes=[Placed])
     async with service.running():
         for at in range(0, events, 1000):

@@ -28,6 +28,7 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.annotations import RabbitMessage
 
+from bench.consume import Result, fill
 from bench.contestants import Count, EnvelopeModel, EnvelopeStruct, Placed, make_event
 from bench.verdict import Verdicts
 from tidings import Service
@@ -122,21 +123,6 @@ CONTESTANTS: dict[str, Callable[[str, int], Awaitable[float]]] = {
 }
 
 
-class Result(msgspec.Struct, kw_only=True):
-    """Rates of each contestant, one for each round."""
-
-    rates: dict[str, list[float]]
-
-    def ratio(self, one: str, other: str) -> float:
-        """The median of the ratios of the single rounds."""
-        return statistics.median(a / b for a, b in zip(self.rates[one], self.rates[other], strict=True))
-
-    @property
-    def best_faststream(self) -> str:
-        names = [name for name in self.rates if name.startswith("faststream")]
-        return max(names, key=lambda name: statistics.median(self.rates[name]))
-
-
 async def measure(events: int, rounds: int) -> Result:
     """Fill all queues, let each contestant empty its own in a process of its own, and again."""
     rates: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
@@ -146,7 +132,7 @@ async def measure(events: int, rounds: int) -> Result:
             pass  # it makes the exchange, and its own queues
         await _declare(url)
         for number in range(rounds):
-            await _fill(url, events)
+            await fill(url, events)
             for name in CONTESTANTS:
                 rate = await asyncio.to_thread(_one, name, url, events)
                 rates[name].append(rate)
@@ -160,16 +146,6 @@ async def _declare(url: str) -> None:
         for name in QUEUES.values():
             queue = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
             await queue.bind(EXCHANGE, "bench.placed.#")
-
-
-async def _fill(url: str, events: int) -> None:
-    publisher = Service("bench-filler", broker=url, publishes=[Placed])
-    async with publisher.running():
-        for at in range(0, events, 1000):
-            made = [make_event(number) for number in range(at, min(at + 1000, events))]
-            errors = [error for error in await publisher.publish_many(made, timeout=30) if error is not None]
-            if errors:
-                raise errors[0]
 
 
 def _one(name: str, url: str, events: int) -> float:

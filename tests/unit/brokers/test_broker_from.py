@@ -15,6 +15,8 @@ from tidings.testing.memory import MemoryBroker
 def test_a_scheme_finds_its_broker() -> None:
     assert broker_from("nats://localhost").features.name == "nats"
     assert broker_from("tls://localhost").features.name == "nats"
+    assert broker_from("amqp://localhost").features.name == "rabbitmq"
+    assert broker_from("amqps://localhost").features.name == "rabbitmq"
     assert broker_from("memory:").features.name == "memory"
 
 
@@ -31,6 +33,6 @@ def test_an_unknown_scheme_is_refused_with_those_that_are_known(spec: str) -> No
 
 
 def test_no_brokers_library_is_imported_before_it_is_used() -> None:
-    script = "import sys, tidings.brokers; print([m for m in ('nats', 'tidings.testing') if m in sys.modules])"
+    script = "import sys, tidings.brokers; print([m for m in ('nats', 'pamqp', 'tidings.testing') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
