@@ -47,7 +47,7 @@ async def measure(events: int, rounds: int) -> Result:
         server = EmbeddedServer(Path(folder) / "nats")
         url = await server.start()
         try:
-            await fill(url, events)
+            await _fill(url, events)
             for number in range(rounds):
                 for name in CONTESTANTS:
                     rate = await asyncio.to_thread(_one, name, url, events)
@@ -58,8 +58,7 @@ async def measure(events: int, rounds: int) -> Result:
     return Result(rates=rates)
 
 
-async def fill(url: str, events: int) -> None:
-    """Publish so many events."""
+async def _fill(url: str, events: int) -> None:
     service = Service("bench-filler", broker=url, publishes=[Placed])
     async with service.running():
         for at in range(0, events, 1000):

@@ -28,7 +28,7 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.annotations import RabbitMessage
 
-from bench.consume import Result, fill
+from bench.consume import Result, _fill
 from bench.contestants import Count, EnvelopeModel, EnvelopeStruct, Placed, make_event
 from bench.verdict import Verdicts
 from tidings import Service
@@ -132,7 +132,7 @@ async def measure(events: int, rounds: int) -> Result:
             pass  # it makes the exchange, and its own queues
         await _declare(url)
         for number in range(rounds):
-            await fill(url, events)
+            await _fill(url, events)
             for name in CONTESTANTS:
                 rate = await asyncio.to_thread(_one, name, url, events)
                 rates[name].append(rate)

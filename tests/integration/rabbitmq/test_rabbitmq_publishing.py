@@ -8,10 +8,11 @@ import time
 import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
-from tidings.brokers.rabbitmq import names, publishing, topology
+from tidings.brokers.rabbitmq import names, topology
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.brokers.rabbitmq.frames import Content
 from tidings.brokers.rabbitmq.reading import read_log
+from tidings.delivery import Message
 from tidings.errors import EventTooLarge, InvalidEvent, NotStored
 from tidings.ports import Plan, StreamPlan
 
@@ -125,5 +126,5 @@ async def test_P1_nothing_may_come_into_a_queue_before_the_server_has_it_on_disk
         await other.close()
 
 
-def _event(stream: str) -> publishing.Message:
-    return publishing.Message(id="1", stream=stream, type=f"{stream}.placed", body=b"{}")
+def _event(stream: str) -> Message:
+    return Message(id="1", stream=stream, type=f"{stream}.placed", body=b"{}")
