@@ -71,7 +71,7 @@ ISOLATION: tuple[Mutant, ...] = (
     bug(
         "what was given to a handler stays with it while it is paused",
         "worker.py",
-        "settler.settled()\n                await self._give_back(self._emptied())\n",
+        "settler.settled()\n                await self._give_back(emptied(self._lanes))\n",
         "settler.settled()\n",
     ),
     bug(

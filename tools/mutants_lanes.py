@@ -42,8 +42,8 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "a timeout strikes between events",
         "limit.py",
-        "        self._started = self._overdue = None\n        if self._expired:\n",
-        "        self._overdue = None\n        if self._expired:\n",
+        "        self._started = self._overdue = None\n",
+        "        self._overdue = None\n",
     ),
     Mutant(
         "the second failed event of a key overtakes the first in its hold",
@@ -103,13 +103,13 @@ LANES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "review: what is held is given back behind what came after it",
-        WORKER,
+        "lane.py",
         "rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]",
         "rest += [*lane.queue, *(lane.holds.clear() if lane.holds else ())]",
     ),
     Mutant(
         "a stop keeps what is held",
-        WORKER,
+        "lane.py",
         "rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]",
         "rest += lane.queue",
     ),
@@ -127,9 +127,9 @@ LANES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a stop gives everything back twice",
-        WORKER,
-        "            lane.queue.clear()\n",
-        "            pass\n",
+        "lane.py",
+        "        lane.queue.clear()\n",
+        "        pass\n",
     ),
     Mutant(
         "a stop does not wait for the waves of acknowledgements",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +17,7 @@ from tidings.event import Event
 from tidings.handler import Handler
 from tidings.policy import BUSY_PAUSE
 from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once, State
+from tidings.sight import NOBODY, Stage, Watchers
 from tidings.values import key_text
 
 
@@ -81,6 +83,45 @@ class Undoes(Protocol):
         """Take back what the handler that ran last did here; False where it may have done something that was sent."""
 
 
+class Timed:
+    """A claim whose opening, use and closing are measured, where somebody wants to know."""
+
+    def __init__(self, opening: AbstractAsyncContextManager[Claim], position: str, watchers: Watchers) -> None:
+        self._opening, self._position, self._watchers = opening, position, watchers
+        self._since = time.monotonic()
+
+    async def __aenter__(self) -> Claim:
+        try:
+            claim = await self._opening.__aenter__()
+        except WorldError as error:
+            self._watchers.refused(self._position, error)
+            raise
+        if not isinstance(claim, NoClaim):
+            self._told("claim")
+        self._since = time.monotonic()
+        return claim
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        self._told("handler")
+        try:
+            ended = await self._opening.__aexit__(kind, error, tb)
+        except WorldError as refused:
+            self._watchers.refused(self._position, refused)
+            raise
+        if kind is None and not isinstance(self._opening, NoClaim):
+            self._told("commit")
+        elif isinstance(error, WorldError):
+            self._watchers.refused(self._position, error)
+        return ended
+
+    def _told(self, stage: Stage) -> None:
+        now = time.monotonic()
+        self._watchers.stage(self._position, stage, now - self._since)
+        self._since = now
+
+
 class Lives(Protocol):
     """How long the keys of a handler have to be known."""
 
@@ -91,8 +132,16 @@ class Lives(Protocol):
 class Claimer:
     """Opens the claim for a batch of one handler."""
 
-    def __init__(self, handler: Handler, once: Once | None, resource: type | None, lives: Lives | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        once: Once | None,
+        resource: type | None,
+        lives: Lives | None = None,
+        watchers: Watchers = NOBODY,
+    ) -> None:
         self._lives = lives
+        self._watchers = watchers
         self._handler = handler
         self._once = once if handler.rules.once or resource is not None else None
         self._resource = resource
@@ -103,6 +152,10 @@ class Claimer:
 
     def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
         points.at(points.BEFORE_CLAIM)
+        opening = self._opened(batch)
+        return Timed(opening, self._handler.position, self._watchers) if self._watchers else opening
+
+    def _opened(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
         if self._once is None:
             return NoClaim(len(batch))
         if not self._handler.rules.once:

@@ -161,7 +161,9 @@ class Delivery(msgspec.Struct, eq=False, weakref=True):
     failures: int = 0
     """How often the handler has failed on it before, as Tidings counts: in the headers of the retry copy."""
     stored: float = 0.0
-    """When the broker stored it, Unix seconds, where it was read from a log; 0 for what is handled."""
+    """When the broker stored this message, Unix seconds; 0 where it does not say."""
+    arrived: float = 0.0
+    """When it came into this process, Unix seconds; 0 for what was read from a log."""
     first_failed: float = 0.0
     """When it first failed, in Unix seconds."""
     counted: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from tidings.delivery import Delivery
 from tidings.order import Holds
@@ -70,6 +71,33 @@ class Lane:
         return None if due is None else max(0.0, due - asyncio.get_running_loop().time())
 
 
+def waiting_in(lanes: Sequence[Lane]) -> int:
+    """How many deliveries are queued or held, in queues that lanes may share."""
+    queues = {id(lane.queue): len(lane.queue) for lane in lanes}
+    return sum(queues.values()) + sum(len(lane.holds) for lane in lanes if lane.holds)
+
+
+def emptied(lanes: Sequence[Lane]) -> list[Delivery]:
+    """Take out everything that is not begun, in order: what is held came before what is queued."""
+    rest: list[Delivery] = []
+    for lane in lanes:
+        rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]
+        lane.queue.clear()
+    return rest
+
+
+def oldest_in(lanes: Sequence[Lane]) -> float | None:
+    """When the broker stored the oldest event that is here, queued, held or at work; Unix seconds."""
+
+    def times() -> Iterator[float]:
+        for lane in lanes:
+            held = lane.holds.deliveries() if lane.holds else ()
+            for some in (lane.batch, lane.queue, held):
+                yield from (one.stored or one.arrived for one in some)
+
+    return min((moment for moment in times() if moment), default=None)
+
+
 class Shared:
     """The lanes of an ordered position: takes deliveries in, and gives up what another process is to have.
 
@@ -84,6 +112,7 @@ class Shared:
         self._ended = asyncio.Event()
 
     def __call__(self, delivery: Delivery, /) -> None:
+        delivery.arrived = time.time()
         lane = self.lane(delivery)
         lane.queue.append(delivery)
         lane.wake()
@@ -128,6 +157,7 @@ class Competing(Shared):
     """The lanes of a position without order: they have one queue, and the first that sleeps takes from it."""
 
     def __call__(self, delivery: Delivery, /) -> None:
+        delivery.arrived = time.time()
         self._lanes[0].queue.append(delivery)
         for lane in self._lanes:
             if lane.wake():

@@ -18,6 +18,7 @@ from tidings.delivery import UNTIL_IT_ENDS, DeadLettered, Decision, Delivery, Re
 from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.handling import Late
+from tidings.limit import Limit
 from tidings.policy import decide, describe
 from tidings.ports import Claim
 from tidings.turn import Turn
@@ -67,6 +68,8 @@ class Leaving:
         """Calls that were left behind and have not ended."""
         self.count = 0
         """How many there were."""
+        self._over: set[Limit] = set()
+        """The limits of the calls that go on although their time is over."""
         self.aside: dict[Delivery, Turn] = {}
         """The events that wait until their call has ended."""
         self.back: Callable[[Delivery], object] = lambda delivery: None
@@ -84,6 +87,12 @@ class Leaving:
             return f"{len(self._leftovers)} calls do not end and were left behind; no more can be in this process"
         return ""
 
+    @property
+    def overdue(self) -> float:
+        """For how many seconds the longest of the calls goes on whose time is over; 0 where none does."""
+        now = asyncio.get_running_loop().time()
+        return max((now - one.over for one in self._over if one.over is not None), default=0.0)
+
     def turn(self, group: Sequence[Work], claim: Claim) -> Turn:
         return Turn(
             group,
@@ -92,6 +101,7 @@ class Leaving:
             patience=self._patience,
             may_leave=self._may_leave,
             whole=self._whole,
+            late=self._over,
         )
 
     def _may_leave(self, turn: Turn) -> bool:

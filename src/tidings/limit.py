@@ -20,12 +20,14 @@ ASK_AGAIN: Final = 5.0
 class Limit:
     """Cancels the task it was entered in when the current event runs longer than `seconds`.
 
-    Where the event has not ended `patience` seconds after that, `stuck` is called. None is for ever.
+    Where the event has not ended `patience` seconds after that, `stuck` is called. None is for ever. While a call goes
+    on although its time is over, its limit is among the `late`.
     """
 
     __slots__ = (
         "_expired",
         "_handle",
+        "_late",
         "_loop",
         "_overdue",
         "_patience",
@@ -33,14 +35,22 @@ class Limit:
         "_started",
         "_stuck",
         "_task",
+        "over",
         "scope",
     )
 
     def __init__(
-        self, seconds: float, patience: float | None = None, stuck: Callable[[], object] | None = None
+        self,
+        seconds: float,
+        patience: float | None = None,
+        stuck: Callable[[], object] | None = None,
+        late: set[Limit] | None = None,
     ) -> None:
         self._seconds, self._patience, self._stuck = seconds, patience, stuck or _nobody
         self._loop = asyncio.get_running_loop()
+        self._late: set[Limit] = set() if late is None else late
+        self.over: float | None = None
+        """When the time of the current event was over, by the loop's clock; None while it is not."""
         self._task: asyncio.Task[object] | None = None
         self._started: float | None = None
         self._overdue: float | None = None
@@ -73,6 +83,9 @@ class Limit:
     def end(self) -> None:
         """The current event has ended, whichever way: a timeout that it swallowed is taken back."""
         self._started = self._overdue = None
+        if self.over is not None:
+            self.over = None
+            self._late.discard(self)
         if self._expired:
             self.took_back()
 
@@ -96,7 +109,8 @@ class Limit:
                     return
         elif self._started is not None and (wait := self._started + self._seconds - now) <= 0:
             self._expired = True
-            self._started = None
+            self._started, self.over = None, now
+            self._late.add(self)
             wait = self._seconds
             if self._patience is not None:
                 wait = self._patience

@@ -77,6 +77,10 @@ class Holds:
             del self._due[key]
             yield from self._waiting.pop(key)
 
+    def deliveries(self) -> Iterator[Delivery]:
+        """Everything that is held, looked at only."""
+        return (delivery for waiting in self._waiting.values() for delivery in waiting)
+
     def forget(self, gone: Container[Delivery]) -> None:
         """Take out what another process has now."""
         for key, waiting in list(self._waiting.items()):
@@ -91,7 +95,7 @@ class Holds:
 
     def clear(self) -> list[Delivery]:
         """Take out everything, to give it back; but not that of which the broker is being told."""
-        everything = [one for waiting in self._waiting.values() for one in waiting if one not in self._untold]
+        everything = [one for one in self.deliveries() if one not in self._untold]
         self._waiting.clear()
         self._due.clear()
         self._untold.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,35 +12,51 @@ from tidings.envelope import STRUCTURED_HEADERS, envelope_of, to_binary, to_stru
 from tidings.errors import InvalidEvent, MisuseError
 from tidings.event import Event, EventSpec, spec_of
 from tidings.ports import Batches, Broker
+from tidings.sight import NOBODY, Watchers, Way
 
 RELAY_TIMEOUT: Final = 10.0
 """Seconds for which a relay waits for the broker."""
 
 
+async def publish(
+    broker: Broker, messages: Sequence[Message], timeout: float, way: Way, watchers: Watchers
+) -> Sequence[Exception | None]:
+    """Publish, and let it be seen how long that took and what became of it."""
+    began = time.monotonic()
+    answers = await broker.publish(messages, timeout=timeout)
+    if watchers:
+        watchers.published(way, answers, time.monotonic() - began)
+    return answers
+
+
 class Outlet:
     """What a relay publishes with."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, watchers: Watchers = NOBODY) -> None:
+        self._broker, self._watchers = broker, watchers
 
     async def __call__(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        return await self._broker.publish(messages, timeout=RELAY_TIMEOUT)
+        return await publish(self._broker, messages, RELAY_TIMEOUT, "outbox", self._watchers)
 
 
 class BatchOutlet(Outlet):
     """The same, of a broker that can store several messages as one."""
 
-    def __init__(self, broker: Broker, batches: Batches) -> None:
-        super().__init__(broker)
+    def __init__(self, broker: Broker, batches: Batches, watchers: Watchers = NOBODY) -> None:
+        super().__init__(broker, watchers)
         self._batches = batches
 
     async def batch(self, messages: Sequence[Message]) -> bool:
-        return await self._batches.publish_batch(messages, timeout=RELAY_TIMEOUT)
+        began = time.monotonic()
+        stored = await self._batches.publish_batch(messages, timeout=RELAY_TIMEOUT)
+        if stored and self._watchers:  # what was refused is published one by one, and counts then
+            self._watchers.published("outbox", [None] * len(messages), time.monotonic() - began)
+        return stored
 
 
-def outlet_of(broker: Broker) -> Outlet:
+def outlet_of(broker: Broker, watchers: Watchers = NOBODY) -> Outlet:
     """What the relay of a service publishes with, at its best."""
-    return BatchOutlet(broker, broker) if isinstance(broker, Batches) else Outlet(broker)
+    return BatchOutlet(broker, broker, watchers) if isinstance(broker, Batches) else Outlet(broker, watchers)
 
 
 class Wrapper:

@@ -27,8 +27,9 @@ from tidings.leaving import Leftovers
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
-from tidings.publisher import Wrapper, outlet_of, refuse_in_handler
+from tidings.publisher import Outlet, Wrapper, outlet_of, publish, refuse_in_handler
 from tidings.settling import Settler
+from tidings.sight import Watchers
 from tidings.stores import Missing, store_from
 from tidings.supervision import Supervisor
 from tidings.sweeping import Sweeper, Target, target_of
@@ -75,6 +76,7 @@ class Running:
         self.stopping: bool = False
         self._obedient: list[Obedience] = []
         self.leftovers: Leftovers = Leftovers()
+        self._watchers = Watchers(service.observers)
 
     @classmethod
     def of(
@@ -89,7 +91,8 @@ class Running:
         """Publish to the broker, or into a transaction; for each event None, or why it is not stored."""
         if tx is None:
             refuse_in_handler()
-            return await self.broker.publish([self.wrapper.message(event) for event in events], timeout=timeout)
+            messages = [self.wrapper.message(event) for event in events]
+            return await publish(self.broker, messages, timeout, "direct", self._watchers)
         if self.store is None:
             raise MisuseError(f"{self.service.name} has no store, so no transaction can carry an event")
         scope = current.get()
@@ -110,7 +113,7 @@ class Running:
             shared = await stack.enter_async_context(self.service.enter())
             stack.push_async_callback(self.tasks.cancel)
             if store is not None:
-                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(outlet_of(self.broker)))
+                self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._outlet()))
             self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
             stack.push_async_callback(self._stop_workers)
             for worker in self.workers:
@@ -136,8 +139,11 @@ class Running:
             for drift in await self.broker.open(plan):
                 log.warning("%s", drift)
             stack.push_async_callback(self.tasks.cancel)
-            self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(outlet_of(self.broker)))
+            self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._outlet()))
             yield
+
+    def _outlet(self) -> Outlet:
+        return outlet_of(self.broker, self._watchers)
 
     def _checked_store(self) -> Store | None:
         needing = [handler.position for handler in self.service.handlers if handler.rules.once]
@@ -163,7 +169,7 @@ class Running:
         target = None if self.store is None else target_of(handler, lambda: worker.keeps())  # once it is made, below
         if target is not None:
             self._targets.append(target)
-        claimer = Claimer(handler, self.store, resource, target)
+        claimer = Claimer(handler, self.store, resource, target, self._watchers)
         observers = [OutcomeLog(), *self.service.observers]
         pipeline = Pipeline(
             handler,

@@ -35,6 +35,7 @@ from tidings.holding import Holding
 from tidings.order import Holds
 from tidings.policy import describe
 from tidings.ports import Broker, Observer, Settled
+from tidings.sight import Watchers
 from tidings.together import Answers, Together
 
 log = logging.getLogger("tidings.settling")
@@ -74,6 +75,7 @@ class Settler:
         self._broker = broker
         self._service_version = service_version
         self._observers = observers
+        self._watchers = Watchers(observers)
         self.counts = Counts(broker, position)
         self._waves: set[asyncio.Future[None]] = set()
         self._together = Together(self._publish)
@@ -119,6 +121,7 @@ class Settler:
 
     async def settle(self, ended: Ended, holds: Holds | None, began: float) -> None:
         """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""
+        settling = time.monotonic()
         outcomes: list[Outcome] = [decision for _, decision in ended]
         verdicts, copies, failed = _sorted(ended, holds)
         try:
@@ -142,6 +145,8 @@ class Settler:
             await self._tell(ended, verdicts, outcomes)
         _followers_go_on(ended, holds)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
+        if self._watchers:
+            self._watchers.stage(self._position, "settle", time.monotonic() - settling)
         if failed:
             await self.counts.failed(failed)
 

@@ -69,6 +69,14 @@ class Supervisor:
             await asyncio.wait(tasks, timeout=30)
 
 
+async def survive(what: str, call: Awaitable[None]) -> None:
+    """Take a step of an end whose failure must not keep the others from being taken."""
+    try:
+        await call
+    except Exception:
+        log.exception("%s failed; the rest goes on", what)
+
+
 def _we_are_cancelled() -> bool:
     """Whether somebody cancelled this task, and a library did not just raise what looks like it."""
     task = asyncio.current_task()

@@ -69,6 +69,7 @@ class Turn:
         patience: float | None,
         may_leave: Callable[[Turn], bool],
         whole: bool,
+        late: set[Limit] | None = None,
     ) -> None:
         self.group, self.claim = group, claim
         self.decided: dict[int, Decision] = {}
@@ -76,7 +77,7 @@ class Turn:
         self.caused: list[tuple[int, Message]] = []
         """With the place in the group of the event that caused it."""
         self._whole = whole
-        self.limit = Limit(seconds, patience, self._overdue)
+        self.limit = Limit(seconds, patience, self._overdue, late)
         self.works: list[Work] = []
         """For what the function is being called, or was last."""
         self.left_out: set[str] = set()

@@ -19,13 +19,13 @@ from tidings.delivery import Delivery, Done, Release
 from tidings.errors import BrokerUnavailable, WorldError
 from tidings.handling import we_are_cancelled
 from tidings.holding import Holding
-from tidings.lane import Competing, Lane, Shared
+from tidings.lane import Competing, Lane, Shared, emptied, oldest_in, waiting_in
 from tidings.pipeline import Pipeline
 from tidings.policy import describe
 from tidings.ports import Backlog, Broker, Feed, Fenced, Observer, Subscription
 from tidings.releasing import Releaser
 from tidings.settling import Ended, went_wrong
-from tidings.supervision import Supervisor
+from tidings.supervision import Supervisor, survive
 from tidings.switch import Switch
 
 log = logging.getLogger("tidings.worker")
@@ -115,8 +115,17 @@ class Worker:
     @property
     def waiting(self) -> int:
         """How many deliveries are queued or held here."""
-        queues = {id(lane.queue): len(lane.queue) for lane in self._lanes}
-        return sum(queues.values()) + sum(len(lane.holds) for lane in self._lanes if lane.holds)
+        return waiting_in(self._lanes)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest event that is here, and not settled, was stored; Unix seconds."""
+        return oldest_in(self._lanes)
+
+    @property
+    def overdue(self) -> float:
+        """For how many seconds a call runs on although its time is over, the longest of those that do; or 0."""
+        return self._pipeline.leaving.overdue
 
     @property
     def busy(self) -> int:
@@ -148,15 +157,15 @@ class Worker:
             log.warning("%s is paused: %s", self.position, why)
             self._pipeline.stopping = True
             if self._feed is not None:
-                await _survive("stop", self._feed.stop())
+                await survive("the stop of a feed", self._feed.stop())
             if not self._subscription.ordered:
-                await self._give_back(self._emptied())
+                await self._give_back(emptied(self._lanes))
             while self.busy and not self._stopping.is_set():  # noqa: ASYNC110  # a handler's time is limited
                 await asyncio.sleep(LOOK)
             if not self._stopping.is_set():
                 await self._asides.give_up()
                 await self._pipeline.settler.settled()
-                await self._give_back(self._emptied())
+                await self._give_back(emptied(self._lanes))
                 self._pipeline.stopping = False
 
     async def resume(self) -> None:
@@ -169,7 +178,7 @@ class Worker:
             if not self.paused or self._stopping.is_set():
                 return
             if self._feed is not None:
-                await _survive("close", self._feed.close())
+                await survive("the close of a feed", self._feed.close())
             await self._listen()
             self.paused = ""
             log.warning("%s goes on after it was paused", self.position)
@@ -193,19 +202,19 @@ class Worker:
     async def _finish(self, grace: float) -> None:
         self._pipeline.stopping = True
         if self._feed is not None:
-            await _survive("stop", self._feed.stop())
+            await survive("the stop of a feed", self._feed.stop())
         self._wake_all()
         if not self._subscription.ordered:
-            await self._give_back(self._emptied())
+            await self._give_back(emptied(self._lanes))
         names = [f"{self.position} lane {number}" for number in range(len(self._lanes))]
         if not await self._tasks.wait(*names, timeout=grace):
             log.warning("%s: a handler was still running after %.0f s; its event is given back", self.position, grace)
         await self._tasks.cancel()
         await self._asides.give_up()
         await self._pipeline.settler.settled()
-        await self._give_back(self._emptied())
+        await self._give_back(emptied(self._lanes))
         if self._feed is not None:
-            await _survive("close", self._feed.close())
+            await survive("the close of a feed", self._feed.close())
 
     async def backlog(self) -> Backlog | None:
         """How far behind the position is, or None before the start."""
@@ -370,22 +379,6 @@ class Worker:
         except TimeoutError:
             pass
 
-    def _emptied(self) -> list[Delivery]:
-        """Take out everything that is not begun, in order: what is held came before what is queued."""
-        rest: list[Delivery] = []
-        for lane in self._lanes:
-            rest += [*(lane.holds.clear() if lane.holds else ()), *lane.queue]
-            lane.queue.clear()
-        return rest
-
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
             await self._broker.settle([(delivery, Release()) for delivery in deliveries])
-
-
-async def _survive(what: str, call: Awaitable[None]) -> None:
-    """A feed that cannot end properly must not keep its deliveries from being given back."""
-    try:
-        await call
-    except Exception:
-        log.exception("a feed failed to %s", what)

@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "partition",
             "points",
             "secret",
+            "sight",
             "stacks",
             "supervision",
             "threads",
@@ -43,13 +44,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The core, lowest first. A name stands for a module or for a whole folder."""
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "brokers": ("errors", "delivery", "findings", "partition", "secret", "supervision", "ports"),
+    "brokers": ("errors", "delivery", "findings", "partition", "secret", "sight", "supervision", "ports"),
     "stores": ("errors", "delivery", "partition", "points", "secret", "supervision", "threads", "ports", "outbox"),
     "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
     "observe": (
         "errors",
         "delivery",
         "partition",
+        "sight",
         "stacks",
         "supervision",
         "ports",

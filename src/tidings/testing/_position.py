@@ -248,4 +248,4 @@ class Position:
             self._last = taker
         flight = Flight(self, taker, item)
         self._flights[flight] = None
-        taker.take(item.log.delivery(item.entry, token=flight, delivered=item.delivered), flight)
+        taker.take(item.log.delivery(item.entry, token=flight, delivered=item.delivered, stored=item.entry.at), flight)

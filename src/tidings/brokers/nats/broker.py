@@ -27,11 +27,12 @@ from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.publishing import Publisher
 from tidings.brokers.nats.reading import read_log
 from tidings.brokers.nats.settling import Settler
-from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, note_stream, retry_stream
+from tidings.brokers.nats.streams import dead_stream, ensure_stream, event_stream, fill_of, note_stream, retry_stream
 from tidings.brokers.nats.watch import Watch, copies
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
 from tidings.errors import ConfigurationError, MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
+from tidings.sight import Fill
 
 log = logging.getLogger("tidings.nats")
 
@@ -84,6 +85,11 @@ class NatsBroker:
         if self._main is None:
             return "not connected"
         return next((feed.trouble for feed in self._feeds if feed.trouble), "")
+
+    @property
+    def reconnects(self) -> int:
+        """See `sight.Reconnects`."""
+        return sum(one.reconnects for one in (self._main, self._inward) if one is not None)
 
     # ── open and close ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,6 +244,12 @@ class NatsBroker:
             raise _not_open("positions")
         found = await existing_positions(self._api, service, [RETRY_STREAM])
         return {position: one.types for position, one in found.items()}
+
+    async def fill(self, stream: str) -> Fill:
+        """How full a stream is; see `sight.Fills`."""
+        if self._main is None:
+            raise _not_open("fill")
+        return await fill_of(self._api, stream)
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""

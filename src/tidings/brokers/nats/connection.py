@@ -50,6 +50,8 @@ class Connection:
         self._closing = False
         self._why = "not connected yet"
         self._since = time.monotonic()
+        self.reconnects = 0
+        """How often it was made anew after it was lost."""
         self._servers = list(options.servers)
         random.shuffle(self._servers)
 
@@ -145,6 +147,7 @@ class Connection:
                 self._why = said
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
+                self.reconnects += 1
                 log.info("%s is connected again to %s", self.name, self.options.where)
                 return
 

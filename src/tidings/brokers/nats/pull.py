@@ -101,8 +101,7 @@ class Slot:
         token = Token(reply, pull, size, seq, int(parts[at + 2]))
         if parts[at] != b"1" and pull.has(token, headers):
             return
-        slots = pull.slots_seen
-        if (slot := slots.get(subject, UNSEEN)) == UNSEEN:
+        if (slot := pull.slots_seen.get(subject, UNSEEN)) == UNSEEN:
             slot = pull.remember_slot(subject)
         if slot == UNWANTED:
             pull.skip(token, headers)
@@ -118,6 +117,7 @@ class Slot:
                 slot=slot,
                 delivered=int(parts[at]),
                 route=pull.route,
+                stored=int(parts[at + 3]) / 1e9,
             ),
             subject,
             headers,

@@ -12,8 +12,9 @@ from typing import Any, Final
 from tidings.brokers.nats.api import NO_STREAM, OVERLAP, STREAM_EXISTS, Api, ApiError
 from tidings.brokers.nats.names import DEAD_STREAM, NOTE_STREAM, RETRY_STREAM, check_stream
 from tidings.delivery import PARTITIONS
-from tidings.errors import ConfigurationError
+from tidings.errors import BrokerUnavailable, ConfigurationError
 from tidings.ports import Drift, StreamPlan
+from tidings.sight import Fill
 
 SECOND: Final = 10**9
 KEEP: Final = timedelta(days=7)
@@ -140,6 +141,19 @@ async def find_stream(api: Api, name: str) -> dict[str, Any] | None:
         if error.err_code == NO_STREAM:
             return None
         raise
+
+
+async def fill_of(api: Api, name: str) -> Fill:
+    """How full a stream is. Where it drops the oldest instead of refusing the newest, it is never full."""
+    try:
+        found = await api.call(f"STREAM.INFO.{name}")
+    except ApiError as error:
+        raise BrokerUnavailable(str(error)) from None
+    config, state = found["config"], found["state"]
+    limits = ((state.get("bytes", 0), config.get("max_bytes")), (state.get("messages", 0), config.get("max_msgs")))
+    shares = [held / most for held, most in limits if most and most > 0]
+    age = config.get("max_age") or 0
+    return Fill(max(shares, default=None), age / SECOND if age else None)
 
 
 async def _refused(api: Api, wanted: dict[str, Any], error: ApiError) -> ConfigurationError:

@@ -1,0 +1,94 @@
+"""What can be seen of a service beside its outcomes: where time goes, what leaves, what the world refused.
+
+An `Observer` that has the methods of `Watcher` too is told of it; where none has, nothing is measured. A broker that
+has more to say of itself has `Reconnects` or `Fills`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, ParamSpec, Protocol, runtime_checkable
+
+import msgspec
+
+log = logging.getLogger("tidings.observe")
+
+Stage = Literal["claim", "handler", "commit", "settle"]
+"""What a batch spends its time with, once a lane has taken it up."""
+
+Way = Literal["direct", "outbox"]
+"""How events leave: by a call of `publish`, or from the outbox."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Like an `Observer` it can change nothing, and whatever it raises is logged."""
+
+    def stage(self, position: str, stage: Stage, seconds: float) -> None:
+        """A claim, or a wave of settling, has spent this time."""
+
+    def refused(self, position: str, error: Exception) -> None:
+        """The store did not do what was asked for, and will be asked again."""
+
+    def published(self, way: Way, answers: Sequence[Exception | None], seconds: float) -> None:
+        """The broker has answered for messages that were to leave: for each None, or why it is not stored."""
+
+
+class Watchers:
+    """Those of some observers that watch. False where nobody does."""
+
+    def __init__(self, observers: Iterable[object] = ()) -> None:
+        self._each = [one for one in observers if isinstance(one, Watcher)]
+
+    def __bool__(self) -> bool:
+        return bool(self._each)
+
+    def stage(self, position: str, stage: Stage, seconds: float) -> None:
+        for one in self._each:
+            _safely(one.stage, position, stage, seconds)
+
+    def refused(self, position: str, error: Exception) -> None:
+        for one in self._each:
+            _safely(one.refused, position, error)
+
+    def published(self, way: Way, answers: Sequence[Exception | None], seconds: float) -> None:
+        for one in self._each:
+            _safely(one.published, way, answers, seconds)
+
+
+NOBODY = Watchers()
+
+P = ParamSpec("P")
+
+
+def _safely(tell: Callable[P, None], *args: P.args, **more: P.kwargs) -> None:
+    try:
+        tell(*args, **more)
+    except Exception:
+        log.exception("an observer failed; it changes nothing")
+
+
+@runtime_checkable
+class Reconnects(Protocol):
+    """A broker that counts how often it had to connect anew."""
+
+    @property
+    def reconnects(self) -> int: ...
+
+
+class Fill(msgspec.Struct, frozen=True):
+    """How full a stream is."""
+
+    share: float | None
+    """From 0 to 1 of what it may hold, by the limit that it is nearest to; None without a limit."""
+    keeps: float | None
+    """Seconds for which it keeps its events; None is without end."""
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A broker that can say how full a stream is."""
+
+    async def fill(self, stream: str) -> Fill:
+        """Raises BrokerUnavailable when it cannot be asked."""
