@@ -21,7 +21,8 @@ from tidings import Retry, Service, errors
 from tidings.brokers.nats import options
 from tidings.cli import main as cli
 from tidings.cli.failures import MEANINGS
-from tidings.observe.metrics import Figures, Lanes, Metrics
+from tidings.observe._figures import Figures, Lanes
+from tidings.observe.metrics import Metrics
 from tidings.ports import Backlog
 from tidings.stores import _redis_link
 from tidings.stores.sqlalchemy import SqlAlchemyStore
@@ -44,13 +45,25 @@ def statuses() -> str:
     return _table(("status", "when"), [(f"`{int(status)}`", meaning) for status, meaning in MEANINGS.items()])
 
 
-def metrics() -> str:
-    """Each metric with its type and labels, as the registry has them."""
+def all_metrics() -> Metrics:
+    """Metrics that know of everything that there may be."""
     made = Metrics("stock", list)
     backlog = Backlog(pending=0, in_flight=0)
-    made.figures = Figures(lanes={"stock.reserve": Lanes(0, 0, backlog)}, outbox=(0, 0.0))
+    made.figures = Figures(
+        lanes={"stock.reserve": Lanes(0, 0, backlog)},
+        outbox=(0, 0.0, 0),
+        reconnects=0,
+        full={"order": 0.0},
+        keeps={"stock.reserve": 0.0},
+    )
+    return made
+
+
+def metrics() -> str:
+    """Each metric with its type and labels, as the registry has them."""
+    made = all_metrics()
     rows: list[Sequence[str]] = []
-    for one in [*made._counters(), made._size, made._seconds]:
+    for one in made.counters_and_times():
         name = one._name + ("_total" if one._type == "counter" else "")
         rows.append((f"`{name}`", str(one._type), _codes(one._labelnames), one._documentation))
     for family in made.registry.collect():

@@ -12,10 +12,9 @@ from tidings import TidingsError, WorldError, errors
 from tidings.cli import main as cli
 from tidings.cli.failures import explain
 from tidings.delivery import DeadLettered, Done, Duplicate, Retried, Unsettled
-from tidings.observe.health import LIVE, STUCK
+from tidings.observe._progress import STUCK
+from tidings.observe.health import LIVE
 from tidings.observe.logs import FIELDS
-from tidings.observe.metrics import Figures, Lanes, Metrics
-from tidings.ports import Backlog
 from tools import reference
 
 PAGES = sorted(reference.FOLDER.glob("*.md"))
@@ -89,7 +88,6 @@ def test_every_command_and_every_field_of_a_log_line_stands_in_the_reference() -
 
 
 def test_the_metrics_of_the_reference_are_all_that_there_are() -> None:
-    made = Metrics("shop", list)
-    made.figures = Figures(lanes={"shop.handle": Lanes(0, 0, Backlog(pending=0, in_flight=0))}, outbox=(0, 0.0))
+    made = reference.all_metrics()
     named = {re.sub(r"_(total|info)$", "", name) for name in re.findall(r"`(tidings_\w+)`", reference.metrics())}
     assert named == {one.name for one in made.registry.collect() if one.name.startswith("tidings_")}

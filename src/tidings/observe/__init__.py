@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from tidings.errors import MisuseError
-from tidings.observe._watched import WatchedRunning, WatchedService, WatchedWorker
-from tidings.ports import Backlog
+from tidings.observe._watched import WatchedService
 from tidings.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -29,12 +25,9 @@ if TYPE_CHECKING:
     from tidings.observe.metrics import Metrics
     from tidings.observe.server import Answer
 
-log = logging.getLogger("tidings.observe")
-
 PORT: Final = 9464
 EVERY: Final = 3.0
 """Seconds between two looks at what only the loop, the broker and the store can tell."""
-LOOK_TIMEOUT: Final = 2.0
 
 
 class Observability:
@@ -64,20 +57,24 @@ class Observability:
         every: float = EVERY,
     ) -> None:
         # What is imported here is heavy, and nobody needs it who only wants log lines.
-        from tidings.observe.health import Health, Progress
+        from tidings.observe._figures import Now
+        from tidings.observe._looking import Looks
+        from tidings.observe._progress import Progress
+        from tidings.observe.health import Health
         from tidings.observe.metrics import Metrics
         from tidings.observe.server import Server
 
         self._service, self._every, self._blocked_after = service, every, blocked_after
-        self._progress = Progress()
-        self.health: Health = Health(service, live_after=live_after, stuck=lambda: self._progress.troubles)
+        progress = Progress()
+        self.health: Health = Health(service, live_after=live_after, stuck=lambda: progress.troubles)
         self.metrics: Metrics = Metrics(
             service.name,
             lambda: service.handlers,
             version=service.version,
             tidings_version=getattr(sys.modules.get("tidings"), "__version__", ""),
-            lag=self.health.lag,
+            now=Now(self.health.lag, lambda: self.live().ok, lambda: self.ready().ok),
         )
+        self._looks = Looks(service, self.metrics, progress)
         pages = {"/metrics": self._metrics, "/health/live": self._live, "/health/ready": self._ready}
         self._server = None if port is None else Server(pages, host=host, port=port)
         self._tasks = Supervisor()
@@ -103,6 +100,7 @@ class Observability:
             if self._server is not None:
                 self._server.start()
                 stack.push_async_callback(asyncio.to_thread, self._server.stop)
+            self.metrics.prepare()
             self._service.observers.append(self.metrics)
             stack.callback(self._service.observers.remove, self.metrics)
             stack.push_async_callback(self._tasks.cancel)
@@ -128,23 +126,8 @@ class Observability:
             await asyncio.sleep(self._every)
 
     async def look(self) -> None:
-        """Read backlog, lanes and outbox now, for the next scrape. Runs by itself every few seconds."""
-        from tidings.observe.metrics import Figures, Lanes
-
-        try:
-            running = self._service.active
-        except MisuseError:
-            self.metrics.figures = Figures()
-            return
-        backlogs = await _backlogs(running)
-        lanes = {
-            one.position: Lanes(one.waiting, one.busy, backlogs.get(one.position), _why_paused(one), one.left_behind)
-            for one in running.workers
-        }
-        outbox = await _outbox(running.store)
-        self.metrics.figures = Figures(connected=not running.broker.trouble, lanes=lanes, outbox=outbox)
-        paused = [one.position for one in running.workers if one.paused]
-        self._progress.look({**backlogs, **dict.fromkeys(paused)}, self.metrics.taken)
+        """Read backlog, lanes, outbox and streams now, for the next scrape. Runs by itself every few seconds."""
+        await self._looks.look()
 
     # ── pages, on threads of the server ─────────────────────────────────────────────────────────────────────────────
 
@@ -159,38 +142,6 @@ class Observability:
 
     def _ready(self) -> Answer:
         return _page(self.ready())
-
-
-async def _backlogs(running: WatchedRunning) -> Mapping[str, Backlog | None]:
-    found: dict[str, Backlog | None] = {}
-    for worker in running.workers:
-        try:
-            async with asyncio.timeout(LOOK_TIMEOUT):
-                found[worker.position] = await worker.backlog()
-        except Exception as error:  # the broker's trouble shows elsewhere; no figure is better than an old one
-            log.debug("%s: its backlog cannot be told: %r", worker.position, error)
-            found[worker.position] = None
-    return found
-
-
-def _why_paused(worker: WatchedWorker) -> str:
-    """By what a handler was paused, as a label: a closed set."""
-    if worker.paused:
-        return "operator"
-    return "failures" if worker.off else ""
-
-
-async def _outbox(store: object) -> tuple[int, float] | None:
-    ask = getattr(store, "outbox_backlog", None)
-    if ask is None:
-        return None
-    try:
-        async with asyncio.timeout(LOOK_TIMEOUT):
-            waiting, oldest_seconds, *_ = await ask()
-    except Exception as error:
-        log.debug("the outbox cannot be looked at: %r", error)
-        return None
-    return waiting, oldest_seconds
 
 
 def _page(report: Report) -> Answer:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -21,7 +21,6 @@ from tidings import stacks
 from tidings.errors import MisuseError, WorldError
 from tidings.observe._text import shown
 from tidings.observe._watched import WatchedRunning, WatchedService
-from tidings.ports import Backlog
 
 log = logging.getLogger("tidings.health")
 
@@ -31,8 +30,6 @@ LIVE: Final = 5.0
 """Seconds without a beat after which the process no longer counts as live."""
 BLOCKED: Final = 2.0
 """Seconds without a beat after which the loop's stack is logged, once for each time it is blocked."""
-STUCK: Final = 60.0
-"""Seconds in which events wait for a handler, and none is delivered to any process, until that counts as trouble."""
 LAG_WINDOW: Final = 15.0
 """How long the worst lag is remembered: at least as long as the usual pause between two scrapes."""
 
@@ -66,7 +63,7 @@ class Report(msgspec.Struct, frozen=True):
 class Health:
     """Looks at one service: the loop beats and leaves its `State`, any thread may ask.
 
-    `stuck` are the troubles that only the figures tell, see `Progress`.
+    `stuck` are the troubles that only the figures tell, see `_progress`.
     """
 
     def __init__(
@@ -151,37 +148,6 @@ def _troubles(running: WatchedRunning) -> Iterator[str]:
     for worker in running.workers:
         if worker.trouble:
             yield f"{worker.position} waits: {worker.trouble}"
-
-
-class Progress:
-    """Finds positions at which events wait and none is delivered to anybody: so looks a consumer that is a zombie."""
-
-    def __init__(self, stuck_after: float = STUCK) -> None:
-        self._stuck_after = stuck_after
-        self._since: dict[str, tuple[float, int, int]] = {}
-        self.troubles: tuple[str, ...] = ()
-
-    def look(self, backlogs: Mapping[str, Backlog | None], taken: Callable[[str], int]) -> None:
-        """Take in the newest backlogs; `taken` counts what this process took up of a position so far."""
-        now = time.monotonic()
-        troubles = []
-        for position, backlog in backlogs.items():
-            if backlog is None or not backlog.pending or backlog.in_flight:
-                self._since.pop(position, None)
-                continue
-            count, pending = taken(position), backlog.pending
-            since, before, more = self._since.get(position, (now, count, pending))
-            if count != before or pending < more:
-                since = now
-            self._since[position] = (since, count, pending)
-            if now - since > self._stuck_after:
-                troubles.append(
-                    f"{position}: {pending} events wait, and for {now - since:.0f} s none was delivered to any"
-                    " process. Restart it if this lasts"
-                )
-        if troubles and not self.troubles:
-            log.warning("%s", "; ".join(troubles))
-        self.troubles = tuple(troubles)
 
 
 class Watchdog:

@@ -3,23 +3,26 @@
 What events cost is counted per batch: a dict count for each event, one increment for each kind of outcome. Figures that
 only the loop can tell (backlog, lanes, the outbox) are read there every few seconds and kept as one `Figures`; a scrape
 comes on another thread and sees the last one.
+
+Where the time of an event goes is told of the first of each batch: at rest of every event, under load of some.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from tidings.delivery import DeadLettered, Done, Duplicate, Outcome, Retried
+from tidings.delivery import DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Route
+from tidings.errors import BrokerUnavailable, Contention, StoreUnavailable
+from tidings.observe._figures import Figures, Gauges, Now
+from tidings.observe._times import Times
 from tidings.observe._watched import WatchedHandler
-from tidings.ports import Backlog, Settled
+from tidings.ports import Settled
+from tidings.sight import Stage, Way
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 OTHER: Final = "other"
@@ -27,33 +30,37 @@ OTHER: Final = "other"
 
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
-
-class Lanes(msgspec.Struct, frozen=True):
-    """What a handler's lanes in this process are doing."""
-
-    waiting: int
-    busy: int
-    backlog: Backlog | None
-    paused: str = ""
-    """``operator`` or ``failures``; empty while it works."""
-    left_behind: tuple[int, int] = (0, 0)
-    """Calls that did not end: how many there are now, and how many there were."""
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the loop found when it last looked; kept whole, so that a scrape never sees half of it."""
-
-    connected: bool = False
-    lanes: Mapping[str, Lanes] = {}
-    outbox: tuple[int, float] | None = None
-    """How many events wait in the outbox, and the age of the oldest in seconds."""
+AGES: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    60.0,
+    300.0,
+    3600.0,
+    86400.0,
+)
+OUTCOMES: Final = ("done", "duplicate", "retry", "dead", "unsettled")
+"""What has a series from the start: an alert on the first dead letter has to see that there was none before."""
+MOST_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = (*map(str, range(1, MOST_ATTEMPTS + 1)), "more")
+_HANDLED: Final = frozenset({"failed", "rejected", "killed", "behind", "conflict", "copy-too-large"})
+"""The codes of dead letters whose bytes could be read."""
 
 
 class Metrics:
     """An observer that counts. `text()` may be called on any thread.
 
-    `lag` tells how far the loop is behind just now, in seconds; it is asked on the thread of the scrape.
+    `now` are what the thread of a scrape asks for.
     """
 
     def __init__(
@@ -63,31 +70,78 @@ class Metrics:
         *,
         version: str = "",
         tidings_version: str = "",
-        lag: Callable[[], float] = lambda: 0.0,
+        now: Now = Now(),  # noqa: B008  # frozen
     ) -> None:
         registry = CollectorRegistry()
         self.registry: CollectorRegistry = registry
         self.figures: Figures = Figures()
         self._service, self._handlers = service, handlers
-        where, of = ("service", "handler"), ("service", "handler", "type")
+        where, of, way = ("service", "handler"), ("service", "handler", "type"), ("service", "way")
         self._received = _counter("received", "Deliveries a lane took up, those put back and taken again too", where)
         self._outcomes = _counter("outcomes", "What became of deliveries", (*of, "outcome"))
         self._retries = _counter("retries", "To be handled again; counted=no is no failure", (*of, "counted"))
         self._dead = _counter("dead_letters", "Deliveries that became dead letters, by why", (*of, "code"))
         self._duplicates = _counter("duplicates", "Deliveries whose effect had been applied before", (*of, "of"))
-        self._size = _histogram("batch_events", "Events that were settled together", where, SIZES)
-        self._seconds = _histogram("batch_seconds", "From taking a batch up until it was settled", where, SECONDS)
-        for metric in (*self._counters(), self._size, self._seconds):
+        self._redelivered = _counter("redeliveries", "Settled deliveries that the broker had to repeat", where)
+        self._attempts = _counter("attempts", "Outcomes by which attempt they are of", (*where, "attempt"))
+        self._unread = _counter("decode_failures", "Messages that could not be read, by why", (*where, "code"))
+        self._store = _counter("store_errors", "Claims that the store did not open or close", (*where, "error"))
+        self._published = _counter("published", "Events that the broker has stored", way)
+        self._failed = _counter("publish_failures", "Events that it did not store, or may not have", (*way, "error"))
+        self._size = Times("tidings_batch_events", "Events that were settled together", where, SIZES)
+        self._seconds = Times("tidings_batch_seconds", "From taking a batch up until it was settled", where, SECONDS)
+        self._stages = Times(
+            "tidings_stage_seconds", "Where the time goes, of the first event of each batch", (*where, "stage"), AGES
+        )
+        self._ages = Times(
+            "tidings_event_seconds",
+            "From the making of an event until it was done, of the first of each batch",
+            where,
+            AGES,
+        )
+        self._publishing = Times("tidings_publish_seconds", "Until the broker had answered, by call", way, SECONDS)
+        for metric in self.counters_and_times():
             registry.register(metric)
-        registry.register(_Gauges(self, {"version": tidings_version, "service_version": version}, lag))
+        build = {"version": tidings_version, "service_version": version}
+        registry.register(Gauges(service, lambda: self.figures, build, now))
         ProcessCollector(registry=registry)
         self._tallies: dict[str, _Tally] = {}
+        self._ways: dict[Way, tuple[Callable[[float], None], Callable[[float], None]]] = {}
+
+    def prepare(self) -> None:
+        """Have the series of all handlers from the start."""
+        for handler in self._handlers():
+            self._tally(handler.position)
 
     def received(self, position: str, count: int) -> None:
         self._tally(position).received(count)
 
     def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
         self._tally(position).settled(batch, seconds)
+
+    def stage(self, position: str, stage: Stage, seconds: float) -> None:
+        self._tally(position).stages[stage](seconds)
+
+    def refused(self, position: str, error: Exception) -> None:
+        names = {StoreUnavailable: "unavailable", Contention: "contention"}
+        kind = next((name for known, name in names.items() if isinstance(error, known)), OTHER)
+        self._store.labels(*position.split(".", 1), kind).inc()
+
+    def published(self, way: Way, answers: Sequence[Exception | None], seconds: float) -> None:
+        count, times = self._ways.get(way) or self._way(way)
+        times(seconds)
+        failed = [error for error in answers if error is not None]
+        count(len(answers) - len(failed))
+        for error in failed:
+            kind = "unavailable" if isinstance(error, BrokerUnavailable) else "refused"
+            self._failed.labels(self._service, way, kind).inc()
+
+    def _way(self, way: Way) -> tuple[Callable[[float], None], Callable[[float], None]]:
+        found = self._published.labels(self._service, way).inc, self._publishing.child(self._service, way)
+        self._ways[way] = found
+        for kind in ("unavailable", "refused"):
+            self._failed.labels(self._service, way, kind)
+        return found
 
     def text(self) -> bytes:
         """Everything in the Prometheus text format."""
@@ -98,8 +152,10 @@ class Metrics:
         tally = self._tallies.get(position)
         return 0 if tally is None else tally.taken
 
-    def _counters(self) -> tuple[Counter, ...]:
-        return self._received, self._outcomes, self._retries, self._dead, self._duplicates
+    def counters_and_times(self) -> tuple[Counter | Times, ...]:
+        outcomes = (self._received, self._outcomes, self._retries, self._dead, self._duplicates, self._redelivered)
+        others = (self._attempts, self._unread, self._store, self._published, self._failed)
+        return (*outcomes, *others, self._size, self._seconds, self._stages, self._ages, self._publishing)
 
     def _tally(self, position: str) -> _Tally:
         tally = self._tallies.get(position)
@@ -119,8 +175,16 @@ class _Tally:
         self._children: dict[tuple[str, str, str], Sequence[Counter]] = {}
         self.taken = 0
         self._received = metrics._received.labels(*self._where).inc
-        self._size = metrics._size.labels(*self._where).observe
-        self._seconds = metrics._seconds.labels(*self._where).observe
+        self._redelivered = metrics._redelivered.labels(*self._where).inc
+        self._attempts = [metrics._attempts.labels(*self._where, name).inc for name in _ATTEMPTS]
+        self._size = metrics._size.child(*self._where)
+        self._seconds = metrics._seconds.child(*self._where)
+        self._age = metrics._ages.child(*self._where)
+        names = ("outbox", "transit", "queue", "claim", "handler", "commit", "settle")
+        self.stages = {name: metrics._stages.child(*self._where, name) for name in names}
+        for kind in (*types, OTHER):
+            for outcome in OUTCOMES:
+                metrics._outcomes.labels(*self._where, kind, outcome)
 
     def received(self, count: int) -> None:
         self.taken += count
@@ -129,8 +193,14 @@ class _Tally:
     def settled(self, batch: Sequence[Settled], seconds: float) -> None:
         counts: dict[tuple[str, str, str], int] = {}
         plain: dict[str, int] = {}
+        tried: dict[int, int] = {}
+        again = 0
         for one in batch:
-            envelope, outcome = one.delivery.envelope, one.outcome
+            delivery, outcome = one.delivery, one.outcome
+            envelope, failures = delivery.envelope, delivery.failures
+            tried[failures] = tried.get(failures, 0) + 1
+            if delivery.delivered > 1 and type(outcome) is not Retried:
+                again += 1
             if type(outcome) is Done and not outcome.skipped and envelope is not None:  # nearly always
                 plain[envelope.type] = plain.get(envelope.type, 0) + 1
                 continue
@@ -141,8 +211,28 @@ class _Tally:
         for key, count in counts.items():
             for child in self._children.get(key) or self._made(key):
                 child.inc(count)
+        for failures, count in tried.items():
+            self._attempts[min(failures, MOST_ATTEMPTS)](count)
+        if again:
+            self._redelivered(again)
         self._size(len(batch))
         self._seconds(seconds)
+        if batch:
+            self._on_the_way(batch[0].delivery, batch[0].outcome, seconds)
+
+    def _on_the_way(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        """What went by before a lane took it up; of first attempts alone, since a repeat has waited on purpose."""
+        envelope, now = delivery.envelope, time.time()
+        if not delivery.arrived or delivery.failures or delivery.route is not Route.EVENT or delivery.delivered > 1:
+            return
+        made = None if envelope is None or envelope.time is None else envelope.time.timestamp()
+        self.stages["queue"](max(0.0, now - seconds - delivery.arrived))
+        if delivery.stored:
+            self.stages["transit"](max(0.0, delivery.arrived - delivery.stored))
+            if made is not None:
+                self.stages["outbox"](max(0.0, delivery.stored - made))
+        if made is not None and type(outcome) is Done:
+            self._age(max(0.0, now - made))
 
     def _made(self, key: tuple[str, str, str]) -> Sequence[Counter]:
         """The children for a type, an outcome and its detail. Only a handler's own types get series, and room."""
@@ -153,6 +243,8 @@ class _Tally:
         by_detail = {"retry": metrics._retries, "dead": metrics._dead, "duplicate": metrics._duplicates}.get(outcome)
         if by_detail is not None:
             children.append(by_detail.labels(*of, detail))
+        if outcome == "dead" and detail not in _HANDLED:
+            children.append(metrics._unread.labels(*self._where, detail))
         if kind in self._types or kind == OTHER:
             self._children[key] = children
         return children
@@ -173,68 +265,3 @@ def _kind(outcome: Outcome) -> tuple[str, str]:
 
 def _counter(name: str, text: str, labels: Sequence[str]) -> Counter:
     return Counter(f"tidings_{name}", text, labels, registry=None)
-
-
-def _histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-    return Histogram(f"tidings_{name}", text, labels, buckets=buckets, registry=None)
-
-
-class _Gauges(Collector):
-    """The last figures, as families that are made anew for each scrape: what is gone leaves no stale series."""
-
-    def __init__(self, metrics: Metrics, build: Mapping[str, str], lag: Callable[[], float]) -> None:
-        self._metrics, self._lag = metrics, lag
-        self._build = {**build, "python": platform.python_version()}
-
-    def collect(self) -> Iterator[Metric]:
-        figures, service = self._metrics.figures, self._metrics._service
-        yield InfoMetricFamily("tidings_build", "What runs here", {"service": service, **self._build})
-        yield _gauge("tidings_broker_connected", "1 while the broker works", figures.connected, service)
-        yield _gauge("tidings_loop_lag_seconds", "How far the event loop is behind", self._lag(), service)
-        if figures.outbox is not None:
-            count, age = figures.outbox
-            yield _gauge("tidings_outbox_waiting", "Committed events that are not published yet", count, service)
-            yield _gauge("tidings_outbox_oldest_seconds", "Age of the oldest of them", age, service)
-        yield from _lanes(figures.lanes)
-
-
-def _lanes(lanes: Mapping[str, Lanes]) -> Iterator[Metric]:
-    texts = {
-        "tidings_backlog_pending": "Messages that were not delivered to any process yet",
-        "tidings_backlog_in_flight": "Messages delivered to any process and not settled",
-        "tidings_backlog_scheduled": "Copies that wait on the retry route for their time",
-        "tidings_lanes_busy": "Lanes of this process that are at work",
-        "tidings_deliveries_waiting": "Deliveries queued or held in this process",
-        "tidings_calls_left_behind": "Calls that did not end and were left behind, in this process now",
-    }
-    abandoned = CounterMetricFamily(
-        "tidings_calls_abandoned", "Calls that did not end and were left behind", labels=("service", "handler")
-    )
-    paused = GaugeMetricFamily(
-        "tidings_handler_paused", "1 while a handler is paused, by what", labels=("service", "handler", "by")
-    )
-    families = {name: GaugeMetricFamily(name, text, labels=("service", "handler")) for name, text in texts.items()}
-    for position, found in lanes.items():
-        where = position.split(".", 1)
-        for by in ("operator", "failures"):
-            paused.add_metric((*where, by), found.paused == by)
-        now, ever = found.left_behind
-        abandoned.add_metric(where, ever)
-        values = {
-            "tidings_lanes_busy": found.busy,
-            "tidings_deliveries_waiting": found.waiting,
-            "tidings_calls_left_behind": now,
-        }
-        if (backlog := found.backlog) is not None:
-            values["tidings_backlog_pending"] = backlog.pending
-            values["tidings_backlog_in_flight"] = backlog.in_flight
-            values["tidings_backlog_scheduled"] = backlog.scheduled
-        for name, value in values.items():
-            families[name].add_metric(where, value)
-    yield from (paused, abandoned, *families.values())
-
-
-def _gauge(name: str, text: str, value: float, service: str) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=("service",))
-    family.add_metric((service,), value)
-    return family

@@ -19,7 +19,7 @@ import pytest
 from tests.unit.observe.shop import Placed, shop
 from tidings import ConfigurationError, Service, StoreUnavailable
 from tidings.observe import Observability
-from tidings.observe.health import Progress
+from tidings.observe._progress import Progress
 from tidings.observe.server import MOST_REQUESTS, Answer, Server
 from tidings.ports import Backlog
 from tidings.testing import MemoryBroker

@@ -13,6 +13,7 @@ from tests.unit.observe.shop import Placed, shop
 from tidings import Delivery
 from tidings.delivery import DeadLettered, Done, Duplicate, Envelope, Outcome, Retried, Unsettled
 from tidings.observe import Observability
+from tidings.observe._looking import outbox_of
 from tidings.observe.metrics import Metrics
 from tidings.ports import Settled
 from tidings.testing import MemoryBroker
@@ -119,10 +120,8 @@ async def test_the_outbox_is_seen_where_the_store_tells_of_it() -> None:
         async def outbox_backlog(self) -> tuple[int, float, int]:
             return 7, 1.5, 0
 
-    from tidings.observe import _outbox
-
-    assert await _outbox(Store()) == (7, 1.5)
-    assert await _outbox(object()) is None
+    assert await outbox_of(Store()) == (7, 1.5, 0)
+    assert await outbox_of(object()) is None
 
 
 async def scrape(url: str) -> str:
