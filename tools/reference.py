@@ -50,6 +50,7 @@ def all_metrics() -> Metrics:
     made = Metrics("stock", list)
     backlog = Backlog(pending=0, in_flight=0)
     made.figures = Figures(
+        connected=True,
         lanes={"stock.reserve": Lanes(0, 0, backlog)},
         outbox=(0, 0.0, 0),
         reconnects=0,
@@ -117,7 +118,7 @@ def error_tree() -> str:
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    groups = {"dead": cli.dead, "db": cli.db, "outbox": cli.outbox}
+    groups = {"dead": cli.dead, "db": cli.db, "outbox": cli.outbox, "observe": cli.observe}
     commands = [name for name in cli.app if not name.startswith("-") and name not in groups]
     commands += [f"{group} {name}" for group, app in groups.items() for name in app if not name.startswith("-")]
     return {

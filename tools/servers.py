@@ -20,6 +20,7 @@ from tools.services.mariadb import MariaDB
 from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
 from tools.services.program import CannotBeHad, Program, find
+from tools.services.prometheus import Prometheus
 from tools.services.redis import Redis
 
 STARTS_WITHIN = 30.0
@@ -27,7 +28,7 @@ STARTS_WITHIN = 30.0
 
 INSTALLS_WITHIN = 600.0
 
-PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis, Kafka)
+PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis, Kafka, Prometheus)
 TOOLS = (("mvn", "maven"),)
 """What else has to be here: programs, and their packages."""
 

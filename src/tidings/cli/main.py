@@ -30,7 +30,8 @@ app = App(
 dead = App(name="dead", help="What could not be handled: list, show, redrive, discard.")
 db = App(name="db", help="The tables of a store: init, sql.")
 outbox = App(name="outbox", help="Events that cannot be published as they stand: list, release, discard.")
-_GROUPS = {"dead": dead, "db": db, "outbox": outbox}
+observe = App(name="observe", help="What to watch services with: alerts, dashboards.")
+_GROUPS = {"dead": dead, "db": db, "outbox": outbox, "observe": observe}
 
 # The first line of a help stands in the list of commands, so it is here: the modules are imported when they are called.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -91,6 +92,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "outbox:discard": (
         "Give parked events up for good.",
         "They are never published, and the later ones of their keys leave.",
+    ),
+    "observe:alerts": (
+        "Print the rules with which Prometheus alerts.",
+        "tidings observe alerts > tidings-rules.yml, and name that file under rule_files.",
     ),
 }
 for _place, _help in _COMMANDS.items():

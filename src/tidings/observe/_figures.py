@@ -35,7 +35,8 @@ class Lanes(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the loop found when it last looked; kept whole, so that a scrape never sees half of it."""
 
-    connected: bool = False
+    connected: bool | None = None
+    """None while the service does not run."""
     lanes: Mapping[str, Lanes] = {}
     outbox: tuple[int, float, int] | None = None
     """How many events wait in the outbox, the age of the oldest in seconds, and how many are parked."""
@@ -66,7 +67,8 @@ class Gauges(Collector):
         yield InfoMetricFamily("tidings_build", "What runs here", {"service": service, **self._build})
         yield _gauge("tidings_live", "1 while the process should go on", self._now.live(), service)
         yield _gauge("tidings_ready", "1 while it does its work", self._now.ready(), service)
-        yield _gauge("tidings_broker_connected", "1 while the broker works", figures.connected, service)
+        if figures.connected is not None:
+            yield _gauge("tidings_broker_connected", "1 while the broker works", figures.connected, service)
         yield _gauge("tidings_loop_lag_seconds", "How far the event loop is behind", self._now.lag(), service)
         if figures.reconnects is not None:
             made = CounterMetricFamily("tidings_reconnects", "Connections made anew after a loss", labels=("service",))
