@@ -26,6 +26,8 @@ class Scope(msgspec.Struct, eq=False):
     """Of a sync handler, what runs in its thread."""
     thread: int | None = None
     """That thread's identifier."""
+    span: object = None
+    """The span of the call, where its service is traced."""
     abandoned: bool = False
     """Nobody waits for the handler any more."""
 

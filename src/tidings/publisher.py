@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tidings.context import Scope, current
-from tidings.delivery import Content, Message
+from tidings.delivery import Content, Envelope, Message
 from tidings.envelope import STRUCTURED_HEADERS, envelope_of, to_binary, to_structured
 from tidings.errors import InvalidEvent, MisuseError
 from tidings.event import Event, EventSpec, spec_of
@@ -16,6 +16,13 @@ from tidings.sight import NOBODY, Watchers, Way
 
 RELAY_TIMEOUT: Final = 10.0
 """Seconds for which a relay waits for the broker."""
+
+
+class Traced(Protocol):
+    """What follows events from service to service."""
+
+    def leaves(self, envelope: Envelope, stream: str, scope: Scope | None, *, sends: bool) -> Envelope:
+        """The envelope with the context of whoever publishes it."""
 
 
 async def publish(
@@ -62,13 +69,18 @@ def outlet_of(broker: Broker, watchers: Watchers = NOBODY) -> Outlet:
 class Wrapper:
     """Makes messages of events, as one service says them."""
 
-    def __init__(self, service: str, declared: Iterable[type[Event]], content: Content) -> None:
+    def __init__(
+        self, service: str, declared: Iterable[type[Event]], content: Content, traces: Traced | None = None
+    ) -> None:
         self._service = service
+        self._traces = traces
         self._declared: Mapping[str, EventSpec] = {spec.type: spec for spec in map(spec_of, declared)}
         self._content = content
 
-    def message(self, event: Event, scope: Scope | None = None) -> Message:
+    def message(self, event: Event, scope: Scope | None = None, *, sends: bool = False) -> Message:
         """The message of an event; inside a handler (`scope`) its id is derived from what caused it.
+
+        `sends`: it leaves now, and whoever sends it says what became of it.
 
         Raises:
             MisuseError: the service does not say that it publishes this event.
@@ -88,6 +100,8 @@ class Wrapper:
                 traceparent=cause.envelope.traceparent if cause.envelope else None,
                 tracestate=cause.envelope.tracestate if cause.envelope else None,
             )
+        if self._traces is not None:
+            envelope = self._traces.leaves(envelope, spec.stream, scope, sends=sends)
         if self._content == "binary":
             headers, body = to_binary(envelope)
             return Message(

@@ -17,13 +17,14 @@ from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
 from tidings.control import Obedience, standing
-from tidings.delivery import Content
+from tidings.delivery import Content, Message
 from tidings.errors import ConfigurationError, MisuseError
 from tidings.event import Event
 from tidings.handler import Handler
 from tidings.handling import Handling
 from tidings.holding import holding_of
 from tidings.leaving import Leftovers
+from tidings.observe import traces_for
 from tidings.observe.logs import OutcomeLog
 from tidings.pipeline import Pipeline
 from tidings.ports import Broker, Observer, Plan, Store
@@ -69,7 +70,8 @@ class Running:
         self.service: Declared = service
         self.broker: Broker = broker
         self.store: Store | None = store
-        self.wrapper: Wrapper = Wrapper(service.name, service.published, service.content)
+        self.traces = traces_for(service.name, broker.features.name)
+        self.wrapper: Wrapper = Wrapper(service.name, service.published, service.content, self.traces)
         self.workers: list[Worker] = []
         self._targets: list[Target] = []
         self.tasks: Supervisor = Supervisor()
@@ -91,13 +93,21 @@ class Running:
         """Publish to the broker, or into a transaction; for each event None, or why it is not stored."""
         if tx is None:
             refuse_in_handler()
-            messages = [self.wrapper.message(event) for event in events]
-            return await publish(self.broker, messages, timeout, "direct", self._watchers)
+            return await self._send([self.wrapper.message(event, sends=True) for event in events], timeout)
         if self.store is None:
             raise MisuseError(f"{self.service.name} has no store, so no transaction can carry an event")
         scope = current.get()
         await self.store.emit(tx, [self.wrapper.message(event, scope) for event in events])
         return [None] * len(events)
+
+    async def _send(self, messages: Sequence[Message], timeout: float) -> Sequence[Exception | None]:
+        answers: Sequence[Exception | None] | None = None
+        try:
+            answers = await publish(self.broker, messages, timeout, "direct", self._watchers)
+            return answers
+        finally:
+            if self.traces is not None:
+                self.traces.sent([message.id for message in messages], answers)
 
     @asynccontextmanager
     async def life(self) -> AsyncIterator[None]:
@@ -171,11 +181,15 @@ class Running:
             self._targets.append(target)
         claimer = Claimer(handler, self.store, resource, target, self._watchers)
         observers = [OutcomeLog(), *self.service.observers]
+        call = make_call(handler, self.store, shared)
+        if self.traces is not None:
+            observers.append(self.traces)
+            call = self.traces.traced(call, handler.position, together=handler.batches)
         pipeline = Pipeline(
             handler,
             broker=self.broker,
             claimer=claimer,
-            handling=Handling(handler, make_call(handler, self.store, shared), self.wrapper.caused),
+            handling=Handling(handler, call, self.wrapper.caused),
             settler=Settler(
                 handler.position,
                 self.broker,

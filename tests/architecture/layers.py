@@ -85,6 +85,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "pymysql": ("stores._",),
     "asyncpg": ("stores.postgres", "stores._"),
     "prometheus_client": ("observe",),
+    "opentelemetry": ("observe",),
     "structlog": ("observe", "cli"),
     "cyclopts": ("cli",),
     "rich": ("cli",),

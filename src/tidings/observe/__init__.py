@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tidings.observe.health import Health, Report
     from tidings.observe.metrics import Metrics
     from tidings.observe.server import Answer
+    from tidings.observe.traces import Traces
 
 PORT: Final = 9464
 EVERY: Final = 3.0
@@ -142,6 +144,22 @@ class Observability:
 
     def _ready(self) -> Answer:
         return _page(self.ready())
+
+
+def traces_for(service: str, system: str) -> Traces | None:
+    """What traces a service, where the application has set up an SDK of OpenTelemetry. Elsewhere it costs nothing.
+
+    `system` is the name of the broker.
+    """
+    if "opentelemetry.trace" not in sys.modules and not os.environ.get("OTEL_PYTHON_TRACER_PROVIDER"):
+        return None  # nobody can have set one up
+    from opentelemetry import trace
+
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    from tidings.observe.traces import Traces
+
+    return Traces(service, system, getattr(sys.modules.get("tidings"), "__version__", ""))
 
 
 def _page(report: Report) -> Answer:
