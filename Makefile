@@ -81,6 +81,15 @@ bench: venv ## Measure, beside the same by hand and a peer; exits 1 where a targ
 conformance: venv ## The conformance suite, on every broker, in full
 	$(BIN)/python -m pytest tests/conformance --conformance=full -q
 
+.PHONY: alarm
+alarm: venv ## Break one thing after the other: its alert, and no other, fires in a real Prometheus, and clears
+	$(BIN)/python -m tools.servers
+	$(BIN)/python -m tools.alarm
+
+.PHONY: dashboards
+dashboards: venv ## Make the dashboards of the package anew, with Grafana's SDK
+	$(BIN)/python -m tools.dashboards
+
 .PHONY: reference
 reference: venv ## Write into docs/reference what the code says of itself
 	$(BIN)/python -m tools.reference

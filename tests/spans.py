@@ -45,7 +45,7 @@ def parent_of(span: ReadableSpan) -> int:
 
 def id_of(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 def traces_of(spans: Sequence[ReadableSpan]) -> set[int]:

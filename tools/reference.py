@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from tidings.brokers.nats import options
 from tidings.cli import main as cli
 from tidings.cli.failures import MEANINGS
 from tidings.observe._figures import Figures, Lanes
+from tidings.observe.grafana import dashboards
 from tidings.observe.metrics import Metrics
 from tidings.ports import Backlog
 from tidings.stores import _redis_link
@@ -30,6 +32,14 @@ from tidings.stores.sqlalchemy import SqlAlchemyStore
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PART = re.compile(r"(<!-- from the code: (?P<name>[a-z -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 100
+UNITS = {
+    "short": "numbers",
+    "s": "seconds",
+    "reqps": "a second",
+    "percentunit": "percent",
+    "bytes": "bytes",
+    "bool": "0 or 1",
+}
 
 
 def help_of(command: str) -> str:
@@ -74,6 +84,23 @@ def metrics() -> str:
             labels = [name for name in sample.labels if sample.labels]
             rows.append((f"`{sample.name}`", family.type, _codes(labels), family.documentation))
     return _table(("metric", "type", "labels", "says"), rows)
+
+
+def boards() -> str:
+    """Each panel of each dashboard with what it shows, as the JSON says it."""
+    parts = []
+    for name, text in dashboards().items():
+        board = json.loads(text)
+        parts.append(f"\n## {board['title']}\n\n`{name}`. {board['description']}\n")
+        rows: list[Sequence[str]] = []
+        for panel in board["panels"]:
+            if panel["type"] == "row":
+                rows.append((f"**{panel['title']}**", "", ""))
+            else:
+                unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
+                rows.append((panel["title"], panel["description"], unit))
+        parts.append(_table(("panel", "shows", "in"), rows).removesuffix("\n"))
+    return "".join(parts) + "\n"
 
 
 def url_options() -> str:
@@ -125,6 +152,7 @@ def parts() -> dict[str, Callable[[], str]]:
         **{f"help {command}": partial(help_of, command) for command in commands},
         "statuses": statuses,
         "metrics": metrics,
+        "dashboards": boards,
         "url options": url_options,
         "handler options": handler_options,
         "service options": service_options,

@@ -97,6 +97,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Print the rules with which Prometheus alerts.",
         "tidings observe alerts > tidings-rules.yml, and name that file under rule_files.",
     ),
+    "observe:dashboards": (
+        "Write Grafana's dashboards into a folder.",
+        "All services at a glance, and one in depth. Import them, or let Grafana provision that folder.",
+    ),
 }
 for _place, _help in _COMMANDS.items():
     _module, _name = _place.split(":")

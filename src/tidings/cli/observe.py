@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from tidings.cli.failures import Status
+from tidings.cli.failures import CommandError, Status
 from tidings.observe.alerts import RUNBOOKS, rules
+from tidings.observe.grafana import write
 
 
 def alerts(
@@ -22,4 +24,19 @@ def alerts(
 ) -> int:
     """Print the rules as YAML."""
     sys.stdout.write(rules(windows=windows, runbooks=runbooks))
+    return Status.OK
+
+
+def dashboards(
+    *, out: Annotated[Path, Parameter(help="Where to write them; made if missing. Files of their names are replaced.")]
+) -> int:
+    """Write the JSON of the dashboards into a folder."""
+    try:
+        written = write(out)
+    except OSError as error:
+        raise CommandError(
+            f"--out {out}: {error.strerror or error}. Name a folder that can be written", Status.CONFIGURATION
+        ) from None
+    for path in written:
+        sys.stdout.write(f"{path}\n")
     return Status.OK

@@ -4,7 +4,8 @@ What events cost is counted per batch: a dict count for each event, one incremen
 only the loop can tell (backlog, lanes, the outbox) are read there every few seconds and kept as one `Figures`; a scrape
 comes on another thread and sees the last one.
 
-Where the time of an event goes is told of the first of each batch: at rest of every event, under load of some.
+Where the time of an event goes is told of the first of each batch that is done: at rest of every event, under load of
+some.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ AGES: Final = (
 )
 OUTCOMES: Final = ("done", "duplicate", "retry", "dead", "unsettled")
 """What has a series from the start: an alert on the first dead letter has to see that there was none before."""
+STORE_ERRORS: Final = {StoreUnavailable: "unavailable", Contention: "contention"}
 MOST_ATTEMPTS: Final = 5
 _ATTEMPTS: Final = (*map(str, range(1, MOST_ATTEMPTS + 1)), "more")
 _HANDLED: Final = frozenset({"failed", "rejected", "killed", "behind", "conflict", "copy-too-large"})
@@ -91,7 +93,10 @@ class Metrics:
         self._size = Times("tidings_batch_events", "Events that were settled together", where, SIZES)
         self._seconds = Times("tidings_batch_seconds", "From taking a batch up until it was settled", where, SECONDS)
         self._stages = Times(
-            "tidings_stage_seconds", "Where the time goes, of the first event of each batch", (*where, "stage"), AGES
+            "tidings_stage_seconds",
+            "Where the time goes, of the first event of each batch that is done",
+            (*where, "stage"),
+            AGES,
         )
         self._ages = Times(
             "tidings_event_seconds",
@@ -123,8 +128,7 @@ class Metrics:
         self._tally(position).stages[stage](seconds)
 
     def refused(self, position: str, error: Exception) -> None:
-        names = {StoreUnavailable: "unavailable", Contention: "contention"}
-        kind = next((name for known, name in names.items() if isinstance(error, known)), OTHER)
+        kind = next((name for known, name in STORE_ERRORS.items() if isinstance(error, known)), OTHER)
         self._store.labels(*position.split(".", 1), kind).inc()
 
     def published(self, way: Way, answers: Sequence[Exception | None], seconds: float) -> None:
@@ -185,6 +189,8 @@ class _Tally:
         for kind in (*types, OTHER):
             for outcome in OUTCOMES:
                 metrics._outcomes.labels(*self._where, kind, outcome)
+        for error in STORE_ERRORS.values():
+            metrics._store.labels(*self._where, error)
 
     def received(self, count: int) -> None:
         self.taken += count
@@ -195,6 +201,7 @@ class _Tally:
         plain: dict[str, int] = {}
         tried: dict[int, int] = {}
         again = 0
+        first: Settled | None = None
         for one in batch:
             delivery, outcome = one.delivery, one.outcome
             envelope, failures = delivery.envelope, delivery.failures
@@ -203,6 +210,7 @@ class _Tally:
                 again += 1
             if type(outcome) is Done and not outcome.skipped and envelope is not None:  # nearly always
                 plain[envelope.type] = plain.get(envelope.type, 0) + 1
+                first = first or one
                 continue
             key = (envelope.type if envelope is not None else OTHER, *_kind(outcome))
             counts[key] = counts.get(key, 0) + 1
@@ -217,11 +225,11 @@ class _Tally:
             self._redelivered(again)
         self._size(len(batch))
         self._seconds(seconds)
-        if batch:
-            self._on_the_way(batch[0].delivery, batch[0].outcome, seconds)
+        if first is not None:
+            self._on_the_way(first.delivery, seconds)
 
-    def _on_the_way(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        """What went by before a lane took it up; of first attempts alone, since a repeat has waited on purpose."""
+    def _on_the_way(self, delivery: Delivery, seconds: float) -> None:
+        """What went by until an event was done; of first attempts alone, since a repeat has waited on purpose."""
         envelope, now = delivery.envelope, time.time()
         if not delivery.arrived or delivery.failures or delivery.route is not Route.EVENT or delivery.delivered > 1:
             return
@@ -231,7 +239,7 @@ class _Tally:
             self.stages["transit"](max(0.0, delivery.arrived - delivery.stored))
             if made is not None:
                 self.stages["outbox"](max(0.0, delivery.stored - made))
-        if made is not None and type(outcome) is Done:
+        if made is not None:
             self._age(max(0.0, now - made))
 
     def _made(self, key: tuple[str, str, str]) -> Sequence[Counter]:

@@ -221,6 +221,12 @@ CASES: tuple[Case, ...] = (
     Case("TidingsOutboxStuck", "no broker, which is told already", {**AWAY, **OUTBOX}, None),
     Case(
         "TidingsOutboxStuck",
+        "a call that keeps the only transaction, which is told already",
+        {**UP, **OUTBOX, **STUCK},
+        None,
+    ),
+    Case(
+        "TidingsOutboxStuck",
         "only events that are parked",
         {**UP, **OUTBOX, **of("tidings_outbox_parked", "7x60", labels=SHOP)},
         None,

@@ -100,3 +100,19 @@ def test_the_command_prints_the_rules(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["observe", "alerts", "--windows", "0"]) != 0
     assert "more than 0" in capsys.readouterr().err
+
+
+def test_promtool_finds_nothing_wrong_with_the_configuration_for_compose(tmp_path: Path) -> None:
+    """Docker is not had here, so what it would mount is laid side by side, as it is there."""
+    for source, name in (
+        ("deploy/observe/prometheus.yml", "prometheus.yml"),
+        ("src/tidings/observe/alerts/rules.yml", "rules.yml"),
+    ):
+        (tmp_path / name).write_text((ROOT / source).read_text(encoding="utf-8"))
+    assert "SUCCESS" in promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+def test_everything_that_compose_mounts_is_there() -> None:
+    mounts = re.findall(r"^ +- \./(\S+?):/", (ROOT / "compose.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(mounts) == 5
+    assert [one for one in mounts if not (ROOT / one).exists()] == []
