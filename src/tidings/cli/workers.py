@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
@@ -19,6 +20,8 @@ import msgspec
 from tidings.cli.failures import Status
 from tidings.cli.output import Out
 from tidings.cli.signals import Stop
+from tidings.observe.merging import Merged
+from tidings.observe.metrics import CONTENT_TYPE
 from tidings.observe.server import Answer, Server
 
 log = logging.getLogger("tidings.workers")
@@ -87,6 +90,11 @@ class Slot:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def life(self) -> Hashable:
+        """Which of the workers that have stood here it is."""
+        return self.number, None if self.process is None else self.process.pid
+
     def started(self, *, well: bool) -> None:
         """A worker is ready, or has ended before it was."""
         if self._awaited is not None and not self._awaited.done():
@@ -120,6 +128,7 @@ class Parent:
         self._stopping = asyncio.Event()
         self._asked_anew = asyncio.Event()
         self._status = int(Status.OK)
+        self._merged = Merged()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -283,10 +292,14 @@ class Parent:
         }
 
     def _metrics(self) -> Answer:
-        alive = sum(slot.alive for slot in self.slots)
-        lines = [f"# Each worker has its own: {slot.url}/metrics" for slot in self.slots if slot.url]
-        lines += ["# TYPE tidings_workers_alive gauge", f"tidings_workers_alive {alive}"]
-        return Answer(200, "text/plain; version=0.0.4; charset=utf-8", "\n".join(lines).encode() + b"\n")
+        """The sum of what the workers say; one that does not answer now is in it with what it had counted before."""
+        alive = [slot for slot in self.slots if slot.alive]
+        urls = {slot.life: slot.url for slot in alive if slot.url}
+        with ThreadPoolExecutor(max(1, len(urls))) as pool:
+            texts = {life: text for life, text in zip(urls, pool.map(_text_of, urls.values()), strict=True) if text}
+        count = "# HELP tidings_workers_alive Workers that run\n# TYPE tidings_workers_alive gauge\n"
+        count += f"tidings_workers_alive {len(alive)}\n"
+        return Answer(200, CONTENT_TYPE, self._merged.page({slot.life for slot in alive}, texts) + count.encode())
 
     def _health(self, page: str) -> Answer:
         """Live while every worker that answers is; one that is being started again is the parent's business."""
@@ -313,6 +326,18 @@ def supervise(
             await asyncio.to_thread(server.stop)
 
     return asyncio.run(main())
+
+
+def _text_of(url: str) -> str:
+    """What a worker serves as its metrics; nothing where it does not answer."""
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{url}/metrics", timeout=PROBE_TIMEOUT) as answer:
+            return str(answer.read().decode())
+    except OSError as error:
+        log.debug("%s does not answer: %s", url, error)
+        return ""
 
 
 def _asked(slot: Slot, page: str) -> list[str]:

@@ -224,6 +224,33 @@ def test_the_parent_tells_the_health_of_its_workers(served: Shell) -> None:
         os.kill(pids(parent)[0], signal.SIGCONT)
 
 
+def done_by(url: str) -> float:
+    """How many orders all workers have done, as their parent says."""
+    return sum(
+        float(one)
+        for one in re.findall(r'^tidings_outcomes_total{.*outcome="done".*} (.+)$', get(f"{url}/metrics")[1], re.M)
+    )
+
+
+def test_the_parent_tells_the_sum_of_what_its_workers_count_also_after_one_has_died(served: Shell) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parent = served.start(*RUN[:2], "--workers", "2", "--port", str(port)).until("workers are ready")
+    url = f"http://127.0.0.1:{port}"
+    for order in range(6):
+        place(served, str(order))
+    await_(lambda: done_by(url) == 6)
+    assert 'tidings_live{service="stock"} 1.0' in get(f"{url}/metrics")[1]
+    os.kill(pids(parent)[0], signal.SIGKILL)
+    parent.until("was killed by SIGKILL; it is started again", err=True)
+    assert done_by(url) == 6
+    await_(lambda: parent.out.count("stock is ready") == 3)
+    place(served, "6")
+    await_(lambda: done_by(url) == 7)
+    assert parent.stop() == 0
+
+
 def test_workers_stop_when_their_parent_was_killed(served: Shell) -> None:
     parent = served.start(*RUN, "--workers", "2").until("workers are ready")
     parent.stop(signal.SIGKILL)
