@@ -29,6 +29,7 @@ from tools.mutants_rabbitmq import RABBITMQ
 from tools.mutants_redis import REDIS
 from tools.mutants_secrets import SECRETS
 from tools.mutants_shares import SHARES
+from tools.mutants_sight import SIGHT
 from tools.mutants_stuck import STUCK
 from tools.mutants_workers import WORKERS
 
@@ -53,6 +54,7 @@ KNOWN = (
     *WORKERS,
     *SECRETS,
     *KAFKA,
+    *SIGHT,
 )
 """Every bug, whatever it is seeded into."""
 

@@ -1,0 +1,112 @@
+"""Bugs to seed into what is seen of a service: metrics, spans, the sum of workers."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+METRICS = ("tests/unit/observe/test_metrics.py", "tests/unit/observe/test_where_time_goes.py")
+TRACES = ("tests/unit/observe/test_traces.py",)
+MERGING = ("tests/unit/observe/test_merging.py",)
+
+
+def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...]) -> Mutant:
+    return Mutant(f"sight: {what}", file, old, new, tests)
+
+
+SIGHT: tuple[Mutant, ...] = (
+    bug(
+        "the first dead letter is not seen to be one more",
+        "observe/metrics.py",
+        "                metrics._outcomes.labels(*self._where, kind, outcome)\n",
+        "                pass\n",
+        METRICS,
+    ),
+    bug(
+        "a retry in its place counts as a repeat of the broker",
+        "observe/metrics.py",
+        "if delivery.delivered > 1 and type(outcome) is not Retried:",
+        "if delivery.delivered > 1:",
+        METRICS,
+    ),
+    bug(
+        "a repeat counts into the time on the way",
+        "observe/metrics.py",
+        "if not delivery.arrived or delivery.failures or",
+        "if not delivery.arrived or",
+        METRICS,
+    ),
+    bug("the commit is not timed", "claims.py", '            self._told("commit")\n', "            pass\n", METRICS),
+    bug(
+        "what the store refuses is not counted",
+        "claims.py",
+        "            self._watchers.refused(self._position, error)\n            raise\n        if not",
+        "            raise\n        if not",
+        METRICS,
+    ),
+    bug(
+        "a call that has ended is still past its time",
+        "limit.py",
+        "            self._late.discard(self)\n",
+        "            pass\n",
+        ("tests/unit/test_limit.py", *METRICS),
+    ),
+    bug(
+        "when a message was stored is not known", "testing/_position.py", "stored=item.entry.at", "stored=0.0", METRICS
+    ),
+    bug(
+        "an attempt is no child of its producer",
+        "observe/traces.py",
+        "                origin or _ROOT,\n                SpanKind.CONSUMER,",
+        "                _ROOT,\n                SpanKind.CONSUMER,",
+        TRACES,
+    ),
+    bug(
+        "what a handler causes is not below its span",
+        "observe/traces.py",
+        "        scope.span = span\n",
+        "        pass\n",
+        TRACES,
+    ),
+    bug(
+        "the context is not written into the event",
+        "observe/traces.py",
+        '        if "traceparent" not in carrier:',
+        '        if "traceparent" in carrier:',
+        TRACES,
+    ),
+    bug(
+        "an outcome that is not done has no span",
+        "observe/traces.py",
+        "            if type(one.outcome) is not Done:",
+        "            if False:",
+        TRACES,
+    ),
+    bug(
+        "the span of a publish that failed looks well",
+        "observe/traces.py",
+        "            if error is not None:\n                _failed(span, error)",
+        "            if False:\n                _failed(span, error or ValueError())",
+        TRACES,
+    ),
+    bug(
+        "the sum falls when a worker ends",
+        "observe/merging.py",
+        "                _add(self._gone, self._last.pop(worker))",
+        "                self._last.pop(worker)",
+        MERGING,
+    ),
+    bug(
+        "a backlog that all see alike is summed",
+        "observe/merging.py",
+        '    "tidings_backlog_",\n',
+        "",
+        MERGING,
+    ),
+    bug(
+        "one worker that is not ready hides behind the others",
+        "observe/merging.py",
+        '"tidings_ready", ',
+        "",
+        MERGING,
+    ),
+)
