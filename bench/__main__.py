@@ -24,6 +24,7 @@ MINUTES = {
     "bench.effects.full_inbox": 15,
     "bench.effects_redis": 5,
     "bench.relay": 5,
+    "bench.sight": 3,
 }
 """How long each may take, in minutes."""
 

@@ -31,8 +31,8 @@ SIGHT: tuple[Mutant, ...] = (
     bug(
         "a repeat counts into the time on the way",
         "observe/metrics.py",
-        "if not delivery.arrived or delivery.failures or",
-        "if not delivery.arrived or",
+        "                and not delivery.failures\n                and envelope",
+        "                and envelope",
         METRICS,
     ),
     bug("the commit is not timed", "claims.py", '            self._told("commit")\n', "            pass\n", METRICS),

@@ -46,7 +46,10 @@ class Watchers:
 
     def stage(self, position: str, stage: Stage, seconds: float) -> None:
         for one in self._each:
-            _safely(one.stage, position, stage, seconds)
+            try:
+                one.stage(position, stage, seconds)
+            except Exception:
+                log.exception("an observer failed; it changes nothing")
 
     def refused(self, position: str, error: Exception) -> None:
         for one in self._each:

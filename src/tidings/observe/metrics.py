@@ -201,21 +201,34 @@ class _Tally:
         plain: dict[str, int] = {}
         tried: dict[int, int] = {}
         again = 0
-        first: Settled | None = None
+        first: Delivery | None = None
         for one in batch:
             delivery, outcome = one.delivery, one.outcome
-            envelope, failures = delivery.envelope, delivery.failures
+            envelope = delivery.envelope
+            if (
+                type(outcome) is Done
+                and delivery.delivered == 1
+                and not delivery.failures
+                and envelope is not None
+                and not outcome.skipped
+            ):  # nearly always
+                kind = envelope.type
+                if kind in plain:
+                    plain[kind] += 1
+                else:
+                    plain[kind] = 1
+                    first = first or delivery
+                continue
+            failures = delivery.failures
             tried[failures] = tried.get(failures, 0) + 1
             if delivery.delivered > 1 and type(outcome) is not Retried:
                 again += 1
-            if type(outcome) is Done and not outcome.skipped and envelope is not None:  # nearly always
-                plain[envelope.type] = plain.get(envelope.type, 0) + 1
-                first = first or one
-                continue
             key = (envelope.type if envelope is not None else OTHER, *_kind(outcome))
             counts[key] = counts.get(key, 0) + 1
         for kind, count in plain.items():
-            counts[kind, "done", ""] = count
+            key = (kind, "done", "")
+            counts[key] = counts.get(key, 0) + count
+            tried[0] = tried.get(0, 0) + count
         for key, count in counts.items():
             for child in self._children.get(key) or self._made(key):
                 child.inc(count)
@@ -226,12 +239,12 @@ class _Tally:
         self._size(len(batch))
         self._seconds(seconds)
         if first is not None:
-            self._on_the_way(first.delivery, seconds)
+            self._on_the_way(first, seconds)
 
     def _on_the_way(self, delivery: Delivery, seconds: float) -> None:
         """What went by until an event was done; of first attempts alone, since a repeat has waited on purpose."""
         envelope, now = delivery.envelope, time.time()
-        if not delivery.arrived or delivery.failures or delivery.route is not Route.EVENT or delivery.delivered > 1:
+        if not delivery.arrived or delivery.route is not Route.EVENT:
             return
         made = None if envelope is None or envelope.time is None else envelope.time.timestamp()
         self.stages["queue"](max(0.0, now - seconds - delivery.arrived))

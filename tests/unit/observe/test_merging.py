@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import pytest
 
 from tests.unit.observe.shop import shop
@@ -36,7 +38,7 @@ def test_what_is_counted_and_what_each_has_of_its_own_is_summed() -> None:
 
 
 def test_what_all_see_alike_is_not_summed_and_what_is_red_in_one_is_red() -> None:
-    texts = {"a": worker(0, pending=10), "b": worker(0, pending=12, ready=False)}
+    texts: dict[Hashable, str] = {"a": worker(0, pending=10), "b": worker(0, pending=12, ready=False)}
     found = sample(Merged().page({"a", "b"}, texts).decode())
     assert found[f"tidings_backlog_pending{WHERE}"] == 12
     assert found['tidings_ready{service="shop"}'] == 0
