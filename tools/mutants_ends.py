@@ -387,8 +387,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "what is being told to the broker is given back as well",
         "order.py",
-        " for one in waiting if one not in self._untold]",
-        " for one in waiting]",
+        " for one in self.deliveries() if one not in self._untold]",
+        " for one in self.deliveries()]",
         ("tests/unit/test_order.py",),
     ),
     Mutant(
