@@ -80,7 +80,8 @@ def main() -> int:
     print(f"{given.events / best:,.0f} events a second, {given.events / best_seen:,.0f} with metrics")
     print(f"processor: {1e6 * used / given.events:.1f} µs an event, {1e6 * used_seen / given.events:.1f} with metrics")
     verdicts = Verdicts()
-    verdicts.add("share of throughput that metrics cost", (best_seen - best) / best, MOST_SHARE, wanted="at most")
+    # A worker's throughput ends where its processor does; by the clock the server's share of the machine counts as well.
+    verdicts.add("share of a worker's time that metrics cost", (used_seen - used) / used, MOST_SHARE, wanted="at most")
     return verdicts.status
 
 
