@@ -80,7 +80,7 @@ def main() -> int:
     print(f"{given.events / best:,.0f} events a second, {given.events / best_seen:,.0f} with metrics")
     print(f"processor: {1e6 * used / given.events:.1f} µs an event, {1e6 * used_seen / given.events:.1f} with metrics")
     verdicts = Verdicts()
-    # A worker's throughput ends where its processor does; by the clock the server's share of the machine counts as well.
+    # A worker's throughput ends where its processor does; by the clock the server counts as well, and the machine.
     verdicts.add("share of a worker's time that metrics cost", (used_seen - used) / used, MOST_SHARE, wanted="at most")
     return verdicts.status
 
