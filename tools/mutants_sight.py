@@ -46,7 +46,7 @@ SIGHT: tuple[Mutant, ...] = (
     bug(
         "a call that has ended is still past its time",
         "limit.py",
-        "            self._late.discard(self)\n",
+        "            self.over = None\n            self._late.discard(self)\n",
         "            pass\n",
         ("tests/unit/test_limit.py", *METRICS),
     ),
