@@ -20,6 +20,8 @@ Committed: TypeAlias = Mapping[tuple[str, int], tuple[int, str]]
 
 EARLIEST: Final = -2
 LATEST: Final = -1
+EACH: Final = 2.0
+"""Seconds that one question may take; then it is asked anew, of whoever leads by then."""
 
 
 def at_time(seconds: float) -> int:
@@ -36,7 +38,14 @@ async def offsets(link: Link, topic: str, which: int) -> dict[int, int]:
     places = [TopicPartition(topic, number, which) for number in range(link.partitions.get(topic, 0))]
     if not places:
         return {}
-    found = await _asked(link, lambda: link.asker().offsets_for_times(places, ASKED))
+    asker = link.asker()
+
+    def ask() -> list[TopicPartition]:
+        # Who leads is remembered for half a minute, also after it died, by a consumer that takes nothing.
+        asker.list_topics(topic, timeout=EACH)
+        return asker.offsets_for_times(places, EACH)
+
+    found = await _asked(link, ask)
     return {one.partition: one.offset for one in found}
 
 
@@ -49,7 +58,7 @@ async def committed_of(link: Link, position: str, topics: Iterable[str]) -> Comm
     places = [TopicPartition(topic, number) for topic in topics for number in range(link.partitions.get(topic, 0))]
     if not places:
         return {}
-    found = await _asked(link, lambda: link.asker(position).committed(places, ASKED))
+    found = await _asked(link, lambda: link.asker(position).committed(places, EACH))
     return {(one.topic, one.partition): (one.offset, one.metadata or "") for one in found if one.offset >= 0}
 
 
@@ -58,7 +67,7 @@ async def _asked(link: Link, ask: Callable[[], list[TopicPartition]]) -> list[To
     ends = time.monotonic() + ASKED
     while True:
         try:
-            found = await link.ask(ask, ASKED + 1.0)
+            found = await link.ask(ask, 2 * EACH + 1.0)
             problem = next((link.meaning(one.error) for one in found if one.error), None)
             if problem is None:
                 return found

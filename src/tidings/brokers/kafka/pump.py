@@ -261,7 +261,8 @@ class Pump:
             asked = [TopicPartition(topic, number) for number in numbers for topic in self._topics(number)]
             begins = self._begins(consumer, asked)
             if begins is None:
-                self._broken = f"the consumer of {self._subscription.position} does not learn how far it is"
+                if not self.closing:
+                    self._broken = f"the consumer of {self._subscription.position} does not learn how far it is"
                 consumer.incremental_assign(places)
                 consumer.pause(places)
                 return
