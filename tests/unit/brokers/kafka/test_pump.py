@@ -1,0 +1,98 @@
+"""What of the records that come is handed over, without a cluster: the client is made, and never connected."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from confluent_kafka import Message as Record
+
+from tidings.brokers.kafka.link import Link
+from tidings.brokers.kafka.options import parse
+from tidings.brokers.kafka.progress import Progress
+from tidings.brokers.kafka.pump import Pump
+from tidings.brokers.kafka.tracks import Batch, Track
+from tidings.delivery import Route
+from tidings.ports import Subscription
+
+SUBSCRIPTION = Subscription(position="stock.reserve", stream="order", types=("order.placed",), ordered=True)
+
+
+class Owner:
+    """A feed that only notes."""
+
+    released = released_bytes = 0
+
+    def __init__(self) -> None:
+        self.gone: list[Track] = []
+
+    def take(self, batch: Batch) -> None: ...
+    def began(self) -> None: ...
+    async def let_go(self, tracks: Sequence[Track]) -> None: ...
+
+    def lost(self, tracks: Sequence[Track]) -> None:
+        self.gone += tracks
+
+
+def record(offset: int, type: str | None = "order.placed", topic: str = "order", partition: int = 0) -> Record:
+    headers: list[tuple[str, str | bytes | None]] = [] if type is None else [("tidings.type", type.encode())]
+    return Record(topic=topic, partition=partition, offset=offset, key=b"k", value=b"%d" % offset, headers=headers)
+
+
+@pytest.fixture
+async def owner() -> Owner:
+    return Owner()
+
+
+@pytest.fixture
+async def pump(owner: Owner) -> AsyncIterator[Pump]:
+    link = Link(parse("kafka://127.0.0.1:1"), "tidings test")
+    pump = Pump(owner, link, SUBSCRIPTION, 1.0)
+    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(5))
+    yield pump
+    pump._made.close()
+    await link.close()
+
+
+def offsets(batch: Batch) -> list[int]:
+    return [token.offset for token, _ in batch]
+
+
+async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothing(pump: Pump) -> None:
+    batch = pump._batch([record(5), record(6, "order.closed"), record(7, None), record(8, "order.closed")])
+    assert offsets(batch) == [5, 7], "what does not say its type is for the handler to judge"
+    progress = pump.tracks["order", 0].progress
+    for token, _ in batch:
+        progress.done(token.offset)
+    assert progress.snapshot()[0] == 9
+
+
+async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_counted(
+    pump: Pump, owner: Owner
+) -> None:
+    before = Progress(5)
+    for offset in range(5, 9):
+        before.take(offset)
+        before.handed = offset + 1
+    before.done(6)
+    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True)))
+    batch = pump._batch([record(offset) for offset in range(5, 11)])
+    assert offsets(batch) == [5, 7, 8, 9, 10]
+    assert [delivery.delivered for _, delivery in batch] == [2, 2, 2, 1, 1]
+
+
+async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_that_repeats_itself(
+    pump: Pump, owner: Owner
+) -> None:
+    old = pump.tracks["order", 0]
+    assert offsets(pump._batch([record(5), record(6)])) == [5, 6]
+    assert offsets(pump._batch([record(0), record(1)])) == [0, 1]
+    await asyncio.sleep(0)
+    assert owner.gone == [old]
+    assert old.gone
+    assert pump.tracks["order", 0].progress.snapshot()[0] == 0
+
+
+async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:
+    assert pump._batch([record(0, partition=3), record(0, topic="other")]) == []
