@@ -21,6 +21,7 @@ from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
 from tools.services.program import CannotBeHad, Program, find
 from tools.services.prometheus import Prometheus
+from tools.services.rabbitmq import RabbitMQ
 from tools.services.redis import Redis
 
 STARTS_WITHIN = 30.0
@@ -28,7 +29,7 @@ STARTS_WITHIN = 30.0
 
 INSTALLS_WITHIN = 600.0
 
-PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis, Kafka, Prometheus)
+PROGRAMS: tuple[type[Program], ...] = (Postgres, PgBouncer, MariaDB, Redis, Kafka, RabbitMQ, Prometheus)
 TOOLS = (("mvn", "maven"),)
 """What else has to be here: programs, and their packages."""
 
@@ -39,9 +40,14 @@ def nats_server() -> str:
     return _version(str(verified_binary())).removeprefix("nats-server:").strip()
 
 
-def _version(program: str) -> str:
+def rabbitmq() -> str:
+    # Its server knows no --version: it would start.
+    return f"RabbitMQ {_version(str(find('rabbitmqctl', RabbitMQ.package)), 'version')}"
+
+
+def _version(program: str, option: str = "--version") -> str:
     answer = subprocess.run(
-        [program, "--version"],
+        [program, option],
         capture_output=True,
         text=True,
         timeout=STARTS_WITHIN,
@@ -57,7 +63,8 @@ def _version_of(kind: type[Program]) -> Callable[[], str]:
 
 SERVERS: dict[str, Callable[[], str]] = {
     "nats-server": nats_server,
-    **{kind.name: _version_of(kind) for kind in PROGRAMS},
+    **{kind.name: _version_of(kind) for kind in PROGRAMS if kind is not RabbitMQ},
+    RabbitMQ.name: rabbitmq,
     "Kafka's jars": lambda: f"gathered by Maven in {jars()}",
 }
 """What the tests need, and how to find out its version; whatever that raises is why it cannot be had."""
