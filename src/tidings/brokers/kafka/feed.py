@@ -196,6 +196,7 @@ class KafkaFeed:
             slot=delivery.slot,
             delivered=delivery.delivered + 1,
             route=delivery.route,
+            stored=delivery.stored,
         )
         if after > 0:
             self._waiting.add(again, fresh, again.due)

@@ -209,6 +209,7 @@ class Pump:
                 continue
             track.progress.take(offset)
             delivery = delivery_of(record, pairs, track.route, slots=ordered)
+            delivery.stored = record.timestamp()[1] / 1000
             token = Token(track, offset, len(delivery.body), 0.0 if event else due_of(pairs))
             delivery.token = token
             delivery.delivered = 1 + track.progress.delivered(offset)

@@ -63,6 +63,11 @@ class RabbitBroker:
             return "not connected"
         return next((feed.trouble for feed in self._feeds if feed.trouble), "")
 
+    @property
+    def reconnects(self) -> int:
+        """See `sight.Reconnects`."""
+        return sum(one.reconnects for one in (self._main, self._inward) if one is not None)
+
     # ── open and close ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self, plan: Plan) -> Sequence[Drift]:

@@ -43,6 +43,8 @@ class Connection:
         self.on_down: list[Callable[[Link], None]] = []
         self.sure_until = 0.0
         """Until when the server has, for certain, not given to others what we hold; monotonic seconds."""
+        self.reconnects = 0
+        """How often it was made anew after it was lost."""
         self._link: Link | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -203,6 +205,7 @@ class Connection:
         self.sure_until = asked + SURE * link.heartbeat
         self._changed.set()
         if again:
+            self.reconnects += 1
             log.info("%s is connected again to %s", self.name, self.options.where)
         for each in self.on_up:
             try:
