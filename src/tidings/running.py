@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -36,6 +36,9 @@ from tidings.supervision import Supervisor
 from tidings.sweeping import Sweeper, Target, target_of
 from tidings.switch import Switch
 from tidings.worker import Worker
+
+if TYPE_CHECKING:
+    from tidings.observe.traces import Traces
 
 log = logging.getLogger("tidings.service")
 
@@ -70,7 +73,7 @@ class Running:
         self.service: Declared = service
         self.broker: Broker = broker
         self.store: Store | None = store
-        self.traces = traces_for(service.name, broker.features.name)
+        self.traces: Traces | None = traces_for(service.name, broker.features.name)
         self.wrapper: Wrapper = Wrapper(service.name, service.published, service.content, self.traces)
         self.workers: list[Worker] = []
         self._targets: list[Target] = []
