@@ -230,6 +230,17 @@ async def test_a_batch_closes_after_its_time_and_what_is_left_comes_next(monkeyp
     assert bench.broker.waves == [2, 2]
 
 
+async def test_a_batch_whose_time_is_over_before_it_begins_still_handles_one_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_SECONDS", -1.0)
+    doing = Doing()
+    bench = Bench(doing, store=ToldStore(transactional=True))
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1", "b2"))
+    assert doing.seen == ["a1", "b2"]
+
+
 async def test_P8_what_a_closing_batch_leaves_out_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BATCH_SECONDS", 0.01)
     store, doing = ToldStore(), Doing(a1=0.02)
