@@ -16,11 +16,16 @@ QUICK: Final = "session_timeout=3s&join=3s&heartbeat.interval.ms=100"
 """So that who joins has its part when it says so, and who died is soon known to be dead."""
 
 
+BROKERS_ASSIGN: Final = "group.protocol=consumer&join=5s"
+"""The newer protocol of groups, in which the brokers say who has what."""
+
+
 class KafkaRig:
     """Each client has connections of its own. Far ones come by a second listener, which tells them to use a proxy."""
 
-    def __init__(self, server: Kafka) -> None:
+    def __init__(self, server: Kafka, query: str = QUICK) -> None:
         self._server = server
+        self._query = query
         self._proxy: Proxy | None = None
 
     @property
@@ -29,7 +34,7 @@ class KafkaRig:
 
     @property
     def url(self) -> str:
-        return f"{self._server.url}?{QUICK}"
+        return f"{self._server.url}?{self._query}"
 
     async def broker(self) -> Broker:
         return KafkaBroker(self.url)
@@ -54,7 +59,7 @@ class KafkaRig:
         port = int(self._server.far_advertised.rpartition(":")[2])
         if self._proxy is None:
             self._proxy = await Proxy(self._server.far_port, port).start()
-        return KafkaBroker(f"kafka://127.0.0.1:{port}?{QUICK}")
+        return KafkaBroker(f"kafka://127.0.0.1:{port}?{self._query}")
 
     async def lose(self) -> None:
         if self._proxy is not None:

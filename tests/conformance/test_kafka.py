@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from tests.conformance.kafka_rig import KafkaRig, with_far_port
-from tidings.testing.conformance import Bench, Conformance, Rig
+from tests.conformance.kafka_rig import BROKERS_ASSIGN, KafkaRig, with_far_port
+from tidings.testing.conformance import Bench, Conformance, PortConformance, Rig
 from tools.services.kafka import Kafka
 
 
@@ -34,3 +34,16 @@ class TestKafka(Conformance):
     )
     async def test_P8_a_standby_takes_over_in_order_what_the_active_one_had(self, bench: Bench) -> None:
         await super().test_P8_a_standby_takes_over_in_order_what_the_active_one_had(bench)
+
+
+@pytest.mark.server
+@pytest.mark.long
+@pytest.mark.proves(broker="kafka")
+class TestKafkaWhereTheBrokersAssign(PortConformance):
+    """The part of the port with the newer protocol of groups."""
+
+    @pytest_asyncio.fixture
+    async def rig(self, server: Kafka) -> AsyncIterator[Rig]:
+        rig = KafkaRig(server, BROKERS_ASSIGN)
+        yield rig
+        await rig.close()
