@@ -20,7 +20,10 @@ _SCHEMES: Final = {
     # For tests: it lives in one process, and forgets everything with it.
     "memory": "tidings.testing.memory:MemoryBroker",
 }
-_KNOWN: Final = "nats://, tls://, embedded:, kafka://, amqp://, amqps:// and, for tests, memory:"
+_ALONE: Final = ("embedded", "memory")
+"""Schemes without an address."""
+_SHOWN: Final = [f"{scheme}:" if scheme in _ALONE else f"{scheme}://" for scheme in _SCHEMES]
+_KNOWN: Final = f"{', '.join(_SHOWN[:-1])} and, for tests, {_SHOWN[-1]}"
 EXAMPLE_URL = "nats://user:password@host:4222"
 """For messages that ask for a broker: the rest of the package does not know what one is called."""
 
