@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
 from tidings.brokers import broker_from
-from tidings.brokers.rabbitmq.broker import RabbitBroker
+from tidings.brokers.rabbitmq.broker import RabbitBroker, check_version
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError
 from tools.services.program import free_port
@@ -91,10 +91,8 @@ async def test_a_log_of_events_is_refused_with_the_reason(rabbitmq_url: str, con
 
 
 def test_an_old_server_is_refused_with_what_is_needed() -> None:
-    from tidings.brokers.rabbitmq.broker import _check_version
-
     for version in ("3.8.9", "3.9.29", "", "2"):
         with pytest.raises(ConfigurationError, match=r"needs 3\.10 or newer"):
-            _check_version(version, "amqp://host")
+            check_version(version, "amqp://host")
     for version in ("3.10.0", "3.13.7", "4.0.5", "4.3.0-rc.1"):
-        _check_version(version, "amqp://host")
+        check_version(version, "amqp://host")

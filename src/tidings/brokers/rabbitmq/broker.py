@@ -97,7 +97,7 @@ class RabbitBroker:
             return
         main = self._main = Connection(self._options, f"tidings {service}")
         link = await main.start()
-        _check_version(link.version, self._options.where)
+        check_version(link.version, self._options.where)
         # What is asked about queues must be answered also while messages are not taken.
         self._inward = Connection(self._options, f"{main.name} (deliveries)")
         await self._inward.start()
@@ -210,7 +210,8 @@ class RabbitBroker:
 _LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
 
 
-def _check_version(text: str, where: str) -> None:
+def check_version(text: str, where: str) -> None:
+    """Raises ConfigurationError for a server that is too old."""
     numbers = tuple(int(part) for part in text.split("-")[0].split(".")[:2] if part.isdigit())
     if numbers < OLDEST:
         raise ConfigurationError(

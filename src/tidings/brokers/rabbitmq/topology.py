@@ -131,14 +131,17 @@ class Topology:
         await self._bind(channel, names.UNROUTED, names.UNROUTED, "#")
 
     async def _queues(self, now: Position, *, new: bool) -> list[Drift]:
-        active = {"x-single-active-consumer": True} if now.ordered else {}
         drifts: list[Drift] = []
         for queue in names.all_queues(now.position, now.ordered):
-            drifts += await self._patiently(lambda queue=queue: self._quorum(queue, active))  # type: ignore[misc]
+            drifts += await self._patiently(lambda queue=queue: self.compare(queue, now.ordered))  # type: ignore[misc]
         if new and not now.ordered:  # in order a failure waits with its process
             for step in waiting.STEPS[:STEPS_AT_ONCE]:
                 await self._make_wait_queue(now.position, step)
         return drifts
+
+    async def compare(self, queue: str, ordered: bool) -> list[Drift]:
+        """How a queue of a position differs from what it should be; one that is missing is made."""
+        return await self._quorum(queue, {"x-single-active-consumer": True} if ordered else {})
 
     async def _bindings(self, now: Position, before: Position | None) -> None:
         """What the queues of a position take; bound before anything is unbound."""
