@@ -125,6 +125,13 @@ class Connection:
     # ── supervision ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _supervise(self) -> None:
+        try:
+            await self._keep_up()
+        finally:
+            if not self._closing and self._link is not None:  # the loop ends, and nobody has said goodbye
+                self._link.abandon("nobody looks after it any more")
+
+    async def _keep_up(self) -> None:
         while not self._closing:
             try:
                 if self.link is None:
