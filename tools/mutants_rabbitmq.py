@@ -21,7 +21,13 @@ RABBITMQ: tuple[Mutant, ...] = (
         'b"\\x00" if mandatory else b"\\x00"',
     ),
     _bug("a hand-back throws the message away", "frames.py", "_confirm.pack(tag, 2)", "_confirm.pack(tag, 0)"),
-    _bug("a copy comes too early", "waiting.py", "if wanted <= step <=", "if wanted / 2 <= step <="),
+    _bug(
+        "a copy comes too early",
+        "feed.py",
+        "waiting.seconds_left(content.headers)) > 0",
+        "waiting.seconds_left(content.headers)) > 1e9",
+        "taking.py",
+    ),
     _bug("the keys of a share overlap", "names.py", "_EACH: Final = PARTITIONS // SHARES", "_EACH: Final = 7"),
     _bug("events without a key reach nobody", "names.py", "shares[0] |= wanted", "shares[0] |= set()"),
     _bug(

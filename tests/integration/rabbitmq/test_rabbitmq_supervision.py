@@ -104,8 +104,9 @@ async def test_trap_118_a_server_that_takes_no_messages_is_trouble_and_a_publish
 
 
 async def test_P8_a_process_that_was_cut_off_drops_what_it_has_before_another_gets_it(
-    proxy: Proxy, rabbitmq_url: str, connect: Connect
+    proxy: Proxy, rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "SILENT_TICKS", 1000)  # it does not notice, and must not rely on that
     subscription = position(ordered=True)
     far = await connect(through(proxy), subscription)
     await far.publish(*(b"%d" % number for number in range(5)))
