@@ -24,6 +24,7 @@ _PLACES = {"broker": BROKERS, "store": STORES}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--promises-out", type=Path, help="write the results of the promises' tests to this file")
+    parser.addoption("--promises-all", action="store_true", help="run the tests that prove no promise too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,8 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen.append(item)
         place = {kind: place_of(item, kind) for kind in _PLACES}
         _append(config.stash[_OUTPUT], {"test": item.nodeid, "promises": promises, **place})
-    items[:] = chosen
-    config.hook.pytest_deselected(items=others)
+    if not config.getoption("--promises-all"):
+        items[:] = chosen
+        config.hook.pytest_deselected(items=others)
 
 
 def promises_of(item: pytest.Item) -> list[str]:

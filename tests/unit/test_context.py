@@ -7,9 +7,13 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.parts import delivery
+from tests.unit.parts import Placed, delivery, handler_of
+from tidings.claims import NoClaim
 from tidings.context import Scope, current, derived_id
 from tidings.delivery import Route
+from tidings.handling import Handling
+from tidings.limit import Limit
+from tidings.publisher import Wrapper
 
 NAMES = st.text(min_size=1, max_size=20)
 POSITIONS = st.from_regex(r"[a-z][a-z0-9-]{0,9}\.[a-z][a-z0-9-]{0,9}", fullmatch=True)
@@ -45,3 +49,20 @@ def test_P4_what_a_delivery_of_a_replay_causes_has_ids_of_its_scope() -> None:
 
 def test_no_delivery_runs_outside_of_handlers() -> None:
     assert current.get() is None
+
+
+async def test_a_delivery_is_current_while_its_handler_runs_and_no_longer() -> None:
+    seen: list[object] = []
+
+    async def handle(event: Placed) -> None: ...
+
+    async def call(event: object, claim: object, asked: object) -> None:
+        scope = current.get()
+        seen.append(scope.delivery if scope else None)
+
+    handling = Handling(handler_of(handle, Placed), call, Wrapper("stock", [], "structured").caused)
+    one = delivery(read=True)
+    with Limit(5.0) as limit:
+        await handling.handle(Placed(order_id="a"), one, NoClaim(1), limit)
+        seen.append(current.get())
+    assert seen == [one, None]

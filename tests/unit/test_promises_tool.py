@@ -91,6 +91,23 @@ def test_what_a_test_proves_stands_in_its_name_its_marks_or_its_parameters(tmp_p
     assert "must not run" not in done.stderr
 
 
+def test_the_other_tests_run_too_where_that_is_asked_for(tmp_path: Path) -> None:
+    done, cells = run(
+        tmp_path,
+        """
+        @pytest.mark.proves(broker="nats")
+        def test_P1_of_a_promise(): ...
+
+        def test_of_no_promise():
+            raise AssertionError("it ran")
+        """,
+        "--promises-all",
+    )
+    assert "it ran" in done.stderr
+    assert state(cells, "P1", "nats") == "passed 1"
+    assert done.returncode == 1
+
+
 def test_a_promise_without_a_test_that_passed_is_missing(tmp_path: Path) -> None:
     done, cells = run(
         tmp_path,
