@@ -457,7 +457,7 @@ def applies_again_what_was_applied(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_who_caused_it(patch: pytest.MonkeyPatch) -> None:
     message = Wrapper.message
-    patch.setattr(Wrapper, "message", lambda self, event, scope=None: message(self, event))
+    patch.setattr(Wrapper, "message", lambda self, event, scope=None, **more: message(self, event, **more))
 
 
 def gives_up_handlers_at_once(patch: pytest.MonkeyPatch) -> None:
