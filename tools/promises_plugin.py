@@ -37,20 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if _OUTPUT not in config.stash:
+    if _OUTPUT not in config.stash or config.getoption("--promises-all"):
         return
-    chosen, others = [], []
-    for item in items:
-        promises = promises_of(item)
-        if not promises:
-            others.append(item)
-            continue
-        chosen.append(item)
-        place = {kind: place_of(item, kind) for kind in _PLACES}
-        _append(config.stash[_OUTPUT], {"test": item.nodeid, "promises": promises, **place})
-    if not config.getoption("--promises-all"):
-        items[:] = chosen
-        config.hook.pytest_deselected(items=others)
+    others = [item for item in items if not promises_of(item)]
+    items[:] = [item for item in items if promises_of(item)]
+    config.hook.pytest_deselected(items=others)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write down what is to run: what was left out by a mark need not end."""
+    if _OUTPUT not in session.config.stash:
+        return
+    for item in session.items:
+        if promises := promises_of(item):
+            place = {kind: place_of(item, kind) for kind in _PLACES}
+            _append(session.config.stash[_OUTPUT], {"test": item.nodeid, "promises": promises, **place})
 
 
 def promises_of(item: pytest.Item) -> list[str]:
