@@ -41,13 +41,17 @@ def nats_server() -> str:
 
 
 def rabbitmq() -> str:
-    # Its server knows no --version: it would start.
-    return f"RabbitMQ {_version(str(find('rabbitmqctl', RabbitMQ.package)), 'version')}"
+    # Its programs start a server to say it, or a daemon that listens everywhere; but its folder is named after it.
+    home = find(RabbitMQ.program, RabbitMQ.package).resolve().parents[1]
+    found = [
+        one.name for one in (home, *home.glob("lib/rabbitmq/lib/*"), *home.glob("lib/*")) if "_server-" in one.name
+    ]
+    return f"RabbitMQ {found[0].partition('-')[2] if found else 'of an unknown version'}"
 
 
-def _version(program: str, option: str = "--version") -> str:
+def _version(program: str) -> str:
     answer = subprocess.run(
-        [program, option],
+        [program, "--version"],
         capture_output=True,
         text=True,
         timeout=STARTS_WITHIN,
