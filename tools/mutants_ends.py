@@ -373,8 +373,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "in order, what follows a letter waits for ever",
         SETTLING,
-        "            holds.told(delivery.key, delivery, asyncio.get_running_loop().time())\n",
-        "            pass\n",
+        "                holds.told(delivery.key, delivery, asyncio.get_running_loop().time())\n",
+        "                pass\n",
         ("tests/unit/test_pipeline_waves.py",),
     ),
     Mutant(

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from tidings import points
@@ -101,16 +102,21 @@ class Settler:
         In order, those that follow a dead letter wait in `holds` until it is stored: were it not, it would be handled
         again, and before them.
         """
-        for delivery, decision in ended if holds is not None else ():
-            if holds is not None and delivery.key is not None and isinstance(decision, DeadLettered):
+        letters = [] if holds is None else [one for one, decision in ended if isinstance(decision, DeadLettered)]
+        for delivery in letters:
+            if holds is not None and delivery.key is not None:
                 holds.hold_until_told(delivery.key, delivery)
         self._waves.add(wave)
-        wave.add_done_callback(self._has_ended)
+        wave.add_done_callback(partial(self._has_ended, letters, holds))
         if len(self._waves) > MOST_WAVES:
             await asyncio.wait(self._waves, timeout=2 * COPY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
 
-    def _has_ended(self, wave: asyncio.Future[None]) -> None:
+    def _has_ended(self, letters: Sequence[Delivery], holds: Holds | None, wave: asyncio.Future[None]) -> None:
+        """However it ended, what follows its letters waits for it no more."""
         self._waves.discard(wave)
+        for delivery in letters:
+            if holds is not None and delivery.key is not None:
+                holds.told(delivery.key, delivery, asyncio.get_running_loop().time())
         if not wave.cancelled() and (error := wave.exception()) is not None:
             log.error("%s: a batch was not settled, and comes again", self._position, exc_info=error)
 
@@ -143,7 +149,6 @@ class Settler:
             )
         if verdicts:
             await self._tell(ended, verdicts, outcomes)
-        _followers_go_on(ended, holds)
         self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
         if self._watchers:
             self._watchers.stage(self._position, "settle", time.monotonic() - settling)
@@ -264,12 +269,6 @@ def _keep_away(places: Sequence[int], ended: Ended, outcomes: list[Outcome], hol
         else:
             verdicts.append((place, Release(COPY_PAUSE)))
     return verdicts
-
-
-def _followers_go_on(ended: Ended, holds: Holds | None) -> None:
-    for delivery, decision in ended if holds else ():
-        if holds is not None and delivery.key is not None and isinstance(decision, DeadLettered):
-            holds.told(delivery.key, delivery, asyncio.get_running_loop().time())
 
 
 def _hold(holds: Holds, key: str, delivery: Delivery, after: float) -> None:

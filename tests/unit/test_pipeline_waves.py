@@ -94,6 +94,21 @@ async def test_P8_a_dead_letter_that_cannot_be_stored_comes_again_before_what_fo
     assert ids(list(holds.release(now + COPY_PAUSE))) == ["a1", "a2", "a3"]
 
 
+async def test_P8_what_follows_a_dead_letter_does_not_wait_for_ever_where_settling_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, holds = Bench(Doing(a1=Dead("x")), ordered=True), Holds()
+
+    async def breaks(gone: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(bench.pipeline.settler.counts, "ended", breaks)
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1", "a2"), holds, more=True)
+        await bench.pipeline.settler.settled()
+    assert ids(list(holds.release(asyncio.get_running_loop().time()))) == ["a2"]
+
+
 async def test_P8_in_order_the_next_batch_waits_until_it_is_noted_what_failed() -> None:
     bench, holds = Bench(Doing(a1=ValueError("x")), ordered=True), Holds()
     answer = held_back(bench)

@@ -73,7 +73,7 @@ async def test_what_a_handler_does_and_causes_is_below_its_span(spans: Spans, tm
     async with service.running(broker=broker):
         await service.publish(Placed(order_id="1"))
         async with asyncio.timeout(10):
-            while not spans.all("process parcel"):  # noqa: ASYNC110
+            while not spans.all("process parcel"):  # noqa: ASYNC110  # what is waited for has no event
                 await asyncio.sleep(0.01)
     placed, create = spans.one("process order"), spans.one("create parcel")
     told_span = spans.one("process parcel")
@@ -93,7 +93,7 @@ async def test_an_event_of_a_transaction_belongs_to_the_span_in_which_it_was_wri
             async with service.transaction(AsyncConnection) as tx:
                 await service.publish(Placed(order_id="1"), tx=tx)
         async with asyncio.timeout(10):
-            while not broker.messages("order.placed"):  # noqa: ASYNC110
+            while not broker.messages("order.placed"):  # noqa: ASYNC110  # what is waited for has no event
                 await asyncio.sleep(0.01)
     create = spans.one("create order")
     assert parent_of(create) == id_of(spans.one("request"))

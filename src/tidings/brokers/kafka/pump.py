@@ -76,7 +76,7 @@ class Pump:
             well=self._well,
         )
         self._settings = link.settings(link.options.consumer(subscription.position)) | {"on_commit": self.commits.heard}
-        self._made = made(Consumer, self._settings, link.options.where)
+        self._made: Consumer | None = made(Consumer, self._settings, link.options.where)
         """The first one is made where a wrong setting can be said."""
         self._taken = self._taken_bytes = 0
         self._most = max(2, 2 * subscription.max_in_flight)
@@ -109,7 +109,7 @@ class Pump:
                 except Exception as error:
                     log.exception("%s: its consumer failed, and is made anew", self._subscription.position)
                     self.trouble = f"the consumer of {self._subscription.position} failed: {reason(error)}"
-                self._made = None  # type: ignore[assignment]
+                self._made = None
                 if not self.closing:
                     self.wake.wait(AGAIN)
         finally:

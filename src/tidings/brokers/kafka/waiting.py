@@ -12,6 +12,7 @@ import heapq
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -167,7 +168,7 @@ async def trim(link: Link, tracks: Sequence[Track]) -> None:
             continue
         place = TopicPartition(track.topic, track.number, until)
         try:
-            (answer,) = await link.answers(lambda place=place: link.admin.delete_records([place], request_timeout=5.0))  # type: ignore[misc]
+            (answer,) = await link.answers(partial(link.admin.delete_records, [place], request_timeout=5.0))
         except TidingsError as error:
             log.debug("%s is not trimmed: %s", track.topic, error)
             return

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -233,7 +234,7 @@ class RabbitFeed:
         now = [token for token, after in releases if after <= 0 or self._stopping]
         for token, after in releases:
             if token not in now:
-                self.later(after, lambda token=token: self._release_now(token))  # type: ignore[misc]
+                self.later(after, partial(self._release_now, token))
         if not now:
             return b""
         said = source.give_back(now)

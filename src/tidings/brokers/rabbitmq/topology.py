@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -133,7 +134,7 @@ class Topology:
     async def _queues(self, now: Position, *, new: bool) -> list[Drift]:
         drifts: list[Drift] = []
         for queue in names.all_queues(now.position, now.ordered):
-            drifts += await self._patiently(lambda queue=queue: self.compare(queue, now.ordered))  # type: ignore[misc]
+            drifts += await self._patiently(partial(self.compare, queue, now.ordered))
         if new and not now.ordered:  # in order a failure waits with its process
             for step in waiting.STEPS[:STEPS_AT_ONCE]:
                 await self._make_wait_queue(now.position, step)

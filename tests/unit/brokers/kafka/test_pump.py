@@ -51,6 +51,7 @@ async def pump(owner: Owner) -> AsyncIterator[Pump]:
     pump = Pump(owner, link, SUBSCRIPTION, 1.0)
     pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(5))
     yield pump
+    assert pump._made is not None
     pump._made.close()
     await link.close()
 
