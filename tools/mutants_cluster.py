@@ -6,7 +6,9 @@ from functools import partial
 
 from tools.mutants_kit import Mutant
 
-STREAMS, PULL, TAKEOVER = (f"brokers/nats/{name}.py" for name in ("streams", "pull", "takeover"))
+STREAMS, PULL, TAKEOVER, PUBLISHING = (
+    f"brokers/nats/{name}.py" for name in ("streams", "pull", "takeover", "publishing")
+)
 
 _bug = partial(Mutant, tests=("tests/unit/nats/test_takeover.py", "tests/integration/nats/test_cluster.py"))
 
@@ -24,6 +26,12 @@ CLUSTER: tuple[Mutant, ...] = (
         '        "allow_atomic": True,\n        "num_replicas": 1,\n',
     ),
     _bug("cluster: another number of copies is not told", STREAMS, "if replicas is None:", "if True:"),
+    _bug(
+        "cluster: the answer of a leader that hangs is waited for as long as there is time",
+        PUBLISHING,
+        "limit = min(end - time.monotonic(), patience)",
+        "limit = end - time.monotonic()",
+    ),
     _bug(
         "cluster: what is under way when a request has ended is asked for once more",
         PULL,

@@ -85,6 +85,26 @@ async def test_P8_a_successor_gathers_in_one_go_what_replicas_send_in_another_or
     assert max(Counter(delivery.delivered for delivery in staying.got)) == 2, "some came more often than twice"
 
 
+@pytest.mark.parametrize("count", [1, 40], ids=["alone", "a batch"])
+async def test_P1_what_a_leader_that_hangs_never_answers_goes_to_its_successor(
+    cluster: NatsCluster, connect: Connect, count: int
+) -> None:
+    rig = await connect(cluster.url, subscribe=False)
+    hanging = cluster.nodes[await asyncio.to_thread(cluster.stream_leader, "order")]
+    other = next(node for node in cluster.nodes if node is not hanging)
+    publisher = await connect(other.url, subscribe=False)
+    bodies = [b"%d" % number for number in range(count)]
+    hanging.pause()
+    try:
+        await publisher.publish(*bodies, timeout=ELECTED)
+    finally:
+        hanging.resume()
+    await rig.subscribe()
+    await rig.settled(count, ELECTED)
+    await asyncio.sleep(0.5)
+    assert sorted(rig.bodies) == sorted(bodies)
+
+
 async def test_P10_a_service_that_starts_while_nobody_leads_the_cluster_waits_for_that(
     cluster: NatsCluster, connect: Connect
 ) -> None:

@@ -26,6 +26,11 @@ WAVE_MESSAGES: Final = MOST
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its answers are waited for."""
 PAUSE: Final = 0.1
+ANSWER: Final = 5.0
+"""Seconds for the first answer; twice as long after each attempt, so that a slow server is not sent more and more.
+
+A leader that dies or hangs takes with it what it had not answered: nobody answers that, however long one waits.
+"""
 
 
 class AckError(msgspec.Struct):
@@ -92,7 +97,7 @@ class Publisher:
         self, indices: list[int], frames: dict[int, Frame], results: list[Exception | None], end: float
     ) -> None:
         """Send a wave until each of its messages is stored or refused, or the time is over."""
-        left, sent = indices, False
+        left, sent, patience = indices, False, ANSWER
         together = suits([frames[index] for index in indices])
         while left:
             try:
@@ -101,10 +106,11 @@ class Publisher:
                 for index in left:
                     results[index] = BrokerUnavailable(f"{_MAYBE if sent else _NOT_SENT}: {error}")
                 return
-            sent = True
+            limit = min(end - time.monotonic(), patience)
+            sent, patience = True, patience * 2
             if together:
                 together = False
-                if await store_batch(link, [frames[index] for index in left], end - time.monotonic()):
+                if await store_batch(link, [frames[index] for index in left], limit):
                     for index in left:
                         results[index] = None
                     return
@@ -114,7 +120,7 @@ class Publisher:
                     return
                 continue
             wave = Wave(len(left))
-            await wave.run(link, [frames[index] for index in left], end - time.monotonic())
+            await wave.run(link, [frames[index] for index in left], limit)
             again: list[int] = []
             missing: dict[str, Exception | None] = {}
             for index, answer in zip(left, wave.answers, strict=True):
