@@ -19,6 +19,7 @@ from typing import Any
 
 import tidings
 from tidings.brokers.nats.embedded_binary import verified_binary
+from tools.services.program import free_port
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = Path(tidings.__path__[0]).parent
@@ -253,12 +254,6 @@ def until(condition: Callable[[], object], seconds: float, pause: float = 0.05) 
             return False
         time.sleep(pause)
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tools.drill_kit import SECRET, Case, Kit, Seen, free_port, plain, until
+from tools.drill_kit import SECRET, Case, Kit, Seen, plain, until
+from tools.services.program import free_port
 
 GOOD = """
 from tidings import Event, Service

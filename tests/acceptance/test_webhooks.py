@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +27,7 @@ from tidings.brokers.nats.embedded import embedded_server
 from tidings.envelope import read_envelope
 from tidings.evolution import Reader
 from tidings.testing import MemoryBroker
+from tools.services.program import free_port
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "github"
@@ -389,12 +389,6 @@ async def until(condition: Callable[[], Awaitable[bool]], limit: float = 90.0) -
     while not await condition():
         assert time.monotonic() < end, "it did not come to that"
         await asyncio.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.server

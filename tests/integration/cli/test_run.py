@@ -18,6 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.cli.shell import STOCK, Running, Shell, alive, await_, get
+from tools.services.program import free_port
 
 pytestmark = pytest.mark.server
 RUN = ("run", "shop.stock:stock", "--port", "0")
@@ -205,9 +206,7 @@ def test_workers_are_started_again_when_they_die_and_stop_together(served: Shell
 
 
 def test_the_parent_tells_the_health_of_its_workers(served: Shell) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(following=2)  # the parent's, and one for each worker
     parent = served.start(*RUN[:2], "--workers", "2", "--port", str(port)).until("workers are ready")
     assert f"http://127.0.0.1:{port + 1}/metrics" in parent.out
     assert f"http://127.0.0.1:{port + 2}/metrics" in parent.out
@@ -233,9 +232,7 @@ def done_by(url: str) -> float:
 
 
 def test_the_parent_tells_the_sum_of_what_its_workers_count_also_after_one_has_died(served: Shell) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(following=2)  # the parent's, and one for each worker
     parent = served.start(*RUN[:2], "--workers", "2", "--port", str(port)).until("workers are ready")
     url = f"http://127.0.0.1:{port}"
     for order in range(6):
