@@ -385,6 +385,12 @@ ENDS: tuple[Mutant, ...] = (
         ("tests/unit/test_order.py",),
     ),
     Mutant(
+        "a lane that sleeps is not told that a letter could not be stored, and when it comes again",
+        "order.py",
+        "                self._wake()  #",
+        "                pass  #",
+    ),
+    Mutant(
         "what is being told to the broker is given back as well",
         "order.py",
         " for one in self.deliveries() if one not in self._untold]",

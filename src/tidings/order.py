@@ -31,6 +31,7 @@ class Holds:
             self._untold.discard(delivery)
             if self._waiting[key][0] is delivery:
                 self._due[key] = due
+                self._wake()  # whoever waits for what is due knew of nothing here
         elif key in self._waiting:
             self._waiting[key].append(delivery)
         else:

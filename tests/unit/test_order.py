@@ -68,6 +68,18 @@ def test_P8_what_follows_an_event_that_is_being_told_comes_out_once_all_before_i
     assert not holds.blocks("a")
 
 
+def test_P8_whoever_waits_is_woken_where_what_was_being_told_is_held_for_a_time_after_all() -> None:
+    woken: list[float | None] = []
+    holds = Holds(lambda: woken.append(holds.next_due()))
+    first = delivery("a", 1)
+    holds.hold_until_told("a", first)
+    assert holds.next_due() is None, "nobody knows when"
+    holds.hold("a", first, 5.0)
+    assert woken == [5.0]
+    holds.told("a", first, 1.0)
+    assert list(holds.release(5.0)) == [first]
+
+
 def test_P9_what_is_being_told_is_not_given_back() -> None:
     holds, first, second = Holds(), delivery("a", 1), delivery("a", 2)
     holds.hold_until_told("a", first)
