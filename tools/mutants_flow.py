@@ -8,6 +8,7 @@ from __future__ import annotations
 from tools.mutants_kit import Mutant
 
 PIPELINE = "pipeline.py"
+CALLS = "calls.py"
 HANDLING = "handling.py"
 GROUPING = "grouping.py"
 TURN = "turn.py"
@@ -22,11 +23,11 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "watermill: a key is marked as applied although its handler failed",
-        PIPELINE,
+        CALLS,
         """        turn.claim.fail(index)
-        turn.left_out.update(self._names(work))
+        turn.left_out.update(self.names(work))
         if""",
-        """        turn.left_out.update(self._names(work))
+        """        turn.left_out.update(self.names(work))
         if""",
     ),
     Mutant(
@@ -41,15 +42,15 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sketch: a failure is treated as done",
-        PIPELINE,
-        """                        self._failed(turn, index, error)
+        CALLS,
+        """                        self.failed(turn, index, error)
 """,
         """                        turn.decided[index] = DONE
 """,
     ),
     Mutant(
         "sketch: a duplicate is not recognised",
-        PIPELINE,
+        CALLS,
         "claim.states[index].state is not State.NEW\n                    or",
         "claim.states[index].state is State.BUSY\n                    or",
     ),
@@ -61,13 +62,13 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sketch: a busy key is handled anyway",
-        PIPELINE,
+        CALLS,
         "claim.states[index].state is not State.NEW\n                    or",
         "claim.states[index].state is State.DONE\n                    or",
     ),
     Mutant(
         "sketch: a handler may run for ever",
-        PIPELINE,
+        CALLS,
         "with turn.limit as limit:",
         "for limit in [turn.limit]:",
     ),
@@ -118,20 +119,20 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "review: what follows a busy key overtakes it",
-        PIPELINE,
+        CALLS,
         "            if claimed.state is not State.BUSY:\n                return",
         "            if True:\n                return",
     ),
     Mutant(
         "what follows a failed event of its key overtakes it",
-        PIPELINE,
-        """        turn.left_out.update(self._names(work))
+        CALLS,
+        """        turn.left_out.update(self.names(work))
         if""",
         """        if""",
     ),
     Mutant(
         "what a closing batch leaves out is overtaken by its key",
-        PIPELINE,
+        CALLS,
         """            turn.claim.fail(index)
             if self._handling.late""",
         """            return turn.claim.fail(index)
@@ -139,14 +140,14 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what a batch leaves out is marked as applied",
-        PIPELINE,
+        CALLS,
         """            turn.claim.fail(index)
             if self._handling.late""",
         """            if self._handling.late""",
     ),
     Mutant(
         "review: the key of an applied twin is given back",
-        PIPELINE,
+        CALLS,
         """        if claimed.state is State.NEW:
             turn.claim.fail(index)
             if self._handling.late""",
@@ -156,37 +157,37 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a batch never closes",
-        PIPELINE,
-        "(self.stopping or time.monotonic() > closes)",
-        "self.stopping",
+        CALLS,
+        "(index and (self.stopping or time.monotonic() > closes))",
+        "(index and self.stopping)",
     ),
     Mutant(
         "a batch that closes before it began makes no progress for ever",
-        PIPELINE,
+        CALLS,
         "or (index and (self.stopping",
         "or ((self.stopping",
     ),
     Mutant(
         "a stop does not end the batch",
-        PIPELINE,
-        "(self.stopping or time.monotonic() > closes)",
-        "(time.monotonic() > closes)",
+        CALLS,
+        "(index and (self.stopping or time.monotonic() > closes))",
+        "(index and time.monotonic() > closes)",
     ),
     Mutant(
         "a stop goes on to the next batch",
         PIPELINE,
-        "if trouble or self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):",
+        "if trouble or self.calls.stopping or self.fence() or not (group := self._grouping.next(works, holds)):",
         "if trouble or self.fence() or not (group := self._grouping.next(works, holds)):",
     ),
     Mutant(
         "a failure in a shared transaction commits what it did",
-        PIPELINE,
-        "if self._claimer.shared and not (len(turn.group) > 1 and self._claimer.undone(claim, error)):",
+        CALLS,
+        "if self._claimer.shared and not self._stands_alone(turn, error):",
         "if False:",
     ),
     Mutant(
         "a lock in a shared transaction counts as the event's failure",
-        PIPELINE,
+        CALLS,
         "        if self._claimer.shared:\n            for one in",
         "        if False and self._claimer.shared:\n            for one in",
     ),
@@ -316,7 +317,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "caused events of a transaction are dropped",
-        PIPELINE,
+        CALLS,
         "                        if messages:\n",
         "                        if messages and not self._claimer.shared:\n",
     ),
@@ -371,13 +372,55 @@ FLOW: tuple[Mutant, ...] = (
         "[(work.delivery, work.event) for work in group if work.event]",
     ),
     Mutant(
+        "a batch that failed for one event commits what it sent before",
+        CALLS,
+        "or blamed.named or not self._stands_alone(turn, error):",
+        "or blamed.named:",
+    ),
+    Mutant(
+        "what was passed over makes a whole batch wait for it, for ever",
+        CALLS,
+        "        turn.left_out.clear()",
+        "        # turn.left_out.clear()",
+    ),
+    Mutant(
+        "the follower of a culprit is in a later part of its batch",
+        CALLS,
+        "for index in parts.pop(0) if self._is_next(turn, index)]",
+        "for index in parts.pop(0)]",
+    ),
+    Mutant(
+        "the repeat of an event that failed in its batch is acknowledged as known",
+        CALLS,
+        "                turn.decided.pop(index, None)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "the search for a culprit never closes its transaction",
+        CALLS,
+        "            if self.stopping or time.monotonic() > closes:\n                for",
+        "            if False:\n                for",
+    ),
+    Mutant(
+        "a search that has no time begins anew with the whole batch, for ever",
+        CALLS,
+        "work.most = len(part) // 2  # of",
+        "pass  # of",
+    ),
+    Mutant(
+        "what other parts caused is dropped where one failed",
+        CALLS,
+        "                for index, messages in zip(part, caused_by_each, strict=True):\n",
+        "                for index, messages in zip(part, caused_by_each if part is together else [()] * len(part)):\n",
+    ),
+    Mutant(
         "a duplicate is passed to a batch handler",
-        PIPELINE,
-        "                    self._pass_over(turn, index)\n",
-        """                    self._pass_over(turn, index)
+        CALLS,
+        "                    self.pass_over(turn, index)\n                elif",
+        """                    self.pass_over(turn, index)
                     if self._handling.at_once and claim.states[index].state is State.DONE:
                         together.append(index)
-""",
+                elif""",
     ),
     Mutant(
         "a failed batch acknowledges the rest",
@@ -415,7 +458,7 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a store that is away is the fault of the event that a batch handler names",
-        PIPELINE,
+        CALLS,
         "for _, one in error.pairs] if isinstance(error, FailedEvents) else [error]:",
         "for _, one in error.pairs if False] if isinstance(error, FailedEvents) else [error]:",
     ),

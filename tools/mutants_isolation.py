@@ -53,8 +53,8 @@ ISOLATION: tuple[Mutant, ...] = (
     bug(
         "the other lanes are not told that the handler goes on",
         "worker.py",
-        "        self._pipeline.lenient = self._switch.off\n",
-        "        self._pipeline.lenient = True\n",
+        "        self._pipeline.calls.lenient = self._switch.off\n",
+        "        self._pipeline.calls.lenient = True\n",
     ),
     bug(
         "a process that starts later does not know that the handler is paused",

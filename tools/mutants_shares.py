@@ -92,8 +92,8 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: a batch that runs goes on with what was lost",
         "pipeline.py",
-        "self.stopping or self.fence() or not",
-        "self.stopping or not",
+        "self.calls.stopping or self.fence() or not",
+        "self.calls.stopping or not",
     ),
     _bug(
         "shares: a batch that runs goes on with what is to go",

@@ -92,8 +92,8 @@ STUCK: tuple[Mutant, ...] = (
     bug(
         "what was set aside is lost when its claim cannot be closed",
         "pipeline.py",
-        "            group[0].decision = group[0].decision or self._decide(error, group[0])\n",
-        "            group[0].decision = self._decide(error, group[0])\n",
+        "            group[0].decision = group[0].decision or self.calls.decide(error, group[0])\n",
+        "            group[0].decision = self.calls.decide(error, group[0])\n",
     ),
     bug(
         "a share leaves while a call runs on for an event of it",

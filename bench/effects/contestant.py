@@ -59,6 +59,8 @@ def service_of(kind: str, given: argparse.Namespace, progress: Progress) -> Serv
         for taken in events if refuses or tell else ():
             began(taken)
         await db.executemany(UPDATE, [(taken.quantity, taken.sku) for taken in events])
+        for taken in events if refuses else ():
+            done(taken)
 
     def reached(point: str) -> None:
         if point == points.AFTER_COMMIT:

@@ -17,26 +17,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidings import points
+from tidings.calls import Calls, say_halved
 from tidings.claims import Claimer
-from tidings.delivery import Decision, Delivery, Done, Retried
-from tidings.errors import Contention, FailedEvents, StoreUnavailable, TransactionEnded, WorldError
-from tidings.grouping import UNLIMITED, Grouping, Work, keep_failures
+from tidings.delivery import Decision, Delivery, Retried
+from tidings.errors import Contention, StoreUnavailable, TransactionEnded, WorldError
+from tidings.grouping import Grouping, Work, keep_failures
 from tidings.handler import Handler
 from tidings.handling import Handling, we_are_cancelled
 from tidings.leaving import Abandoned, Leaving, Leftovers
 from tidings.order import Holds
-from tidings.policy import decide, describe
-from tidings.ports import Broker, Claimed, State
+from tidings.policy import describe
+from tidings.ports import Broker, State
 from tidings.reading import look_again, read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
-from tidings.traces import without_ours
 from tidings.turn import Failed, Left, Turn
 
 log = logging.getLogger("tidings.pipeline")
-
-DONE: Final = Done()
-BATCH_SECONDS: Final = 0.05
-"""A batch closes after this much time in handlers, so that what is done is settled soon."""
 
 CRASH_PAUSE: Final = 5.0
 """How long a batch stays away over which the pipeline itself, not a handler, failed."""
@@ -65,8 +61,7 @@ class Pipeline:
         self._holding = settler.holding
         self.leaving = Leaving(handler, handling.late, fenced=claimer.fenced, leftovers=leftovers)
         self._grouping = Grouping(together, blames_nobody=handler.batches and self.leaving.sets_aside)
-        self.stopping = False  # set to end after the event that runs now: what is not begun is handed back undecided
-        self.lenient = False  # the kill switch is off: what fails counts for nothing
+        self.calls = Calls(handler, claimer, handling)
         self.fence: Callable[[], str] = str  # see `ports.Fenced`; nothing is begun while it has something to say
         self.broken = ""  # why the handler must not run any more: it ended its transaction
 
@@ -89,7 +84,7 @@ class Pipeline:
                     await self._settle(works, holds, began, more)
                 if self._holding is not None and self._holding.keep_back(works, holds):
                     continue
-                if trouble or self.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
+                if trouble or self.calls.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
                     break
                 trouble = await self._trouble(self._attempt(group))
         except (Exception, asyncio.CancelledError) as error:
@@ -131,7 +126,7 @@ class Pipeline:
             if not failed.culprits:
                 return self._halve(group, failed.error)
             for work, error in failed.culprits:
-                work.failure = work.decision or self._decide(error, work)
+                work.failure = work.decision or self.calls.decide(error, work)
         except WorldError as error:
             if isinstance(error, Contention):
                 self._grouping.locked(group)
@@ -148,23 +143,22 @@ class Pipeline:
             for index, decision in turn.decided.items():
                 group[index].decision = decision
         finally:
-            keep_failures(group, self._names)
+            keep_failures(group, self.calls.names)
 
     def _halve(self, group: list[Work], error: Exception) -> None:
         if len(group) == 1:
-            group[0].decision = group[0].decision or self._decide(error, group[0])
-        elif group[0].most == UNLIMITED and not isinstance(error, Abandoned):
-            text = "%s: %d events failed together and are handled in halves, to find the one that fails: %s"
-            log.warning(text, self._handler.position, len(group), describe(error))
+            group[0].decision = group[0].decision or self.calls.decide(error, group[0])
+        elif not isinstance(error, Abandoned):
+            say_halved(self._handler.position, group, error)
         self._grouping.halve(group, alone=isinstance(error, Abandoned))
 
     async def _handle_all(self, turn: Turn) -> None:
         """Handle what is new, in a task of its own. What is left out stays undecided."""
         try:
-            await turn.run(self._calls(turn))
+            await turn.run(self.calls.run(turn))
         except Left as left:
             turn.claim.cut()
-            error = left.error or self.leaving.leave(turn, self._names, ending=left.cancelled is not None)
+            error = left.error or self.leaving.leave(turn, self.calls.names, ending=left.cancelled is not None)
             if left.cancelled is not None:
                 raise left.cancelled from None
             for work in turn.works:
@@ -172,77 +166,9 @@ class Pipeline:
             if self._claimer.shared or self._handling.at_once:
                 raise Failed(turn.works, error) from None
             at = turn.group.index(turn.works[0])
-            self._failed(turn, at, error)
+            self.calls.failed(turn, at, error)
             for index in range(at + 1, len(turn.group)):
-                self._pass_over(turn, index)
-
-    async def _calls(self, turn: Turn) -> None:
-        together: list[int] = []
-        claim, late, closes = turn.claim, self._handling.late, time.monotonic() + BATCH_SECONDS
-        with turn.limit as limit:
-            for index, work in enumerate(turn.group):
-                if (
-                    claim.states[index].state is not State.NEW
-                    or (index and (self.stopping or time.monotonic() > closes))
-                    or (turn.left_out and not turn.left_out.isdisjoint(self._names(work)))
-                    or (late.names and late.holds(self._names(work), work.delivery))
-                ):
-                    self._pass_over(turn, index)
-                elif self._handling.at_once:
-                    together.append(index)
-                else:
-                    turn.works = [work]
-                    try:
-                        messages = turn.still(await self._handling.handle(work.event, work.delivery, claim, limit))
-                    except Exception as error:
-                        turn.still(without_ours(error))
-                        if self._claimer.shared and not (len(turn.group) > 1 and self._claimer.undone(claim, error)):
-                            raise self._blamed([work], error) from error
-                        self._failed(turn, index, error)
-                    else:
-                        turn.decided[index] = DONE
-                        if messages:
-                            turn.caused.extend((index, message) for message in messages)
-            if together:
-                turn.works = works = [turn.group[index] for index in together]
-                try:
-                    caused_by_each = turn.still(await self._handling.handle_all(works, claim, limit))
-                except Exception as error:
-                    raise self._blamed(works, turn.still(without_ours(error))) from error
-                for index, messages in zip(together, caused_by_each, strict=True):
-                    turn.decided[index] = DONE
-                    turn.caused.extend((index, message) for message in messages)
-
-    def _failed(self, turn: Turn, index: int, error: Exception) -> None:
-        """An event that takes back no others. Where it waits for its call, the claim has no part in it."""
-        work = turn.group[index]
-        turn.claim.fail(index)
-        turn.left_out.update(self._names(work))
-        if work.decision is None:
-            turn.decided[index] = decision = self._decide(error, work)
-            work.failure = decision if self._claimer.shared else None
-
-    def _pass_over(self, turn: Turn, index: int) -> None:
-        """An event that the function is not called for: known, held by others, or left for the next round."""
-        work, claimed = turn.group[index], turn.claim.states[index]
-        names = self._names(work)
-        if claimed.state is State.NEW:
-            turn.claim.fail(index)
-            if self._handling.late.holds(names, work.delivery):
-                turn.decided[index] = self._claimer.known(work.delivery, Claimed(State.BUSY))
-        elif turn.left_out.isdisjoint(names):
-            turn.decided[index] = self._claimer.known(work.delivery, claimed)
-            if claimed.state is not State.BUSY:
-                return
-        turn.left_out.update(names)
-
-    def _blamed(self, works: list[Work], error: Exception) -> Exception:
-        """What is raised for a call that failed: what the store's errors mean, or that these works failed."""
-        if self._claimer.shared:
-            for one in [one for _, one in error.pairs] if isinstance(error, FailedEvents) else [error]:
-                if (meant := self._claimer.of_the_store(one)) is not None:
-                    return meant
-        return Failed(works, error)
+                self.calls.pass_over(turn, index)
 
     async def _publish(self, turn: Turn) -> None:
         """Without a SQL store the broker has stored what was caused before the claim is marked done.
@@ -258,28 +184,18 @@ class Pipeline:
                 if self._claimer.shared:
                     raise Failed([work], error)
                 turn.decided[index] = self._decide_unpublished(error, work)
-            elif left_out and not left_out.isdisjoint(self._names(work)):
+            elif left_out and not left_out.isdisjoint(self.calls.names(work)):
                 del turn.decided[index]
             else:
                 continue
-            left_out.update(self._names(work))
+            left_out.update(self.calls.names(work))
             if turn.claim.states[index].state is State.NEW:
                 turn.claim.fail(index)
-
-    def _names(self, work: Work) -> list[str]:
-        """What makes an event wait for an earlier one that was not applied: same key once, same key in order."""
-        names = [f"once {self._claimer.key(work.delivery, work.event).key}"]
-        if self._handler.rules.ordered and work.delivery.key is not None:
-            names.append(f"key {work.delivery.key}")
-        return names
 
     def _decide_unpublished(self, error: Exception, work: Work) -> Decision:
         if isinstance(error, WorldError):  # the broker's failure, not the event's
             return Retried(after=COPY_PAUSE, reason=describe(error), counted=False)
-        return self._decide(error, work)
-
-    def _decide(self, error: Exception, work: Work) -> Decision:
-        return decide(error, work.delivery, self._handler.rules.retry, lenient=self.lenient)
+        return self.calls.decide(error, work)
 
     # ── settle ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -155,7 +155,7 @@ class Worker:
             if already or self._stopping.is_set():
                 return
             log.warning("%s is paused: %s", self.position, why)
-            self._pipeline.stopping = True
+            self._pipeline.calls.stopping = True
             if self._feed is not None:
                 await survive("the stop of a feed", self._feed.stop())
             if not self._subscription.ordered:
@@ -166,7 +166,7 @@ class Worker:
                 await self._asides.give_up()
                 await self._pipeline.settler.settled()
                 await self._give_back(emptied(self._lanes))
-                self._pipeline.stopping = False
+                self._pipeline.calls.stopping = False
 
     async def resume(self) -> None:
         """Go on after a pause.
@@ -200,7 +200,7 @@ class Worker:
             await self._finish(grace)
 
     async def _finish(self, grace: float) -> None:
-        self._pipeline.stopping = True
+        self._pipeline.calls.stopping = True
         if self._feed is not None:
             await survive("the stop of a feed", self._feed.stop())
         self._wake_all()
@@ -317,7 +317,7 @@ class Worker:
         else:
             log.warning("%s goes on: what it tried succeeded", self.position)
             self._wake_all()
-        self._pipeline.lenient = self._switch.off
+        self._pipeline.calls.lenient = self._switch.off
 
     def _wake_all(self) -> None:
         for lane in self._lanes:

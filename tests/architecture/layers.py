@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("holding",),
     ("settling",),
     ("reading", "handling", "turn"),
-    ("leaving",),
+    ("calls", "leaving"),
     ("pipeline",),
     ("alone", "asides", "lane", "releasing", "worker", "calling", "publisher", "dead_letters", "sweeping"),
     ("control", "bulk", "replay"),

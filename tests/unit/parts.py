@@ -183,10 +183,24 @@ class ToldClaim:
         return True
 
 
+class UndoingClaim(ToldClaim):
+    """It can take back what one handler did, unless that one has sent something."""
+
+    def __init__(self, states: Sequence[Claimed]) -> None:
+        super().__init__(states)
+        self.sent = False
+
+    def undo(self) -> bool:
+        return not self.sent
+
+
 class ToldStore:
     """A store that answers as it is told, and keeps how its claims ended."""
 
-    def __init__(self, *, transactional: bool = False, outbox: bool | None = None) -> None:
+    def __init__(
+        self, *, transactional: bool = False, outbox: bool | None = None, claims: type[ToldClaim] = ToldClaim
+    ) -> None:
+        self._claims = claims
         self.transactional = transactional
         self._outbox = transactional if outbox is None else outbox
         self.states: dict[str, Claimed] = {}
@@ -219,7 +233,7 @@ class ToldStore:
             fresh = Claimed(State.DONE, first[key.key]) if key.key in first else NEW
             first.setdefault(key.key, key.event_id)
             states.append(self.states.get(key.event_id, fresh))
-        claim = ToldClaim(states)
+        claim = self._claims(states)
         if self._outbox:
             claim.emitted = []
         self.claims.append(claim)

@@ -9,12 +9,34 @@ from typing import Any
 
 import pytest
 
-from tests.unit.parts import SOON, Placed, RecordingBroker, Shipped, ToldClaim, ToldStore, Tx, Watcher, batch, ids
-from tidings import ConfigurationError, Dead, DeclarationError, Delivery, Event, FailedEvents, RetryAfter, Service
+from tests.unit.parts import (
+    SOON,
+    Placed,
+    RecordingBroker,
+    Shipped,
+    ToldClaim,
+    ToldStore,
+    Tx,
+    UndoingClaim,
+    Watcher,
+    batch,
+    ids,
+)
+from tidings import (
+    ConfigurationError,
+    Dead,
+    DeclarationError,
+    Delivery,
+    Event,
+    FailedEvents,
+    RetryAfter,
+    Service,
+    calls,
+)
 from tidings.claims import Claimer
 from tidings.context import derived_id
 from tidings.delivery import Done, Duplicate
-from tidings.errors import MisuseError, StoreUnavailable
+from tidings.errors import Contention, MisuseError, StoreUnavailable
 from tidings.handler import Rules, make_handler
 from tidings.handling import Handling
 from tidings.order import Holds
@@ -119,6 +141,104 @@ async def test_P3_a_failed_batch_is_halved_until_the_culprit_is_alone_and_the_re
         "stock.step: 8 events failed together and are handled in halves, to find the one that fails: ValueError: no"
         " stock for c3"
     ]
+
+
+EIGHT = ("a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8")
+
+
+def that_undoes() -> ToldStore:
+    return ToldStore(transactional=True, claims=UndoingClaim)
+
+
+async def test_P3_the_culprit_of_a_batch_that_has_sent_nothing_is_looked_for_in_one_transaction() -> None:
+    store, whole = (
+        that_undoes(),
+        Whole("c3", "g7", returns=lambda events: [Shipped(order_id=e.order_id) for e in events]),
+    )
+    bench = Bench(whole, store)
+    await bench.pipeline.process(batch(*EIGHT))
+    assert [len(names) for names in whole.seen] == [8, 4, 2, 2, 1, 1, 4, 2, 2, 1, 1]
+    (claim,) = store.claims
+    assert (claim.closed, sorted(claim.failed)) == ("cleanly", [2, 6])
+    assert len(claim.emitted or ()) == 6
+    assert bench.outcomes == {**dict.fromkeys(set(EIGHT) - {"c3", "g7"}, "done"), "c3": "retry", "g7": "retry"}
+    await bench.pipeline.process(batch("a2", "b3", "d5"))
+    assert whole.seen[-1] == ["a2", "b3", "d5"], "and groups are as large as before"
+
+
+async def test_P4_a_batch_that_has_sent_something_before_it_failed_is_taken_back_whole() -> None:
+    store = that_undoes()
+    bench = Bench(Whole("c3"), store)
+
+    class Sent(UndoingClaim):
+        def undo(self) -> bool:
+            return False
+
+    store._claims = Sent
+    await bench.pipeline.process(batch(*EIGHT))
+    assert [claim.closed == "cleanly" for claim in store.claims] == [False, False, True, False, False, True, True]
+    assert bench.outcomes == {**dict.fromkeys(set(EIGHT) - {"c3"}, "done"), "c3": "retry"}
+
+
+async def test_P8_what_follows_the_culprit_of_a_part_is_in_no_later_part() -> None:
+    store, whole = that_undoes(), Whole("a3")
+    bench, holds = Bench(whole, store, ordered=True), Holds()
+    await bench.pipeline.process(batch("a1", "b2", "a3", "b4", "a5", "c6", "a7", "b8"), holds)
+    assert whole.seen[-1] == ["c6", "b8"]
+    assert ids(holds.clear()) == ["a3", "a5", "a7"]
+    assert {event for event, kind in bench.outcomes.items() if kind == "done"} == {"a1", "b2", "b4", "c6", "b8"}
+
+
+async def test_P3_the_same_event_twice_in_a_batch_is_no_duplicate_of_one_that_failed() -> None:
+    store, whole = that_undoes(), Whole("a1")
+    bench = Bench(whole, store)
+    await bench.pipeline.process(batch("a1", "b2", "a1", "c3"))
+    assert [outcome.kind for event, outcome in bench.watcher.outcomes if event == "a1"] == ["retry", "retry"]
+    assert whole.seen == [["a1", "b2", "c3"], ["a1"], ["b2", "c3"], ["a1"]]
+
+
+async def test_what_is_known_of_a_key_is_told_also_behind_one_that_failed() -> None:
+    store, whole = that_undoes(), Whole("b2")
+    store.states.update(d4=DONE_BEFORE)
+    bench = Bench(whole, store)
+    await bench.pipeline.process(batch("a1", "b2", "d4"))
+    assert bench.outcomes == {"a1": "done", "b2": "retry", "d4": "duplicate"}
+    assert len(store.claims) == 1
+
+
+async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.02)
+    store, whole = that_undoes(), Whole("c3")
+
+    async def slow(events: list[Placed]) -> Any:
+        await asyncio.sleep(0.03)
+        return await whole(events)
+
+    bench = Bench(slow, store)
+    await bench.pipeline.process(batch(*EIGHT))
+    assert bench.outcomes == {**dict.fromkeys(set(EIGHT) - {"c3"}, "done"), "c3": "retry"}
+    assert [len(names) for names in whole.seen] == [8, 4, 2, 2, 1, 1, 4]
+    assert len(store.claims) == len(whole.seen)
+    assert [claim.closed == "cleanly" for claim in store.claims].count(False) == 1, "that of the culprit, alone"
+
+
+async def test_P3_a_lock_in_a_part_takes_back_the_whole_and_blames_nobody() -> None:
+    store = that_undoes()
+
+    async def handle(events: list[Placed]) -> None:
+        seen.append(len(events))
+        if len(events) == 4:
+            raise ValueError("not four")
+        if len(seen) == 3:
+            raise Contention("a lock")
+
+    seen: list[int] = []
+    bench = Bench(handle, store)
+    rest, trouble = await bench.pipeline.process(batch("a1", "b2", "c3", "d4"))
+    assert (ids(rest), trouble) == (["a1", "b2", "c3", "d4"], "Contention: a lock")
+    assert bench.outcomes == {}
 
 
 def naming(**errors: Exception) -> Callable[[list[Placed]], Awaitable[Any]]:

@@ -170,7 +170,7 @@ async def test_P9_a_stop_that_cancels_waits_for_the_thread_and_keeps_its_effect(
     call = make_call(handler_of(step, once=False), None, None)
     task = asyncio.create_task(bench.pipeline.process(batch("a1", "b2")))
     await asyncio.sleep(0.02)
-    bench.pipeline.stopping = True
+    bench.pipeline.calls.stopping = True
     task.cancel()
     await asyncio.sleep(0.02)
     task.cancel()

@@ -164,7 +164,7 @@ async def test_P8_what_waits_makes_wait_what_shares_a_key_with_it() -> None:
     store, doing = ToldStore(), Doing(a1=[ValueError("x")])
     bench = Bench(doing, store=store, ordered=True)
     names = {"a1": ["key a", "once 1"], "a2": ["key a", "once 2"], "b3": ["key b", "once 2"], "c4": ["key c"]}
-    bench.pipeline._names = lambda work: names[work.delivery.event_id]  # type: ignore[method-assign]  # two kinds of keys
+    bench.pipeline.calls.names = lambda work: names[work.delivery.event_id]  # type: ignore[method-assign]
     holds = Holds()
     store.states = {"b3": Claimed(State.DONE, "a2")}
     await bench.pipeline.process(batch("a1", "a2", "b3", "c4"), holds)

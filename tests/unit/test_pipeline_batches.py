@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.parts import Bench, Doing, Placed, Shipped, ToldStore, batch, delivery, ids
-from tidings import pipeline
+from tidings import calls
 from tidings.context import derived_id
 from tidings.delivery import ACK, Release, Retried, Route
 from tidings.errors import BrokerUnavailable, Contention, Dead, EventTooLarge, StoreUnavailable
@@ -220,7 +220,7 @@ async def test_P4_a_transaction_without_an_outbox_is_taken_back_when_what_was_ca
 
 
 async def test_a_batch_closes_after_its_time_and_what_is_left_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.01)
     store, doing = ToldStore(transactional=True), Doing(b2=0.02)
     bench = Bench(doing, store=store)
     await bench.pipeline.process(batch("a1", "b2", "c3", "d4"))
@@ -233,7 +233,7 @@ async def test_a_batch_closes_after_its_time_and_what_is_left_comes_next(monkeyp
 async def test_a_batch_whose_time_is_over_before_it_begins_still_handles_one_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SECONDS", -1.0)
+    monkeypatch.setattr(calls, "BATCH_SECONDS", -1.0)
     doing = Doing()
     bench = Bench(doing, store=ToldStore(transactional=True))
     async with asyncio.timeout(5):
@@ -242,7 +242,7 @@ async def test_a_batch_whose_time_is_over_before_it_begins_still_handles_one_eve
 
 
 async def test_P8_what_a_closing_batch_leaves_out_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.01)
     store, doing = ToldStore(), Doing(a1=0.02)
     bench = Bench(doing, store=store, ordered=True)
     await bench.pipeline.process(batch("a1", "b2", "b3", "b2"), Holds())
@@ -262,7 +262,7 @@ async def test_P9_a_stop_ends_the_batch_after_the_event_that_runs() -> None:
 
 async def _stop(bench: Bench, seen: list[str], event: Placed) -> None:
     seen.append(event.order_id + str(event.number))
-    bench.pipeline.stopping = True
+    bench.pipeline.calls.stopping = True
 
 
 # ── cancelled ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -332,7 +332,7 @@ async def test_P2_a_mistake_of_our_own_gives_back_what_was_not_decided_and_nothi
         raise RuntimeError("a mistake of our own")
 
     await bench.pipeline.process(batch("z9"))
-    bench.pipeline._decide = broken  # type: ignore[method-assign]  # a mistake of our own
+    bench.pipeline.calls.decide = broken  # type: ignore[method-assign]  # a mistake of our own
     with pytest.raises(RuntimeError, match="of our own"):
         await bench.pipeline.process(batch("b1", "a1", "c2"))
     assert bench.broker.verdicts() == [

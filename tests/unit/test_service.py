@@ -25,7 +25,7 @@ class Paid(Event, type="payment.paid", version=1):
 class LivingStore(ToldStore):
     """The store that is told, with a life and an outbox."""
 
-    def __init__(self, calls: list[str], **rules: bool) -> None:
+    def __init__(self, calls: list[str], **rules: Any) -> None:
         super().__init__(**rules)
         self.calls = calls
         self.written: list[Message] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 
@@ -18,6 +19,7 @@ from tidings.delivery import (
     Done,
     Duplicate,
     Header,
+    Message,
     Release,
     Retried,
     Route,
@@ -131,9 +133,15 @@ async def test_P7_a_copy_too_large_for_the_retry_route_becomes_a_letter_that_tel
 
 
 async def test_a_letter_too_large_for_the_dead_letters_is_not_tried_for_ever_in_one_settle() -> None:
-    setup = Setup()
-    setup.broker.refuse_publish = lambda message: EventTooLarge("2 MB")
+    setup, tried = Setup(), list[Route]()
+
+    def refuse(message: Message) -> Exception:
+        tried.append(message.route)
+        return EventTooLarge("2 MB")
+
+    setup.broker.refuse_publish = refuse
     await setup.settle(AGAIN, DEAD)
+    assert Counter(tried) == {Route.RETRY: 1, Route.DEAD: 2}
     assert dict(setup.broker.verdicts()) == {"a1": Release(COPY_PAUSE), "a2": Release(COPY_PAUSE)}
 
 

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.integration.postgres.conftest import Opens
-from tests.integration.postgres.ledger import applied, notes
+from tests.integration.postgres.ledger import applied, notes, query
 from tests.integration.shop import Placed, Reserved
 from tidings import Retry, Service
 from tidings.stores.postgres import PostgresStore, Statements
@@ -144,6 +144,67 @@ async def test_P4_what_an_event_sent_before_it_failed_is_rolled_back(opens: Open
     good = {number for number in range(20) if number not in BAD}
     assert sorted(map(int, notes(url))) == sorted(good)
     assert any(calls[number] > 1 for number in good), "those before it are handled again"
+
+
+async def in_lists(store: PostgresStore, kind: str) -> tuple[list[int], list[int]]:
+    """How long the lists were that a batch handler was given, and what it caused."""
+    lengths: list[int] = []
+    said: list[int] = []
+    broker = MemoryBroker()
+    stock = Service("stock", store=store, publishes=[Placed, Reserved])
+
+    def refuse(events: list[Placed]) -> None:
+        if bad := [event.number for event in events if event.number in BAD]:
+            raise ValueError(f"not {min(bad)}")
+
+    def took(events: list[Placed]) -> list[Reserved]:
+        lengths.append(len(events))
+        return [Reserved(order_id=event.order_id, number=event.number) for event in events]
+
+    async def early(events: list[Placed], db: asyncpg.Connection) -> list[Reserved]:
+        caused = took(events)
+        refuse(events)
+        await db.executemany(INSERT, [(str(event.number),) for event in events])
+        return caused
+
+    async def late(events: list[Placed], db: asyncpg.Connection) -> list[Reserved]:
+        caused = took(events)
+        await db.executemany(INSERT, [(str(event.number),) for event in events])
+        refuse(events)
+        return caused
+
+    async def statements(events: list[Placed], db: Statements) -> list[Reserved]:
+        caused = took(events)
+        for event in events:
+            db.execute(INSERT, str(event.number))
+        refuse(events)
+        return caused
+
+    kinds: dict[str, Any] = {"early": early, "late": late, "statements": statements}
+    rules: dict[str, Any] = {"order": None, "concurrency": 1, "kill_switch": None, "retry": Retry(attempts=1)}
+    stock.on_batch(Placed, name="reserve", **rules)(kinds[kind])
+
+    @stock.on(Reserved, idempotent=True)
+    async def hear(event: Reserved) -> None:
+        said.append(event.number)
+
+    async with stock.running(broker=broker):
+        assert not any(await stock.publish_many([Placed(order_id=f"k{n % 7}", number=n) for n in range(20)]))
+        await broker.idle(20.0)
+    assert len(broker.dead_letters) == len(BAD)
+    return lengths, sorted(said)
+
+
+@pytest.mark.parametrize(("kind", "transactions"), [("early", 1), ("statements", 1), ("late", 5)])
+async def test_P4_a_batch_that_failed_before_it_sent_anything_keeps_its_other_parts_in_one_transaction(
+    opens: Opens, url: str, kind: str, transactions: int
+) -> None:
+    lengths, said = await in_lists(await opens(), kind)
+    good = [number for number in range(20) if number not in BAD]
+    assert sorted(map(int, notes(url))) == said == good
+    assert len(applied(url)) == len(good), "the keys of those that failed were given back"
+    ((found,),) = query(url, "SELECT count(DISTINCT xmin::text) FROM tidings_inbox")
+    assert (found >= transactions) if kind == "late" else (found == transactions), lengths
 
 
 @pytest.mark.parametrize("make", [at_once, queued, after_a_statement])
