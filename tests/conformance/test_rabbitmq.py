@@ -19,7 +19,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 
 @pytest.mark.server
-@pytest.mark.long  # on a node that had made hundreds of queues, copies that waited did not come after a SIGKILL
 @pytest.mark.proves(broker="rabbitmq")
 class TestRabbitMQ(Conformance):
     @pytest_asyncio.fixture

@@ -87,20 +87,6 @@ async def test_a_message_that_cannot_travel_takes_no_other_with_it(rabbitmq_url:
     assert [one.body for one in await rig.settled(2)] == [b"a", b"b"]
 
 
-async def test_P6_the_first_copy_of_a_step_makes_its_queue(
-    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(topology, "STEPS_AT_ONCE", 0)
-    monkeypatch.setattr(topology, "ON_DISK", 0.5)
-    rig = await connect(rabbitmq_url)
-    due = time.time() + 1.5
-    copies = [rig.copy(b"%d" % number, due=due) for number in range(20)]
-    assert await rig.broker.publish(copies, timeout=10) == [None] * 20
-    await rig.settled(20)
-    assert time.time() >= due
-    assert sorted(rig.bodies) == sorted(copy.body for copy in copies)
-
-
 async def test_P1_nothing_may_come_into_a_queue_before_the_server_has_it_on_disk(rabbitmq_url: str) -> None:
     """Killed before that, the server would bring the queue back empty."""
     subscription = position()

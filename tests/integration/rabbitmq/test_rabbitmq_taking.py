@@ -60,10 +60,17 @@ async def test_P6_a_copy_for_days_is_there_and_waits(rabbitmq_url: str, connect:
     rig = await connect(rabbitmq_url)
     copies = [rig.copy(due=time.time() + days * 86_400) for days in (0.5, 3, 30)]
     assert await rig.broker.publish(copies, timeout=10) == [None] * 3
+    await waiting(rig, 3)  # whoever looked whether their time is over has put them back
     backlog = await rig.feed.backlog()
     assert (backlog.pending, backlog.in_flight, backlog.scheduled) == (0, 0, 3)
     assert await rig.broker.copies(rig.subscription.position) == 3
     assert rig.got == []
+
+
+async def waiting(rig: Rig, count: int) -> None:
+    async with asyncio.timeout(10):
+        while rig.feed.moving or (await rig.feed.backlog()).scheduled != count:  # noqa: ASYNC110  # the server's to change
+            await asyncio.sleep(0.05)
 
 
 async def test_P6_copies_of_many_delays_each_come_in_time(rabbitmq_url: str, connect: Connect) -> None:

@@ -146,7 +146,7 @@ class RabbitBroker:
         await self._inward.ready(ANSWER)
         keep = self._keep.get(subscription.stream, KEEP)
         make = OrderedFeed if subscription.ordered else RabbitFeed
-        feed = make(self._inward, self._topology, subscription, sink, again=self._publisher.wait_on, keep=keep)
+        feed = make(self._inward, self._topology, subscription, sink, move=self._publisher.move, keep=keep)
         feed.start()
         self._feeds = [one for one in self._feeds if not one.closed] + [feed]
         return feed
@@ -203,8 +203,12 @@ class RabbitBroker:
         """
         if self._main is None:
             raise _not_open("copies")
+        known = (await self._topology.positions()).get(position)
+        if known is None or known.ordered:
+            return 0
         due = await self._topology.count(names.retry_queue(position))
-        return (due or 0) + await self._topology.scheduled(position)
+        moving = sum(feed.moving for feed in self._feeds if feed.position == position)
+        return (due or 0) + moving + await self._topology.scheduled(position)
 
 
 _LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
@@ -216,7 +220,7 @@ def check_version(text: str, where: str) -> None:
     if numbers < OLDEST:
         raise ConfigurationError(
             f"{where} runs RabbitMQ {text or 'of an unknown version'}; Tidings needs {'.'.join(map(str, OLDEST))} or"
-            " newer (times to live in quorum queues, and handing on that loses nothing): upgrade the server"
+            " newer: upgrade the server"
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from tidings.brokers.rabbitmq import names, waiting
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
+from tidings.brokers.rabbitmq.moving import Mover
 from tidings.brokers.rabbitmq.source import Source, Token
 from tidings.brokers.rabbitmq.topology import Topology
 from tidings.delivery import Delivery, Header, Route
@@ -37,8 +38,8 @@ TOO_MUCH: Final = 2
 ANSWER: Final = 10.0
 PAUSE: Final = 1.0
 
-Again = Callable[[str, Content], Awaitable[Exception | None]]
-"""Has a copy, of that position, wait for its time once more."""
+Move = Callable[[str, Sequence[Content]], Awaitable[Sequence[Exception | None]]]
+"""Stores copies, of that position, where they are to stand next."""
 
 
 class RabbitFeed:
@@ -51,7 +52,7 @@ class RabbitFeed:
         subscription: Subscription,
         sink: Sink,
         *,
-        again: Again,
+        move: Move,
         keep: timedelta,
     ) -> None:
         self.subscription = subscription
@@ -62,7 +63,7 @@ class RabbitFeed:
         self._connection = connection
         self._topology = topology
         self._sink = sink
-        self._again = again
+        self._move = move
         self._keep = keep
         self._most, self._most_bytes = subscription.max_in_flight, subscription.max_in_flight_bytes
         self._given = self._given_bytes = self._held_bytes = 0
@@ -73,6 +74,7 @@ class RabbitFeed:
         self._timers: set[asyncio.TimerHandle] = set()
         self._stopping = self._closed = False
         self.sources: Sequence[Source] = self._make_sources()
+        self._movers: Sequence[Mover] = self._make_movers()
 
     def _make_sources(self) -> Sequence[Source]:
         most = self.subscription.max_in_flight
@@ -80,6 +82,11 @@ class RabbitFeed:
         events = most - copies if most >= SMALL_LIMIT else most
         queues = [(self.position, events), (names.retry_queue(self.position), copies)]
         return [Source(self, self._connection, self.position, queues)]
+
+    def _make_movers(self) -> Sequence[Mover]:
+        queues = {step: names.wait_queue(self.position, step) for step in waiting.STEPS}
+        move = partial(self._move, self.position)
+        return [Mover(self._connection, queue, step / 1000, move) for step, queue in queues.items()]
 
     def fit(self, most: int) -> int:
         """How many messages may be asked for where `most` are allowed, so that their bytes are what is allowed, too."""
@@ -99,6 +106,8 @@ class RabbitFeed:
     def start(self) -> None:
         for source in self.sources:
             self.spawn(source.run(), f"take-{source.name}")
+        for mover in self._movers:
+            self.spawn(mover.run(), f"move-{mover.queue}", ends=True)
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str, *, ends: bool = False) -> None:
         """Run a task until it ends, or the feed does."""
@@ -206,7 +215,7 @@ class RabbitFeed:
     async def _wait_again(self, token: Token) -> None:
         """Store it where it waits on, and only then let go of it here."""
         while token.lives and not self._stopping:
-            error = await self._again(self.position, token.content)
+            (error,) = await self._move(self.position, [token.content])
             if error is None:
                 if token.lives:
                     token.channel.link.send(token.source.acknowledge([token]))
@@ -258,7 +267,9 @@ class RabbitFeed:
         if self._stopping:
             return
         self._stopping = True
-        await asyncio.gather(*(source.hush(for_good=True) for source in self.sources))
+        await asyncio.gather(
+            *(source.hush(for_good=True) for source in self.sources), *(mover.stop() for mover in self._movers)
+        )
         self._queue.clear()
         for source in self.sources:
             self._give_back_unseen(source)
@@ -288,11 +299,16 @@ class RabbitFeed:
 
     # ── how far it is ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def moving(self) -> int:
+        """How many copies are with us on their way from one place to wait in to the next."""
+        return sum(len(mover.held) for mover in self._movers)
+
     async def backlog(self) -> Backlog:
         """What is in flight elsewhere is not seen: the server tells only by its management plugin."""
         queues = {queue for source in self.sources for queue, _ in source.queues}
         found = await asyncio.gather(*(self._topology.count(queue) for queue in queues))
-        scheduled = await self._topology.scheduled(self.position)
+        scheduled = await self._topology.scheduled(self.position) + self.moving if self._movers else 0
         return Backlog(pending=sum(one or 0 for one in found), in_flight=len(self.held), scheduled=scheduled)
 
     async def keeps(self) -> timedelta | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from tidings.brokers.rabbitmq.waiting import STEPS
 from tidings.delivery import PARTITIONS
 from tidings.errors import ConfigurationError, InvalidEvent, TidingsError
 from tidings.partition import slot_of
@@ -79,14 +80,16 @@ def retry_queue(position: str) -> str:
     return f"{check_position(position)}._retry"
 
 
-def all_queues(position: str, ordered: bool) -> list[str]:
-    """Those of a position that its processes take from."""
-    return [*event_queues(position, ordered), *([] if ordered else [retry_queue(position)])]
-
-
 def wait_queue(position: str, step: int) -> str:
-    """Where copies wait for so many milliseconds."""
+    """Where copies wait for so many milliseconds. For an ordered position a failure waits with its process."""
     return f"{check_position(position)}._wait.{step}"
+
+
+def all_queues(position: str, ordered: bool) -> list[str]:
+    """Those of a position."""
+    if ordered:
+        return event_queues(position, ordered)
+    return [check_position(position), retry_queue(position), *(wait_queue(position, step) for step in STEPS)]
 
 
 def place_of(key: str | None) -> str:
@@ -136,11 +139,31 @@ def bindings_of(types: Iterable[str], ordered: bool) -> list[set[str]]:
     return [wanted.union(*shares)]
 
 
-def copy_bindings(position: str, ordered: bool) -> list[str]:
-    """The routing key that each queue takes copies by, whatever step they waited in."""
+def copy_bindings(position: str, ordered: bool) -> list[tuple[str, str, str]]:
+    """The queue, exchange and routing key by which each queue takes copies: those that wait, and those whose time has
+    come, whatever step they waited in."""
     if ordered:
-        return [f"*.{position}._{share}.*" for share in range(SHARES)]
-    return [f"*.{position}.*.*"]
+        return [(share_queue(position, share), RETRY, f"*.{position}._{share}.*") for share in range(SHARES)]
+    waits = [(wait_queue(position, step), WAIT, f"{step}.{position}.#") for step in STEPS]
+    return [(retry_queue(position), RETRY, f"*.{position}.*.*"), *waits]
+
+
+def copy_key(place: str, step: int, until: float) -> str:
+    """The routing key of a copy: the step it waits in, for whom it is, and the millisecond until which it stays there.
+
+    What need not wait any more has the step 0, and no time.
+    """
+    return f"{step}.{place}.{int(until * 1000)}" if step else f"0.{place}"
+
+
+def place_and_time(routing_key: str) -> tuple[str, float]:
+    """Of the routing key of a copy: for whom it is, and until when it stays where it is, in seconds; 0 if it says no
+    time."""
+    step, _, place = routing_key.partition(".")
+    if step == "0":
+        return place, 0.0
+    place, _, until = place.rpartition(".")
+    return place, int(until) / 1000 if until.isascii() and until.isdigit() else 0.0
 
 
 def slot_in(routing_key: str) -> int | None:

@@ -17,6 +17,7 @@ from tidings.brokers._assignment import assign
 from tidings.brokers.rabbitmq import names
 from tidings.brokers.rabbitmq.feed import RabbitFeed
 from tidings.brokers.rabbitmq.members import Members
+from tidings.brokers.rabbitmq.moving import Mover
 from tidings.brokers.rabbitmq.share import Share
 from tidings.brokers.rabbitmq.source import Source, Token
 from tidings.delivery import Delivery
@@ -49,6 +50,9 @@ class OrderedFeed(RabbitFeed):
         most = self.subscription.max_in_flight
         self.shares = [Share(self, self._connection, self.position, one, most) for one in range(names.SHARES)]
         return self.shares
+
+    def _make_movers(self) -> Sequence[Mover]:
+        return []
 
     def start(self) -> None:
         self.spawn(self._live(), f"members-{self.position}")
@@ -144,6 +148,10 @@ class OrderedFeed(RabbitFeed):
             self.hold(token, delivery)  # it goes back with its channel
         else:
             super().offer(token, delivery)
+
+    def _too_early(self, token: Token, left: float) -> None:
+        """Copies of an ordered position have no other place to wait in."""
+        self.later(left, lambda: self.take(token) if token.lives and not self._stopping else None)
 
     def fence(self) -> str:
         """See `ports.Fenced`."""

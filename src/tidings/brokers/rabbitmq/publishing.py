@@ -46,8 +46,6 @@ class Frame(msgspec.Struct, gc=False):
     headers: Mapping[str, str] = NO_HEADERS
     place: str = ""
     """Of a copy, for whom it is, and its partition."""
-    step: int = 0
-    """The milliseconds for which it waits next."""
     tries: int = 0
     answer: str = ""
     """``stored``, ``refused``, ``nobody`` or nothing."""
@@ -185,17 +183,23 @@ class Publisher:
             await self._store(indices, ready, results, time.monotonic() + timeout)
         return results
 
-    async def wait_on(self, position: str, copy: frames.Content) -> Exception | None:
-        """Have a copy that came before its time wait on, as it is."""
-        message = Message(
-            id=copy.id, route=Route.RETRY, position=position, stream="", type="", body=copy.body, headers=copy.headers
-        )
-        header = frames.properties(copy.headers, copy.id, len(copy.body))
-        frame = Frame(message, names.WAIT, "", header, copy.headers, copy.routing_key.partition(".")[2])
-        _to_wait(frame, max(waiting.seconds_left(copy.headers), waiting.SHORT))
-        results: list[Exception | None] = [None]
-        await self._store([0], {0: frame}, results, time.monotonic() + ANSWER)
-        return results[0]
+    async def move(self, position: str, copies: Sequence[frames.Content]) -> list[Exception | None]:
+        """Store copies that are with us, as they are, where each is to stand next; the caller lets go of them then."""
+        ready: dict[int, Frame] = {}
+        for index, copy in enumerate(copies):
+            body, headers = copy.body, copy.headers
+            message = Message(
+                id=copy.id, route=Route.RETRY, position=position, stream="", type="", body=body, headers=headers
+            )
+            place, _ = names.place_and_time(copy.routing_key)
+            header = frames.properties(headers, copy.id, len(body))
+            ready[index] = frame = Frame(message, "", "", header, headers, place)
+            _to_wait(frame, waiting.seconds_left(copy.headers))
+        results: list[Exception | None] = [None] * len(copies)
+        end = time.monotonic() + ANSWER
+        for indices in _waves(ready):
+            await self._store(indices, ready, results, end)
+        return results
 
     async def _missing(self, stream: str, known: dict[str, Exception | None], end: float) -> Exception | None:
         """Why events of a stream cannot be published; an exchange that is not there would close the channel."""
@@ -282,9 +286,7 @@ class Publisher:
                     f"there is no position {message.position!r}, so nobody would take the copy of {message.type}. Start"
                     " the service first, or look at its name"
                 )
-            if frame.step:
-                await self._topology.wait_queue(message.position, frame.step)
-                _to_wait(frame, waiting.seconds_left(frame.headers))
+            _to_wait(frame, 0.0 if known[message.position].ordered else waiting.seconds_left(frame.headers))
         if time.monotonic() + PAUSE > end:
             raise NotStored(
                 f"no queue took {message.type or 'a note'} {message.id}, although there is one for it: the server has"
@@ -323,9 +325,9 @@ class Publisher:
 
 def _to_wait(frame: Frame, left: float) -> None:
     """Where a copy goes that has so much time left."""
-    frame.step = waiting.step_for(left)
-    frame.exchange = names.WAIT if frame.step else names.RETRY
-    frame.routing_key = f"{frame.step}.{frame.place}"
+    step = waiting.step_for(left)
+    frame.exchange = names.WAIT if step else names.RETRY
+    frame.routing_key = names.copy_key(frame.place, step, time.time() + min(left, step / 1000))
 
 
 def _no_exchange(stream: str) -> Exception:

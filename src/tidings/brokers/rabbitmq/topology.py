@@ -27,9 +27,6 @@ UNROUTED_AGE: Final = "7D"
 ON_DISK: Final = 2.0
 """Seconds after which the server has written down that a new queue is there. If it is killed before, the queue comes
 back empty, whatever it had confirmed: so nothing may come into one that is younger."""
-STEPS_AT_ONCE: Final = 5
-"""For how many steps a new position gets its queues at once: up to half a minute. The others are made when needed."""
-JUST_NOW: Final = 10.0
 PATIENCE: Final = 15.0
 PAUSE: Final = 0.1
 
@@ -69,8 +66,6 @@ class Topology:
         self._exchanges: set[str] = set()
         self._positions: dict[str, Position] = {}
         self._read_at = float("-inf")
-        self._made: dict[tuple[str, int], float] = {}
-        self._turn = asyncio.Lock()
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -97,7 +92,7 @@ class Topology:
         wanted = [
             Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
         ]
-        drifts = [drift for one in wanted for drift in await self._queues(one, new=one.position not in known)]
+        drifts = [drift for one in wanted for drift in await self._queues(one)]
         if not known or any(one.position not in known for one in wanted):
             await asyncio.sleep(ON_DISK)
         for now in wanted:
@@ -131,13 +126,10 @@ class Topology:
             await self._queue(channel, name, {"x-queue-type": "stream", **age, **group})
         await self._bind(channel, names.UNROUTED, names.UNROUTED, "#")
 
-    async def _queues(self, now: Position, *, new: bool) -> list[Drift]:
+    async def _queues(self, now: Position) -> list[Drift]:
         drifts: list[Drift] = []
         for queue in names.all_queues(now.position, now.ordered):
             drifts += await self._patiently(partial(self.compare, queue, now.ordered))
-        if new and not now.ordered:  # in order a failure waits with its process
-            for step in waiting.STEPS[:STEPS_AT_ONCE]:
-                await self._make_wait_queue(now.position, step)
         return drifts
 
     async def compare(self, queue: str, ordered: bool) -> list[Drift]:
@@ -150,34 +142,13 @@ class Topology:
         wanted = names.bindings_of(now.types, now.ordered)
         had = names.bindings_of(before.types, before.ordered) if before is not None else [set[str]() for _ in queues]
         async with self._Channel(self._connection) as channel:
-            retries = queues if now.ordered else [names.retry_queue(now.position)]
-            for queue, key in zip(retries, names.copy_bindings(now.position, now.ordered), strict=True):
-                await self._bind(channel, queue, names.RETRY, key)
-            if before is None and not now.ordered:
-                for step in waiting.STEPS[:STEPS_AT_ONCE]:
-                    await self._bind_wait_queue(channel, now.position, step)
+            for queue, exchange, key in names.copy_bindings(now.position, now.ordered):
+                await self._bind(channel, queue, exchange, key)
             for queue, keys in zip(queues, wanted, strict=True):
                 await asyncio.gather(*(self._bind(channel, queue, now.stream, key) for key in sorted(keys)))
             for queue, keys, old in zip(queues, wanted, had, strict=True):
                 for key in sorted(old - keys):
                     await channel.call(commands.Queue.Unbind(0, queue, now.stream, key), ANSWER)
-
-    async def wait_queue(self, position: str, step: int) -> None:
-        """Make the queue in which copies of a position wait for so long, if it was not made just now."""
-        async with self._turn:
-            if time.monotonic() - self._made.get((position, step), float("-inf")) < JUST_NOW:
-                return
-            await self._make_wait_queue(position, step)
-            await asyncio.sleep(ON_DISK)
-            async with self._Channel(self._connection) as channel:
-                await self._bind_wait_queue(channel, position, step)
-
-    async def _make_wait_queue(self, position: str, step: int) -> None:
-        await self._quorum(names.wait_queue(position, step), waiting.queue_arguments(step, names.RETRY))
-
-    async def _bind_wait_queue(self, channel: Channel, position: str, step: int) -> None:
-        await self._bind(channel, names.wait_queue(position, step), names.WAIT, f"{step}.{position}.#")
-        self._made[position, step] = time.monotonic()
 
     # ── one by one ──────────────────────────────────────────────────────────────────────────────────────────────────
 

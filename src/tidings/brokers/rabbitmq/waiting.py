@@ -1,7 +1,8 @@
-"""How copies wait for their time: in a queue for each step, all of whose messages have the same time to live.
+"""How copies wait for their time: in queues, one for each step. All that stands in one waits for about as long, so that
+nothing holds up what stands behind it.
 
-A time to live of each message's own would hold up those behind it (trap 114). A copy waits in the largest step that is
-not longer than its time, and then in the next: so it is never early, and late by a small part at most.
+A copy waits in the largest step that is not longer than its time, and then in the next: so it is never early, and late
+by a small part at most. `moving.py` takes it out when its time there is over, which its routing key says.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from tidings.delivery import Header
 
-STEPS: Final[tuple[int, ...]] = tuple(100 * 4**power for power in range(11))
-"""Milliseconds: from a tenth of a second to 29 hours."""
+STEPS: Final[tuple[int, ...]] = tuple(100 * 8**power for power in range(7))
+"""Milliseconds: from a tenth of a second to 7 hours. What waits for longer waits there several times."""
 SHORT: Final = 0.1
 """Seconds that a copy may be late: less than that it waits with us."""
 LATE: Final = 0.1
@@ -44,13 +45,3 @@ def seconds_left(headers: Mapping[str, str]) -> float:
     except ValueError:
         return 0.0
     return moment.timestamp() - time.time() if moment.tzinfo is not None else 0.0
-
-
-def queue_arguments(step: int, exchange: str) -> dict[str, Any]:
-    """A queue that hands on, and forgets only once the next one has stored (trap 113)."""
-    return {
-        "x-message-ttl": step,
-        "x-dead-letter-exchange": exchange,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }

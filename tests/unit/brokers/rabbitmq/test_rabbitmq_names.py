@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tidings.brokers.rabbitmq import names
+from tidings.brokers.rabbitmq import names, waiting
 from tidings.delivery import PARTITIONS
 from tidings.errors import ConfigurationError, InvalidEvent
 from tidings.partition import slot_of
@@ -37,13 +37,32 @@ def test_P13_a_position_takes_its_types_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_copy_reaches_its_position_whatever_step_it_waited_in(ordered: bool) -> None:
-    patterns = names.copy_bindings("stock.reserve", ordered)
+def test_a_copy_whose_time_has_come_reaches_its_position(ordered: bool) -> None:
     for key in (None, "k1", "k2", "é"):
-        for step in (0, 100, 104857600):
-            copy = f"{step}.{names.copy_place('stock.reserve', key)}"
-            assert sum(matches(one, copy) for one in patterns) == 1
-            assert not any(matches(one, f"{step}.{names.copy_place('other.reserve', key)}") for one in patterns)
+        copy = names.copy_key(names.copy_place("stock.reserve", key), 0, 1e9)
+        assert len(takers("stock.reserve", ordered, names.RETRY, copy)) == 1
+        assert not takers("other.reserve", ordered, names.RETRY, copy)
+        assert names.slot_in(copy) == (0 if key is None else slot_of(key))
+
+
+def test_a_copy_that_waits_reaches_the_queue_of_its_step_and_its_key_says_for_how_long() -> None:
+    for key in (None, "k1", "é"):
+        for step in waiting.STEPS:
+            place = names.copy_place("stock.reserve", key)
+            copy = names.copy_key(place, step, 1_790_000_000.25)
+            assert takers("stock.reserve", False, names.WAIT, copy) == [names.wait_queue("stock.reserve", step)]
+            assert not takers("other.reserve", False, names.WAIT, copy)
+            assert names.place_and_time(copy) == (place, 1_790_000_000.25)
+            assert names.place_and_time(names.copy_key(place, 0, 1.0)) == (place, 0.0)
+
+
+def takers(position: str, ordered: bool, exchange: str, routing_key: str) -> list[str]:
+    found = names.copy_bindings(position, ordered)
+    return [queue for queue, where, key in found if where == exchange and matches(key, routing_key)]
+
+
+def test_a_time_that_a_stranger_wrote_holds_nothing_up() -> None:
+    assert names.place_and_time("100.stock.reserve._2.1.soon") == ("stock.reserve._2.1", 0.0)
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "tidings-dead", "tidings-retry", "_x", "é", "x" * 201])

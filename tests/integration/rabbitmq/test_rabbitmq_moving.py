@@ -1,0 +1,141 @@
+"""Copies on their way through the queues they wait in: never early, never gone, and never held up by a start."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from pamqp import commands
+
+from tests.integration.rabbitmq.conftest import Connect, Rig, plan, until
+from tidings.brokers.rabbitmq import names, waiting
+from tidings.brokers.rabbitmq.broker import RabbitBroker
+from tidings.brokers.rabbitmq.connection import Connection
+from tidings.brokers.rabbitmq.frames import Content
+from tidings.brokers.rabbitmq.moving import Mover
+from tidings.brokers.rabbitmq.options import parse
+from tidings.errors import BrokerUnavailable
+from tools.services.rabbitmq import RabbitMQ
+
+MANY = 500
+"""Queues that keep a server busy for some seconds when it starts."""
+
+
+async def test_P6_copies_that_waited_come_at_once_when_a_server_of_many_queues_was_killed(
+    server: RabbitMQ, connect: Connect
+) -> None:
+    """What is bound to what it knows last of all: until then it could hand nothing on."""
+    rig = await connect(server.url, subscribe=False)
+    await make_queues(rig, MANY)
+    due = time.time() + 2
+    assert await rig.broker.publish([rig.copy(b"%d" % one, due=due) for one in range(40)], timeout=10) == [None] * 40
+    await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(server.start)
+    await rig.broker.open(plan(rig.subscription))
+    await rig.subscribe()
+    assert len(await rig.settled(40, timeout=60)) == 40
+    assert time.time() >= due
+
+
+async def make_queues(rig: Rig, count: int) -> None:
+    connection = rig.broker._inward
+    assert connection is not None
+    channel = await (await connection.ready(5)).channel(5)
+    for number in range(count):
+        asked = {"x-queue-type": "quorum"}
+        declare = commands.Queue.Declare(0, f"many.{number}", False, True, False, False, False, asked)  # type: ignore[arg-type]
+        await channel.call(declare, 30)
+
+
+async def test_P6_a_copy_comes_when_whoever_took_it_has_died(rabbitmq_url: str, connect: Connect) -> None:
+    rig, taken = await connect(rabbitmq_url, subscribe=False), asyncio.Event()
+
+    async def never(copies: Sequence[Content]) -> Sequence[Exception | None]:
+        taken.set()
+        await asyncio.sleep(3600)
+        return []
+
+    other = Connection(parse(rabbitmq_url), "who dies")
+    link = await other.start()
+    moving = asyncio.create_task(mover(rig, other, never).run())
+    try:
+        await one_that_waits(rig)
+        await taken.wait()
+        assert await left(rig) == 0
+        await rig.subscribe()
+        link.abandon("it died")
+        assert [one.body for one in await rig.settled(1)] == [b"copy"]
+    finally:
+        moving.cancel()
+        await asyncio.gather(moving, return_exceptions=True)
+        await other.close()
+
+
+async def test_P6_a_copy_that_cannot_be_stored_where_it_is_to_go_stays(rabbitmq_url: str, connect: Connect) -> None:
+    rig, tried = await connect(rabbitmq_url, subscribe=False), 0
+
+    async def fails(copies: Sequence[Content]) -> Sequence[Exception | None]:
+        nonlocal tried
+        tried += len(copies)
+        return [BrokerUnavailable("not now")] * len(copies)
+
+    assert rig.broker._inward is not None
+    broken = mover(rig, rig.broker._inward, fails)
+    moving = asyncio.create_task(broken.run())
+    await one_that_waits(rig)
+    await until(lambda: tried >= 2)
+    await broken.stop()
+    await moving
+    await rig.subscribe()
+    assert [one.body for one in await rig.settled(1)] == [b"copy"]
+
+
+async def test_P6_who_stops_while_a_copy_is_stored_elsewhere_lets_go_of_it_here(
+    rabbitmq_url: str, connect: Connect
+) -> None:
+    rig, taken = await connect(rabbitmq_url, subscribe=False), asyncio.Event()
+
+    async def slow(copies: Sequence[Content]) -> Sequence[Exception | None]:
+        taken.set()
+        await asyncio.sleep(0.5)
+        return [None] * len(copies)
+
+    assert rig.broker._inward is not None
+    stopping = mover(rig, rig.broker._inward, slow)
+    moving = asyncio.create_task(stopping.run())
+    await one_that_waits(rig)
+    await taken.wait()
+    await stopping.stop()
+    moving.cancel()  # as a feed that closes does
+    await asyncio.gather(moving, return_exceptions=True)
+    await asyncio.sleep(0.3)
+    assert await left(rig) == 0, "it is there twice"
+
+
+async def test_P6_copies_that_wait_for_long_are_in_their_queue_and_not_with_a_process(
+    rabbitmq_url: str, connect: Connect
+) -> None:
+    rig = await connect(rabbitmq_url)
+    copies = [rig.copy(b"%d" % one, due=time.time() + 30) for one in range(100)]
+    assert await rig.broker.publish(copies, timeout=10) == [None] * 100
+    other = RabbitBroker(rabbitmq_url)
+    await other.open(plan(rig.subscription))
+    try:
+        async with asyncio.timeout(10):
+            while await other.copies(rig.subscription.position) < 100:  # noqa: ASYNC110  # the server's to change
+                await asyncio.sleep(0.05)
+    finally:
+        await other.close()
+
+
+def mover(rig: Rig, connection: Connection, move: object) -> Mover:
+    return Mover(connection, names.wait_queue(rig.subscription.position, waiting.STEPS[0]), 0.1, move)  # type: ignore[arg-type]
+
+
+async def one_that_waits(rig: Rig) -> None:
+    assert await rig.broker.publish([rig.copy(due=time.time() + 0.1)], timeout=10) == [None]
+
+
+async def left(rig: Rig) -> int:
+    return await rig.broker._topology.scheduled(rig.subscription.position)
