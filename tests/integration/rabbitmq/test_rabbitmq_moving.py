@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import pytest
 from pamqp import commands
 
 from tests.integration.rabbitmq.conftest import Connect, Rig, plan, until
-from tidings.brokers.rabbitmq import names, waiting
+from tidings.brokers.rabbitmq import frames, moving, names, waiting
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
 from tidings.brokers.rabbitmq.moving import Mover
 from tidings.brokers.rabbitmq.options import parse
+from tidings.delivery import Header
 from tidings.errors import BrokerUnavailable
 from tools.services.rabbitmq import RabbitMQ
 
@@ -58,7 +60,7 @@ async def test_P6_a_copy_comes_when_whoever_took_it_has_died(rabbitmq_url: str, 
 
     other = Connection(parse(rabbitmq_url), "who dies")
     link = await other.start()
-    moving = asyncio.create_task(mover(rig, other, never).run())
+    running = asyncio.create_task(mover(rig, other, never).run())
     try:
         await one_that_waits(rig)
         await taken.wait()
@@ -67,26 +69,26 @@ async def test_P6_a_copy_comes_when_whoever_took_it_has_died(rabbitmq_url: str, 
         link.abandon("it died")
         assert [one.body for one in await rig.settled(1)] == [b"copy"]
     finally:
-        moving.cancel()
-        await asyncio.gather(moving, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         await other.close()
 
 
 async def test_P6_a_copy_that_cannot_be_stored_where_it_is_to_go_stays(rabbitmq_url: str, connect: Connect) -> None:
-    rig, tried = await connect(rabbitmq_url, subscribe=False), 0
+    rig, tried = await connect(rabbitmq_url, subscribe=False), list[float]()
 
     async def fails(copies: Sequence[Content]) -> Sequence[Exception | None]:
-        nonlocal tried
-        tried += len(copies)
+        tried.append(time.time())
         return [BrokerUnavailable("not now")] * len(copies)
 
     assert rig.broker._inward is not None
     broken = mover(rig, rig.broker._inward, fails)
-    moving = asyncio.create_task(broken.run())
-    await one_that_waits(rig)
-    await until(lambda: tried >= 2)
+    running = asyncio.create_task(broken.run())
+    due = await one_that_waits(rig)
+    await until(lambda: len(tried) >= 2)
+    assert tried[0] >= due
     await broken.stop()
-    await moving
+    await running
     await rig.subscribe()
     assert [one.body for one in await rig.settled(1)] == [b"copy"]
 
@@ -103,12 +105,12 @@ async def test_P6_who_stops_while_a_copy_is_stored_elsewhere_lets_go_of_it_here(
 
     assert rig.broker._inward is not None
     stopping = mover(rig, rig.broker._inward, slow)
-    moving = asyncio.create_task(stopping.run())
+    running = asyncio.create_task(stopping.run())
     await one_that_waits(rig)
     await taken.wait()
     await stopping.stop()
-    moving.cancel()  # as a feed that closes does
-    await asyncio.gather(moving, return_exceptions=True)
+    running.cancel()  # as a feed that closes does
+    await asyncio.gather(running, return_exceptions=True)
     await asyncio.sleep(0.3)
     assert await left(rig) == 0, "it is there twice"
 
@@ -129,12 +131,36 @@ async def test_P6_copies_that_wait_for_long_are_in_their_queue_and_not_with_a_pr
         await other.close()
 
 
+async def test_P6_a_copy_that_was_put_back_is_taken_again_in_time(
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "HOLD", 0.1)
+    rig, due = await connect(rabbitmq_url), time.time() + 0.9
+    assert await rig.broker.publish([rig.copy(due=due)], timeout=10) == [None]
+    assert [one.body for one in await rig.settled(1)] == [b"copy"]
+    assert time.time() >= due
+
+
+async def test_P6_a_copy_that_comes_before_its_time_waits(rabbitmq_url: str, connect: Connect) -> None:
+    """As where the clock of whoever moved it goes ahead of ours."""
+    rig, due = await connect(rabbitmq_url), time.time() + 1.0
+    assert rig.broker._main is not None
+    channel = await (await rig.broker._main.ready(5)).channel(5)
+    key = names.copy_key(names.copy_place(rig.subscription.position, "k"), 0, 0)
+    header = frames.properties({Header.DUE: waiting.due_text(due)}, "early", 4)
+    channel.link.send(frames.message(channel.number, names.RETRY, key, header, b"copy", frames.MOST_FRAME))
+    assert [one.body for one in await rig.settled(1)] == [b"copy"]
+    assert time.time() >= due
+
+
 def mover(rig: Rig, connection: Connection, move: object) -> Mover:
     return Mover(connection, names.wait_queue(rig.subscription.position, waiting.STEPS[0]), 0.1, move)  # type: ignore[arg-type]
 
 
-async def one_that_waits(rig: Rig) -> None:
-    assert await rig.broker.publish([rig.copy(due=time.time() + 0.1)], timeout=10) == [None]
+async def one_that_waits(rig: Rig) -> float:
+    due = time.time() + 0.1
+    assert await rig.broker.publish([rig.copy(due=due)], timeout=10) == [None]
+    return due
 
 
 async def left(rig: Rig) -> int:

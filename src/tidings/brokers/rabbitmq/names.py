@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from math import ceil
 from typing import Final
 
 from tidings.brokers.rabbitmq.waiting import STEPS
@@ -153,7 +154,7 @@ def copy_key(place: str, step: int, until: float) -> str:
 
     What need not wait any more has the step 0, and no time.
     """
-    return f"{step}.{place}.{int(until * 1000)}" if step else f"0.{place}"
+    return f"{step}.{place}.{ceil(until * 1000)}" if step else f"0.{place}"
 
 
 def place_and_time(routing_key: str) -> tuple[str, float]:
