@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bench.consume import Result, _fill
 from bench.contestants import Count, EnvelopeModel, EnvelopeStruct, Placed, make_event
 from bench.verdict import Verdicts
 from tidings import Service
+from tidings.brokers.rabbitmq.names import SHARES
 from tidings.delivery import Envelope
 from tidings.envelope import envelope_of, to_structured
 from tools.services.rabbitmq import RabbitMQ
@@ -161,7 +163,10 @@ def report(result: Result, events: int, rounds: int) -> str:
     size = len(to_structured(envelope_of(make_event(1), "bench")))
     lines = [
         f"{events} events of {size} bytes, 1,000 keys; medians of {rounds} rounds, interleaved, one process each",
-        f"all sides: quorum queues, prefetch {IN_FLIGHT}, explicit acks of every event",
+        f"all sides: quorum queues, prefetch {IN_FLIGHT}, each event decoded with its envelope, explicit acks",
+        f"tidings: {SHARES} queues by key, a prefetch of {IN_FLIGHT // SHARES} each; waves of {BATCH}, acknowledged so",
+        f"FastStream {version('faststream')}: one queue, AckPolicy.MANUAL, an ack for each event, no logger",
+        f"aio-pika {version('aio-pika')}: one queue, an ack for each event",
     ]
     for name, rates in result.rates.items():
         lines.append(
