@@ -29,6 +29,8 @@ class RabbitMQ(Program):
     name = "RabbitMQ"
     program = "rabbitmq-server"
     package = "rabbitmq-server"
+    node = "rabbit@localhost"
+    """Its name to others of its kind."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         super().__init__(folder)
@@ -59,7 +61,7 @@ class RabbitMQ(Program):
             "HOME": str(self.folder),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self._distribution),
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),

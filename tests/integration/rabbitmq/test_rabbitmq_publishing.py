@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.integration.rabbitmq.conftest import Connect, plan, position
+from tests.integration.rabbitmq.conftest import Connect, plan, position, until
 from tidings.brokers.rabbitmq import names, topology
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.brokers.rabbitmq.frames import Content
@@ -15,6 +15,7 @@ from tidings.brokers.rabbitmq.reading import read_log
 from tidings.delivery import Message
 from tidings.errors import EventTooLarge, InvalidEvent, NotStored
 from tidings.ports import Plan, StreamPlan
+from tools.services.rabbitmq import RabbitMQ
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
 
@@ -110,6 +111,29 @@ async def test_P1_nothing_may_come_into_a_queue_before_the_server_has_it_on_disk
         await opening
         await broker.close()
         await other.close()
+
+
+async def test_P10_what_was_refused_goes_over_a_new_channel_and_others_get_their_answers(
+    server: RabbitMQ, connect: Connect
+) -> None:
+    """A channel may refuse for ever what another one takes."""
+    rig = await connect(server.url, subscribe=False)
+    other = position()
+    await rig.broker.open(plan(other))
+    policy = ["full", rig.subscription.position, '{"max-length":1,"overflow":"reject-publish"}']
+    await asyncio.to_thread(server.control, "set_policy", *policy, "--apply-to", "queues")
+    await rig.publish(b"1")
+    async with asyncio.timeout(15):
+        while (await rig.broker.publish([rig.message(b"2")], timeout=5))[0] is None:  # noqa: ASYNC110  # it fills
+            await asyncio.sleep(0.05)
+    before = await rig.broker._publisher._ready(time.monotonic() + 5)
+    many = [Message(id=f"{one}", stream=other.stream, type=other.types[0], body=b"x" * 1000) for one in range(3000)]
+    others = asyncio.create_task(rig.broker.publish(many, timeout=10))
+    (error,) = await rig.broker.publish([rig.message(b"3")], timeout=5)
+    assert isinstance(error, NotStored)
+    assert await others == [None] * len(many)
+    assert await rig.broker._publisher._ready(time.monotonic() + 5) is not before
+    await until(lambda: not before.channel.open)
 
 
 def _event(stream: str) -> Message:

@@ -27,6 +27,7 @@ WAVE_MESSAGES: Final = 1000
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its confirmations are waited for."""
 ANSWER: Final = 10.0
+CLOSE: Final = 2.0
 PAUSE: Final = 0.1
 AGE: Final = 0.5
 """How old may be what is known of positions when no queue took something."""
@@ -85,6 +86,11 @@ class Confirming:
         channel = await link.channel(ANSWER)
         await channel.call(commands.Confirm.Select(), ANSWER)
         return cls(channel)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has no answer yet."""
+        return bool(self._pending)
 
     async def send(self, wave: Sequence[Frame], timeout: float) -> None:
         """Send, and wait for the answers until the time is over. Raises BrokerUnavailable if nothing was sent."""
@@ -223,6 +229,9 @@ class Publisher:
             try:
                 confirming = await self._ready(end)
                 await confirming.send([ready[index] for index in left], max(end - time.monotonic(), 0.001))
+                if any(ready[index].answer == "refused" for index in left) and confirming is self._confirming:
+                    self._confirming = None
+                await self._let_go_of(confirming)
             except BrokerUnavailable as error:
                 for index in left:
                     results[index] = BrokerUnavailable(f"nothing was sent: {error}")
@@ -249,6 +258,18 @@ class Publisher:
                     return self._confirming
         except TimeoutError:
             raise BrokerUnavailable(self._connection.trouble or f"no answer in time from {self._where}") from None
+
+    async def _let_go_of(self, confirming: Confirming) -> None:
+        """Close a channel on which something was refused, once nobody waits for its answers.
+
+        A channel that first published to a queue while its leader was dying believes in that leader ever after, and
+        refuses whatever comes; a new one asks who leads.
+        """
+        if confirming is not self._confirming and not confirming.waits:
+            try:
+                await confirming.channel.close(CLOSE)
+            except BrokerUnavailable:
+                pass  # it went with its link
 
     async def _goes_on(self, frame: Frame, confirming: Confirming, end: float) -> bool:
         """Whether a message is to be sent once more, another way; False when it is stored. Raises what is wrong."""
