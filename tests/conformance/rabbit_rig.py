@@ -1,4 +1,4 @@
-"""The rig of RabbitMQ."""
+"""The rigs of RabbitMQ: one node, and three that work as one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.proxy import Proxy
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.ports import Broker, Features
 from tools.services.rabbitmq import RabbitMQ
+from tools.services.rabbitmq_cluster import RabbitCluster
 
 
 class RabbitRig:
@@ -61,3 +62,43 @@ class RabbitRig:
         """The server serves the next test, too."""
         if self._proxy is not None:
             await self._proxy.stop()
+
+
+class RabbitClusterRig:
+    """Three nodes; each client knows all of them."""
+
+    def __init__(self, cluster: RabbitCluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def features(self) -> Features:
+        return RabbitBroker(self.url).features
+
+    @property
+    def url(self) -> str:
+        return f"{self._cluster.url}?heartbeat=4s&group_size={self.nodes}"
+
+    async def broker(self) -> Broker:
+        return RabbitBroker(self.url)
+
+    async def restart(self, away: float = 0.0) -> None:
+        """All at once."""
+        await asyncio.to_thread(self._cluster.stop)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self._cluster.start)
+
+    async def close(self) -> None:
+        """The cluster is its fixture's."""
+
+    @property
+    def nodes(self) -> int:
+        return len(self._cluster.nodes)
+
+    async def leader(self, stream: str) -> int:
+        return await asyncio.to_thread(self._cluster.leader, stream)
+
+    async def stop_node(self, node: int) -> None:
+        await asyncio.to_thread(self._cluster.nodes[node].stop)
+
+    async def start_node(self, node: int) -> None:
+        await asyncio.to_thread(self._cluster.nodes[node].start)
