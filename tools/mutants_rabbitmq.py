@@ -46,6 +46,20 @@ RABBITMQ: tuple[Mutant, ...] = (
         "return 3600.0",
         "moving.py",
     ),
+    _bug(
+        "a channel that refused once is asked again and again",
+        "publishing.py",
+        "and confirming is self._confirming:",
+        "and False:",
+        "publishing.py",
+    ),
+    _bug(
+        "a channel is closed while others wait for its answers",
+        "publishing.py",
+        "if confirming is not self._confirming and not confirming.waits:",
+        "if confirming is not self._confirming:",
+        "publishing.py",
+    ),
     _bug("the keys of a share overlap", "names.py", "_EACH: Final = PARTITIONS // SHARES", "_EACH: Final = 7"),
     _bug("events without a key reach nobody", "names.py", "shares[0] |= wanted", "shares[0] |= set()"),
     _bug(

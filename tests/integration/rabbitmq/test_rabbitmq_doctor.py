@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -37,6 +38,14 @@ def test_what_keeps_one_out_is_told_apart(rabbitmq_url: str) -> None:
         found, lines = doctor(url)
         assert (found, said in lines[0]) == (status, True), lines
         assert "hunter2" not in "".join(lines)
+
+
+def test_a_server_that_is_too_old_is_named_with_what_is_needed(tmp_path: Path) -> None:
+    """No older one is to be had: this one was told to say so of itself."""
+    with RabbitMQ(tmp_path / "old", "product.version = 3.9.29") as server:
+        status, lines = doctor(server.url)
+    assert status == 3
+    assert "runs RabbitMQ 3.9.29; Tidings needs 3.10 or newer" in lines[0]
 
 
 async def test_a_server_that_is_full_and_queues_that_are_wrong_are_named(server: RabbitMQ, connect: Connect) -> None:
