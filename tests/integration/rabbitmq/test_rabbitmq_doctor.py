@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -40,10 +39,11 @@ def test_what_keeps_one_out_is_told_apart(rabbitmq_url: str) -> None:
         assert "hunter2" not in "".join(lines)
 
 
-def test_a_server_that_is_too_old_is_named_with_what_is_needed(tmp_path: Path) -> None:
-    """No older one is to be had: this one was told to say so of itself."""
-    with RabbitMQ(tmp_path / "old", "product.version = 3.9.29") as server:
-        status, lines = doctor(server.url)
+def test_a_server_that_is_too_old_is_named_with_what_is_needed(server: RabbitMQ) -> None:
+    """No older one is to be had: this one is made to say so of itself."""
+    says = '[{<<"version">>, longstr, <<"3.9.29">>}]'
+    server.control("eval", f"application:set_env(rabbit, server_properties, {says}).")
+    status, lines = doctor(server.url)
     assert status == 3
     assert "runs RabbitMQ 3.9.29; Tidings needs 3.10 or newer" in lines[0]
 
