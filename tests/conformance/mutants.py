@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from tidings import copies, counting, dead_letters, pipeline, reading, settling
+from tidings.claims import Claimer
 from tidings.dead_letters import Letter
 from tidings.delivery import ACK, Delivery, Done, Message, Release, Retried, Route
 from tidings.errors import Dead, UndecodableEvent
+from tidings.event import Event
 from tidings.order import Holds
 from tidings.policy import Retry, decide
-from tidings.ports import NEW, Backlog, Plan
+from tidings.ports import NEW, Backlog, Key, Plan
 from tidings.publisher import Wrapper
 from tidings.stores._claims import SqlClaim
 from tidings.testing import MemoryBroker, _position, _server
@@ -55,6 +57,17 @@ def returns_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
 
 def stores_an_id_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_position, "DEDUPLICATION_WINDOW", -1.0)
+
+
+def takes_each_copy_of_an_id_for_another(patch: pytest.MonkeyPatch) -> None:
+    """On a broker that stores an id again, as Kafka and RabbitMQ do."""
+    stores_an_id_again(patch)
+    key = Claimer.key
+
+    def placed(self: Claimer, delivery: Delivery, event: Event) -> Key:
+        return msgspec.structs.replace(key(self, delivery, event), key=repr(delivery.origin))
+
+    patch.setattr(Claimer, "key", placed)
 
 
 def takes_what_nothing_stores(patch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,10 @@ class MemoryRig:
     async def broker(self) -> Broker:
         return self.server.client()
 
+    async def impatient_broker(self, ack_wait: float) -> Broker:
+        """What a feed has stays with it until that ends, and is given to others for no time that passes."""
+        return self.server.client()
+
     async def restart(self, away: float = 0.0) -> None:
         await self.server.restart(away)
 

@@ -38,7 +38,10 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
         "test_P6_failures_are_counted_across_processes_and_restarts",
     ),
     mutants.hides_that_it_takes_over: ("test_P8_whoever_begins_to_take_says_so_before_its_first_delivery",),
-    mutants.stores_an_id_again: ("test_P1_an_id_is_stored_once",),
+    mutants.stores_an_id_again: (
+        "test_P1_an_id_published_again_loses_nothing_and_is_stored_once_where_the_broker_says_so",
+    ),
+    mutants.takes_each_copy_of_an_id_for_another: ("test_P4_an_id_published_again_is_applied_once",),
     mutants.takes_what_nothing_stores: ("test_P1_a_stream_that_nobody_declared_takes_nothing",),
     mutants.takes_what_is_too_large: ("test_P1_one_byte_too_many_is_refused_and_the_limit_travels",),
     mutants.one_that_is_refused_takes_others_with_it: ("test_P1_one_byte_too_many_is_refused_and_the_limit_travels",),

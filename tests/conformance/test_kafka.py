@@ -8,8 +8,10 @@ import pytest
 import pytest_asyncio
 
 from tests.conformance.kafka_rig import BROKERS_ASSIGN, KafkaRig, with_far_port
-from tidings.testing.conformance import Bench, Conformance, PortConformance, Rig
+from tidings.testing.conformance import Conformance, PortConformance, Rig
 from tools.services.kafka import Kafka
+
+ON_ONE_NODE = {"cluster": "one node; test_kafka_cluster.py has three"}
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +23,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
 @pytest.mark.server
 @pytest.mark.proves(broker="kafka")
 class TestKafka(Conformance):
+    apart = ON_ONE_NODE
+
     @pytest_asyncio.fixture
     async def rig(self, server: Kafka) -> AsyncIterator[Rig]:
         rig = KafkaRig(server)
         yield rig
         await rig.close()
-
-    @pytest.mark.xfail(
-        reason="a group gives the partition of an event that does not come to its end to a process that joins, once the"
-        " one that has it was given the time to finish it; it cannot refuse as a share of NATS can",
-        strict=False,
-    )
-    async def test_P8_a_standby_takes_over_in_order_what_the_active_one_had(self, bench: Bench) -> None:
-        await super().test_P8_a_standby_takes_over_in_order_what_the_active_one_had(bench)
 
 
 @pytest.mark.server

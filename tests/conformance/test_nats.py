@@ -11,6 +11,8 @@ from tests.conformance.rigs import NatsRig
 from tests.integration.nats.server import NatsServer
 from tidings.testing.conformance import Conformance, Rig
 
+ON_ONE_SERVER = {"cluster": "one server; test_nats_cluster.py has three"}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
@@ -22,6 +24,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 @pytest.mark.server
 @pytest.mark.proves(broker="nats")
 class TestNats(Conformance):
+    apart = ON_ONE_SERVER
+
     @pytest_asyncio.fixture
     async def rig(self, server: NatsServer) -> AsyncIterator[Rig]:
         rig = NatsRig(server)

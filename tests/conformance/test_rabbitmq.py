@@ -11,6 +11,9 @@ from tests.conformance.rabbit_rig import RabbitRig
 from tidings.testing.conformance import Conformance, Rig
 from tools.services.rabbitmq import RabbitMQ
 
+GAPS = {"history": "a queue keeps what comes after it was made, and until it is done"}
+ON_ONE_NODE = {"cluster": "one node; several have not been tried"}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
@@ -21,6 +24,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 @pytest.mark.server
 @pytest.mark.proves(broker="rabbitmq")
 class TestRabbitMQ(Conformance):
+    gaps = GAPS
+    apart = ON_ONE_NODE
+
     @pytest_asyncio.fixture
     async def rig(self, server: RabbitMQ) -> AsyncIterator[Rig]:
         rig = RabbitRig(server)

@@ -13,7 +13,8 @@ An adapter's author writes a `Rig` and a test class::
             await rig.close()
 
 and runs ``pytest -p tidings.testing.conformance.plugin``, with ``--conformance=full`` for the full sizes. What the
-adapter's `Features` do not claim is listed as ``not supported`` at the end, with the sizes and the ledgers' numbers.
+adapter's `Features` do not claim fails, unless the class names it in `gaps`: then it is listed as ``not supported`` at
+the end, with the sizes and the ledgers' numbers.
 """
 
 import pytest

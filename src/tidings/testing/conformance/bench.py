@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import msgspec
@@ -17,6 +17,7 @@ from tidings.errors import BrokerUnavailable
 from tidings.ports import Broker, Features, Plan, StreamPlan, Subscription
 from tidings.testing.conformance.consumer import Consumer, Judge, id_of
 from tidings.testing.conformance.ledger import Ledger
+from tidings.testing.conformance.plugin import APART, NOT_SUPPORTED
 from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig
 
 SHORTER = 50
@@ -24,7 +25,9 @@ SHORTER = 50
 
 PUBLISH_TIMEOUT = 10.0
 
-Feature = Literal["restart", "durable", "history", "ordered", "delayed", "positions", "deduplicates"]
+NOTHING: Mapping[str, str] = {}
+
+Feature = Literal["restart", "durable", "history", "ordered", "delayed", "positions"]
 
 Make: TypeAlias = Callable[[], Awaitable[Broker]]
 """Makes a client that nobody has opened."""
@@ -35,10 +38,22 @@ class Bench:
 
     Parameters:
         patience: seconds that a wait may take; nothing is judged by how long it took.
+        gaps: what this run allows to be missing, with the reason; anything else that is not there fails its tests.
+        apart: parts of the suite that this run has no place for, with the reason or where else they run.
     """
 
-    def __init__(self, rig: Rig, test: str, *, full: bool = False, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        test: str,
+        *,
+        full: bool = False,
+        patience: float = 30.0,
+        gaps: Mapping[str, str] = NOTHING,
+        apart: Mapping[str, str] = NOTHING,
+    ) -> None:
         self.rig = rig
+        self._gaps, self._apart = gaps, apart
         self.full = full
         self.patience = patience * (4 if full else 1)
         self.ledger = Ledger()
@@ -63,17 +78,25 @@ class Bench:
         return f"{self.stream}.happened"
 
     def needs(self, *features: Feature) -> None:
-        """Go on only where the adapter claims these; else the test is reported as not supported."""
+        """Go on only where the adapter claims these; else the test fails, or is reported where the run allows that."""
         for feature in features:
             if not getattr(self.features, feature):
                 self._not_supported(feature)
 
     def _not_supported(self, what: str) -> NoReturn:
-        pytest.skip(f"not supported: {what} ({self.features.name})")
+        if what in self._apart:
+            pytest.skip(f"{APART}{what} ({self.features.name}: {self._apart[what]})")
+        if what in self._gaps:
+            pytest.skip(f"{NOT_SUPPORTED}{what} ({self.features.name}: {self._gaps[what]})")
+        pytest.fail(
+            f"{NOT_SUPPORTED}{what} ({self.features.name}), which this run does not allow: only what the class of the"
+            f" tests names in `gaps` may be missing, such as gaps = {{{what!r}: 'the reason'}}",
+            pytrace=False,
+        )
 
     @property
     def cluster(self) -> Cluster:
-        """The rig, which has several servers; else the test is reported as not supported, here and below."""
+        """The rig, which has several servers; else as with `needs`, here and below."""
         return self.rig if isinstance(self.rig, Cluster) else self._not_supported("cluster")
 
     @property

@@ -17,7 +17,9 @@ class Report(NamedTuple):
 
 REPORTS = pytest.StashKey[list[Report]]()
 
-_NOT_SUPPORTED = "not supported: "
+NOT_SUPPORTED = "not supported: "
+APART = "not in this run: "
+"""A part that this broker, or this rig of it, has no place for: none of its gaps."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,9 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     reports = config.stash.get(REPORTS, [])
     missing = [
-        report.longrepr[2].partition(_NOT_SUPPORTED)[2] + ": " + report.nodeid.rpartition("::")[2]
+        word + report.longrepr[2].partition(word)[2] + ": " + report.nodeid.rpartition("::")[2]
         for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple) and _NOT_SUPPORTED in report.longrepr[2]
+        for word in (NOT_SUPPORTED, APART)
+        if isinstance(report.longrepr, tuple) and word in report.longrepr[2]
     ]
     if not reports and not missing:
         return
@@ -43,4 +46,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for broker, test, text in reports:
         terminalreporter.line(f"{broker}  {test}  {text}")
     for line in missing:
-        terminalreporter.line(_NOT_SUPPORTED + line)
+        terminalreporter.line(line)

@@ -36,6 +36,25 @@ class Policy:
         stage.judge(position, range(count))
         assert stage.outcomes.of[position] == {"done": count}, "what was settled came again"
 
+    @ONLY_WITH_A_STORE
+    @pytest.mark.parametrize("order", ["key", None])
+    async def test_P4_an_id_published_again_is_applied_once(self, stage: Stage, order: str | None) -> None:
+        """As whoever does not learn that it was stored publishes it again: at once, and long after it was applied."""
+        ids = [str(number) for number in range(stage.bench.size("events", 1000, 40))]
+        messages = [stage.message(stage.Happened, id=id, key=f"k{int(id) % 7}") for id in ids]
+        service = stage.service()
+        position = stage.handle(service, order=order)
+        async with stage.running(service):
+            first, second = await stage.bench.client(), await stage.bench.client()
+            await stage.bench.publish(first, messages)
+            await stage.bench.publish(second, messages)
+            await stage.until_applied(position, ids)
+            await stage.bench.publish(first, messages)
+            await stage.bench.publish(second, messages[::2])
+            await stage.quiet(service)
+        stage.judge(position, ids)
+        stage.check_order(position)
+
     @pytest.mark.parametrize("order", ["key", None])
     async def test_P6_a_failure_comes_again_after_its_delay_and_not_before(
         self, stage: Stage, order: str | None

@@ -1,7 +1,7 @@
 """What an adapter's author provides: a way to fresh clients, and to servers that go away and come back.
 
 A `Rig` is what the suite cannot do without. What else a rig can do it says by having the methods of `Cluster` and the
-others beside those of `Rig`; what it has not is printed as ``not supported`` with the tests that needed it.
+others beside those of `Rig`; what it has not fails the tests that need it, unless their class says why it is missing.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import pytest_asyncio
 
-from tidings.testing.conformance.bench import Bench
+from tidings.testing.conformance.bench import NOTHING, Bench
 from tidings.testing.conformance.chains import Chains
 from tidings.testing.conformance.clusters import Clusters
 from tidings.testing.conformance.killed import Killed
@@ -32,6 +33,11 @@ from tidings.testing.conformance.steady import Steady
 class _Suite:
     """Gives each test its bench."""
 
+    gaps: ClassVar[Mapping[str, str]] = NOTHING
+    """What the adapter lacks and this run allows, with the reason: printed as ``not supported``. All else fails."""
+    apart: ClassVar[Mapping[str, str]] = NOTHING
+    """Parts that this run has no place for, with the reason, or where they run: printed as ``not in this run``."""
+
     @pytest.fixture
     def full(self, request: pytest.FixtureRequest) -> bool:
         """Whether the sizes are the full ones."""
@@ -39,7 +45,7 @@ class _Suite:
 
     @pytest_asyncio.fixture
     async def bench(self, rig: Rig, full: bool, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-        bench = Bench(rig, request.node.name, full=full)
+        bench = Bench(rig, request.node.name, full=full, gaps=self.gaps, apart=self.apart)
         try:
             yield bench
         finally:
