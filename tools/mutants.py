@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tools.mutants_cluster import CLUSTER
 from tools.mutants_counts import COUNTS
+from tools.mutants_doctor import DOCTOR
 from tools.mutants_ends import ENDS
 from tools.mutants_faults import FAULTS
 from tools.mutants_flow import FLOW
@@ -54,6 +55,7 @@ KNOWN = (
     *WORKERS,
     *SECRETS,
     *KAFKA,
+    *DOCTOR,
     *SIGHT,
 )
 """Every bug, whatever it is seeded into."""

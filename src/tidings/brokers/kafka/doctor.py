@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
+from tidings.brokers.kafka.doctor_topics import examine_topics
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import Options, parse
 from tidings.errors import TidingsError
@@ -15,8 +16,6 @@ from tidings.findings import Finding
 
 PATIENCE: Final = 3.0
 """Seconds for one step of one address."""
-DANGEROUS_COPIES: Final = 2
-"""With fewer copies than this the loss of one disk is the loss of events."""
 
 
 async def examine(url: str) -> Sequence[Finding]:
@@ -46,7 +45,7 @@ async def _ask(link: Link, options: Options) -> list[Finding]:
     found = await _advertised(link)
     if any(one.level == "wrong" for one in found):
         return found  # whatever is asked now may go to an address that nobody reaches
-    return found + await _created(link) + _copies(cluster)
+    return found + await _settings(link, cluster)
 
 
 async def _advertised(link: Link) -> list[Finding]:
@@ -67,14 +66,20 @@ async def _advertised(link: Link) -> list[Finding]:
     return found
 
 
-async def _created(link: Link) -> list[Finding]:
+async def _settings(link: Link, cluster: ClusterMetadata) -> list[Finding]:
     number = min(link.brokers)
     asked = [ConfigResource(ResourceType.BROKER, str(number))]
     try:
-        (settings,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
+        (found,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
     except TidingsError as error:
-        return [Finding("warning", f"the settings of broker {number} cannot be read: {error}")]
-    if str(settings["auto.create.topics.enable"].value).lower() != "true":
+        unread = Finding("warning", f"the settings of broker {number} cannot be read: {error}")
+        return [unread, *await examine_topics(link, cluster, {})]
+    settings = {name: str(entry.value) for name, entry in found.items() if entry.value is not None}
+    return _creation(settings) + await examine_topics(link, cluster, settings)
+
+
+def _creation(broker: Mapping[str, str]) -> list[Finding]:
+    if broker.get("auto.create.topics.enable", "").lower() != "true":
         return []
     return [
         Finding(
@@ -83,32 +88,6 @@ async def _created(link: Link) -> list[Finding]:
             "Set auto.create.topics.enable=false. Tidings makes its topics itself, and none by accident.",
         )
     ]
-
-
-def _copies(cluster: ClusterMetadata) -> list[Finding]:
-    single, behind = [], []
-    for name, topic in sorted(cluster.topics.items()):
-        if name.startswith("__") or topic.error is not None:
-            continue
-        partitions = topic.partitions.values()
-        if min((len(one.replicas) for one in partitions), default=DANGEROUS_COPIES) < DANGEROUS_COPIES:
-            single.append(name)
-        elif any(len(one.isrs) < len(one.replicas) for one in partitions):
-            behind.append(name)
-    found = []
-    if single and len(cluster.brokers) > 1:
-        what = f"{len(single)} topics have one copy, so that a lost disk loses their events: {_some(single)}"
-        found.append(
-            Finding("warning", what, "Make new ones with ?replication=3; move those by kafka-reassign-partitions.")
-        )
-    if behind:
-        what = f"not all copies of {len(behind)} topics are up to date: {_some(behind)}"
-        found.append(Finding("warning", what, "Look for the broker that is away or slow."))
-    return found
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _remedy(why: str) -> str:

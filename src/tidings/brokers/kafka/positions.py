@@ -36,21 +36,27 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 async def existing_positions(link: Link, service: str) -> dict[str, Entry]:
     """The positions of a service whose groups exist."""
-    if POSITION_TOPIC not in link.partitions:
-        return {}
-    prefix = f"{service}.".encode()
-    written: dict[str, Entry] = {}
-    async for record in read_records(link, POSITION_TOPIC):
-        key, value = record.key() or b"", record.value()
-        if key.startswith(prefix) and value:
-            try:
-                written[key.decode()] = _decode(value)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue  # nobody's
+    written = await written_positions(link, f"{service}.")
     if not written:
         return {}
     there = await asyncio.gather(*(committed_of(link, one, [entry.stream]) for one, entry in written.items()))
     return {position: entry for (position, entry), found in zip(written.items(), there, strict=True) if found}
+
+
+async def written_positions(link: Link, prefix: str = "") -> dict[str, Entry]:
+    """What is written down of positions whose names begin so, whether they still exist or not."""
+    if POSITION_TOPIC not in link.partitions:
+        return {}
+    wanted = prefix.encode()
+    written: dict[str, Entry] = {}
+    async for record in read_records(link, POSITION_TOPIC):
+        key, value = record.key() or b"", record.value()
+        if key.startswith(wanted) and value:
+            try:
+                written[key.decode()] = _decode(value)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue  # nobody's
+    return written
 
 
 async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None:

@@ -258,8 +258,13 @@ class NatsBroker:
         return await copies(self._api, position)
 
 
+def version_of(text: str) -> tuple[int, ...]:
+    """The numbers of a server's version."""
+    return tuple(int(part) for part in text.split("-")[0].split(".")[:3] if part.isdigit())
+
+
 def _check_version(text: str, where: str) -> None:
-    numbers = tuple(int(part) for part in text.split("-")[0].split(".")[:3] if part.isdigit())
+    numbers = version_of(text)
     if numbers < OLDEST:
         raise ConfigurationError(
             f"{where} runs nats-server {text or 'of an unknown version'}; Tidings needs {'.'.join(map(str, OLDEST))} or"

@@ -37,6 +37,7 @@ _KNOWN = {
     "domain": "a JetStream domain",
     "prefix": "where the JetStream API stands, when it was imported under another name ($JS.API)",
     "replicas": "copies of each new stream and its positions in a cluster: 1, 3 or 5 (1)",
+    "monitor": "the servers' monitoring port, which tidings doctor asks (8222)",
 }
 
 
@@ -62,6 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     inbox: str = "_INBOX"
     api: str = "$JS.API"
     replicas: int | None = None
+    monitor: int = 8222
 
     @property
     def scheme(self) -> str:
@@ -160,6 +162,10 @@ def _setting(name: str, value: str) -> dict[str, Any]:
     if name == "replicas":
         if value not in ("1", "3", "5"):
             raise ConfigurationError(f"replicas={value!r}: a stream has 1, 3 or 5 copies")
+        return {name: int(value)}
+    if name == "monitor":
+        if not value.isascii() or not value.isdigit() or not 0 < int(value) < 65536:
+            raise ConfigurationError(f"monitor={value!r} is no port")
         return {name: int(value)}
     if name == "tls_first":
         return {name: value not in ("", "0", "false", "no")}

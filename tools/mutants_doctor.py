@@ -1,0 +1,66 @@
+"""Bugs to seed into what `tidings doctor` looks for on Kafka and NATS."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+KAFKA_TESTS = ("tests/integration/kafka/test_doctor.py",)
+NATS_TESTS = ("tests/integration/nats/test_nats_doctor.py",)
+
+
+def kafka(what: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(f"doctor: kafka: {what}", f"brokers/kafka/{file}", old, new, KAFKA_TESTS)
+
+
+def nats(what: str, old: str, new: str) -> Mutant:
+    return Mutant(f"doctor: nats: {what}", "brokers/nats/doctor.py", old, new, NATS_TESTS)
+
+
+DOCTOR: tuple[Mutant, ...] = (
+    kafka(
+        "an address that nobody reaches is believed",
+        "doctor.py",
+        "        if why:\n            what",
+        "        if why and not why:\n            what",
+    ),
+    kafka("topics that are made by accident are no danger", "doctor.py", '.lower() != "true"', '.lower() != "never"'),
+    kafka(
+        "a topic that is gone is not missed",
+        "doctor_topics.py",
+        "for topic in topics if topic not in link.partitions]",
+        "for topic in topics if topic not in topics]",
+    ),
+    kafka(
+        "a position that was removed is missed",
+        "doctor_topics.py",
+        "return not left or bool(await committed_of(link, position, left))",
+        "return True",
+    ),
+    kafka(
+        "more copies are demanded than there are",
+        "doctor_topics.py",
+        "    if least > copies:\n        return",
+        "    if least > 9:\n        return",
+    ),
+    kafka(
+        "what new topics will be like is not looked at",
+        "doctor_topics.py",
+        "    if least > copies:\n        what",
+        "    if least > 9:\n        what",
+    ),
+    nats("a server without JetStream is fine", "await Api(connection).check()", "await asyncio.sleep(0)"),
+    nats("what is confirmed is on the disk", 'if config.get("sync_always"):', "if config:"),
+    nats("another server's answer counts", 'if told["server_id"] != server:', "if not server:"),
+    nats(
+        "what cannot be seen is fine",
+        '        return [\n            Finding(\n                "warning",\n                f"whether',
+        '        return [] or [\n            Finding(\n                "fine",\n                f"whether',
+    ),
+    nats(
+        "every version keeps everything",
+        "for fixed, what in LOSSES if numbers < fixed]",
+        "for fixed, what in LOSSES if fixed < ()]",
+    ),
+    nats("an old server starts", "if numbers < OLDEST:", "if numbers < ():"),
+    nats("small messages are enough", "if most >= MAX_EVENT_BYTES + ROOM_FOR_HEADERS:", "if most:"),
+)
