@@ -68,9 +68,9 @@ KAFKA: tuple[Mutant, ...] = (
     ),
     bug(
         "deliveries are not counted over processes",
-        "pump.py",
-        "            delivery.delivered = 1 + track.progress.delivered(offset)\n",
-        "",
+        "arrivals.py",
+        "                delivery.delivered = 1 + progress.delivered(offset)\n",
+        "                pass\n",
         POSITIONS,
     ),
     bug(
@@ -117,7 +117,7 @@ KAFKA: tuple[Mutant, ...] = (
     ),
     bug(
         "what a topic brings that was made anew is passed over",
-        "pump.py",
+        "arrivals.py",
         "                track = self._anew(track, offset)\n",
         "                continue\n",
     ),
@@ -159,8 +159,32 @@ KAFKA: tuple[Mutant, ...] = (
     ),
     bug(
         "types that nobody asked for are handed over",
-        "pump.py",
-        "(kind is not None and kind not in types) or",
+        "arrivals.py",
+        "if kind is not None and kind not in self._types:",
+        "if kind is not None and not self._types:",
+    ),
+    bug(
+        "what was found out about one event's headers counts for the next",
+        "arrivals.py",
+        "if self._headers is not None and pairs == self._pairs:",
+        "if self._headers is not None:",
+    ),
+    bug(
+        "what was found out about one partition counts for the next record",
+        "arrivals.py",
+        "if (here := (record.topic(), record.partition())) != place:",
+        "if (here := (record.topic(), record.partition())) and place is None:",
+    ),
+    bug(
+        "an event is settled twice",
+        "feed.py",
+        "            if plain and held.pop(token, None) is not None:\n",
+        "            if plain or token.given:\n",
+    ),
+    bug(
+        "what was settled makes no room",
+        "feed.py",
+        "        self.released += count\n",
         "",
     ),
 )

@@ -155,4 +155,18 @@ LANES: tuple[Mutant, ...] = (
         "if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():",
         "if isinstance(error, asyncio.CancelledError):",
     ),
+    Mutant(
+        "what came together is in its lane by its place, not by its key",
+        "lane.py",
+        "lanes[(delivery.slot or 0) % many if many > 1 else 0].queue.append(delivery)",
+        "lanes[len(delivery.origin) % many if many > 1 else 0].queue.append(delivery)",
+        ("tests/unit/test_lane.py",),
+    ),
+    Mutant(
+        "what came together wakes one lane only",
+        "lane.py",
+        "            if left and lane.wake():\n                left -= 1\n",
+        "            if left and lane.wake():\n                left = 0\n",
+        ("tests/unit/test_lane.py",),
+    ),
 )

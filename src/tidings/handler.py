@@ -93,6 +93,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
             stream=self.stream,
             types=self.reader.types,
             ordered=self.rules.ordered,
+            slots=self.rules.concurrency > 1,
             start=self.rules.start,
             since=self.since,
             max_in_flight=4 * self.batch * self.rules.concurrency,

@@ -117,6 +117,17 @@ class Shared:
         lane.queue.append(delivery)
         lane.wake()
 
+    def take(self, deliveries: Sequence[Delivery], /) -> None:
+        """What came together, in its order; see `ports.Sink`."""
+        lanes, now = self._lanes, time.time()
+        many = len(lanes)
+        for delivery in deliveries:
+            delivery.arrived = now
+            lanes[(delivery.slot or 0) % many if many > 1 else 0].queue.append(delivery)
+        for lane in lanes:
+            if lane.queue:
+                lane.wake()
+
     def lane(self, delivery: Delivery) -> Lane:
         """The lane of its key."""
         return self._lanes[(delivery.slot or 0) % len(self._lanes)]
@@ -157,11 +168,17 @@ class Competing(Shared):
     """The lanes of a position without order: they have one queue, and the first that sleeps takes from it."""
 
     def __call__(self, delivery: Delivery, /) -> None:
-        delivery.arrived = time.time()
-        self._lanes[0].queue.append(delivery)
+        self.take((delivery,))
+
+    def take(self, deliveries: Sequence[Delivery], /) -> None:
+        now = time.time()
+        for delivery in deliveries:
+            delivery.arrived = now
+        self._lanes[0].queue.extend(deliveries)
+        left = len(deliveries)
         for lane in self._lanes:
-            if lane.wake():
-                return
+            if left and lane.wake():
+                left -= 1
 
     def _forget(self, gone: set[Delivery]) -> None:
         queue = self._lanes[0].queue

@@ -18,7 +18,7 @@ from tidings.delivery import Delivery, Message, Outcome, Route, Verdict
 from tidings.errors import ConfigurationError, TransactionEnded, WorldError
 
 Sink = Callable[[Delivery], None]
-"""Takes a delivery in; never blocks and never raises."""
+"""Takes a delivery in; never blocks and never raises. One that has a method `take` may be handed a list of them."""
 
 
 @runtime_checkable
@@ -80,6 +80,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...]
     ordered: bool = False
     """The order of each key is kept: only one process at a time may take the events of a key."""
+    slots: bool = True
+    """`Delivery.slot` is looked at, to share out the keys of this process; else nobody has to work it out."""
     start: Literal["all", "new"] = "all"
     """Where a position that does not exist yet begins."""
     since: datetime | None = None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from tidings.brokers.kafka.feed import KafkaFeed, OrderedFeed
@@ -133,18 +134,13 @@ class KafkaBroker:
         """Note what became of deliveries; each position is committed within half a second, and at its end."""
         if self._link is None:
             return [_not_open("settle")] * len(verdicts)
-        feeds: set[KafkaFeed] = set()
         results: list[Exception | None] = []
-        for delivery, verdict in verdicts:
-            token = delivery.token
-            feed = token.track.owner if isinstance(token, Token) else None
-            if isinstance(token, Token) and isinstance(feed, KafkaFeed):
-                results.append(feed.settle(delivery, token, verdict))
-                feeds.add(feed)
-            else:
+        for owner, some in groupby(verdicts, _owner):  # a wave is of one position
+            if isinstance(owner, KafkaFeed):
+                results += owner.settle(some)
+                continue
+            for delivery, _ in some:
                 results.append(MisuseError(f"{delivery!r} did not come from this broker, so it cannot settle it"))
-        for feed in feeds:
-            feed.settled()
         return results
 
     def read(
@@ -172,6 +168,11 @@ class KafkaBroker:
         if self._link is None:
             raise _not_open("copies")
         return await copies(self._link, position)
+
+
+def _owner(verdict: tuple[Delivery, Verdict]) -> object:
+    token = verdict[0].token
+    return token.track.owner if isinstance(token, Token) else None
 
 
 def _not_open(what: str) -> TidingsError:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -19,7 +19,7 @@ from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import keeps, topic_settings
-from tidings.brokers.kafka.tracks import Batch, Token, Track
+from tidings.brokers.kafka.tracks import Batch, Token, Track, token_of
 from tidings.brokers.kafka.waiting import Waiting, trim
 from tidings.delivery import Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
@@ -44,13 +44,16 @@ class KafkaFeed:
         self.subscription = subscription
         self._link = link
         self._sink = sink
+        self._many: Callable[[Sequence[Delivery]], None] | None = getattr(sink, "take", None)
+        """For whatever came together; see `ports.Sink`."""
         self.held: dict[Token, Delivery] = {}
         """Whatever is with us and not settled, but for copies that wait for their time."""
         self._given = self._given_bytes = 0
         self._queue: deque[Token] = deque()
         """With us, and not handed over yet: the limits are reached."""
         self._returned: list[Token] = []
-        self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, subscription.ordered)
+        slots = subscription.ordered and subscription.slots
+        self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, slots)
         """What may not be handed over before its time: copies, and what was given back for a while."""
         self._tending: asyncio.Task[None] | None = None
         self.released = self.released_bytes = 0
@@ -94,7 +97,9 @@ class KafkaFeed:
     def take(self, batch: Batch) -> None:
         """A batch from the pump."""
         now = 0.0
-        for token, delivery in batch:
+        some: list[Delivery] = []
+        for delivery in batch:
+            token = token_of(delivery)
             if token.track.gone or self._stopping:
                 token.is_open = False
                 self._let_pump(token)
@@ -102,28 +107,36 @@ class KafkaFeed:
                 self._let_pump(token)
                 self._waiting.add(token, delivery, token.due)
             else:
-                self._offer(token, delivery)
+                self.held[token] = delivery
+                if self._queue or not self._has_room(token):
+                    self._queue.append(token)
+                else:
+                    self._given_now(token)
+                    some.append(delivery)
+        self._hand(some)
         self._nudge()
 
-    def _offer(self, token: Token, delivery: Delivery) -> None:
-        self.held[token] = delivery
-        given = self._given
-        if (given and (given >= self.subscription.max_in_flight or self._too_heavy(token.size))) or self._queue:
-            self._queue.append(token)
-            return
-        self._give(token, delivery)
+    def _has_room(self, token: Token) -> bool:
+        """Whether it may be handed over; one may always."""
+        given, limits = self._given, self.subscription
+        return not given or (
+            given < limits.max_in_flight and self._given_bytes + token.size <= limits.max_in_flight_bytes
+        )
 
-    def _too_heavy(self, size: int) -> bool:
-        return self._given_bytes + size > self.subscription.max_in_flight_bytes
-
-    def _give(self, token: Token, delivery: Delivery) -> None:
+    def _given_now(self, token: Token) -> None:
         token.given = True
         self._given += 1
         self._given_bytes += token.size
         progress = token.track.progress
         if token.offset >= progress.handed:
             progress.handed = token.offset + 1
-        self._sink(delivery)
+
+    def _hand(self, deliveries: Sequence[Delivery]) -> None:
+        if self._many is None:
+            for delivery in deliveries:
+                self._sink(delivery)
+        elif deliveries:
+            self._many(deliveries)
 
     def _let_pump(self, token: Token) -> None:
         """It counts no more as taken by the pump."""
@@ -149,26 +162,50 @@ class KafkaFeed:
     def _fill(self) -> None:
         """Hand over what there is room for."""
         queue, held = self._queue, self.held
+        some: list[Delivery] = []
         while queue and not self._stopping:
             token = queue[0]
-            if not token.is_open:
-                queue.popleft()
-                continue
-            if self._given and (self._given >= self.subscription.max_in_flight or self._too_heavy(token.size)):
-                return
+            if token.is_open:
+                if not self._has_room(token):
+                    break
+                self._given_now(token)
+                some.append(held[token])
             queue.popleft()
-            self._give(token, held[token])
+        self._hand(some)
 
     def _came(self, token: Token, delivery: Delivery) -> None:
         """Its time has come: it is with us again."""
         self.released -= 1
         self.released_bytes -= token.size
-        self._offer(token, delivery)
+        self.held[token] = delivery
+        self._queue.append(token)
+        self._fill()
 
     # ── what becomes of them ────────────────────────────────────────────────────────────────────────────────────────
 
-    def settle(self, delivery: Delivery, token: Token, verdict: Verdict) -> Exception | None:
-        """Note what became of a delivery; with the next commit the cluster knows."""
+    def settle(self, verdicts: Iterable[tuple[Delivery, Verdict]]) -> list[Exception | None]:
+        """Note what became of deliveries; with the next commit the cluster knows. There may be room for more then."""
+        held, count, size = self.held, 0, 0
+        results: list[Exception | None] = []
+        for delivery, verdict in verdicts:
+            token = token_of(delivery)
+            plain = type(verdict) is Ack and token.is_open and token.given and not token.track.gone
+            if plain and held.pop(token, None) is not None:
+                token.is_open = False
+                token.track.progress.done(token.offset)
+                count += 1
+                size += token.size
+                results.append(None)
+            else:
+                results.append(self._settle(delivery, token, verdict))
+        self._given -= count
+        self._given_bytes -= size
+        self.released += count
+        self.released_bytes += size
+        self._settled()
+        return results
+
+    def _settle(self, delivery: Delivery, token: Token, verdict: Verdict) -> Exception | None:
         if not token.is_open or token not in self.held:
             if token.track.gone:
                 return BrokerUnavailable(
@@ -206,8 +243,8 @@ class KafkaFeed:
         self.held[again] = fresh
         self._returned.append(again)
 
-    def settled(self) -> None:
-        """A wave was settled: there may be room. What came back with it goes first, in its order."""
+    def _settled(self) -> None:
+        """What came back goes first, in its order."""
         self._queue.extendleft(reversed(self._returned))
         self._returned.clear()
         self._fill()

@@ -32,17 +32,19 @@ class Progress:
     A thread enters what comes in (`take`, `skip`), the event loop what is done (`done`); each is one step of a dict.
     """
 
-    __slots__ = ("_committed_window", "_earlier", "_known", "_last_seen", "_was_open", "handed", "open", "seen")
+    __slots__ = ("_committed_window", "_earlier", "_last_seen", "_was_open", "bound", "handed", "known", "open", "seen")
 
     def __init__(self, start: int, text: str | None = "") -> None:
         seen, bounds, lengths = _read(text)
-        self._known = start + seen
+        self.known = start + seen
         """Of what lies before this it is known whether it is done."""
         edges = [start]
         for length in lengths:
             edges.append(edges[-1] + length)
         self._was_open = edges
         self._earlier = [start + bound for bound in bounds]
+        self.bound = max(self._earlier, default=start)
+        """Nothing from here on was handed to anybody before."""
         self.open: dict[int, None] = {}
         """Taken and not done, in order."""
         self.seen = start
@@ -54,7 +56,7 @@ class Progress:
 
     def is_done(self, offset: int) -> bool:
         """A process before this one has brought it to its end."""
-        if offset >= self._known:
+        if offset >= self.known:
             return False
         return bisect_right(self._was_open, offset) % 2 == 0
 

@@ -21,12 +21,12 @@ from typing import Any, Final, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
+from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.commits import Commits
 from tidings.brokers.kafka.link import ASKED, Link, made, reason
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.records import delivery_of, due_of, pairs_of, type_of
-from tidings.brokers.kafka.tracks import Batch, Token, Track
+from tidings.brokers.kafka.tracks import Batch, Track, token_of
 from tidings.delivery import Route
 from tidings.ports import Subscription
 
@@ -65,7 +65,7 @@ class Pump:
         self._subscription = subscription
         self._patience = patience
         self._retry = retry_topic(subscription.position)
-        self._types = frozenset(one.encode() for one in subscription.types)
+        self._arrivals = Arrivals(subscription, note=self._note, anew=self._anew)
         self._loop = asyncio.get_running_loop()
         self.tracks: dict[tuple[str, int], Track] = {}
         self.commits = Commits(
@@ -170,9 +170,11 @@ class Pump:
         return 0
 
     def _has_room(self) -> int:
+        """For how many there is room; none while it is for a few only, because each batch costs a hop."""
         if self._taken_bytes - self._owner.released_bytes >= self._most_bytes:
             return 0
-        return min(MOST, self._most - (self._taken - self._owner.released))
+        room = self._most - (self._taken - self._owner.released)
+        return min(MOST, room) if 4 * room >= self._most else 0
 
     def _pull(self, consumer: Consumer, room: int) -> None:
         first = consumer.poll(POLL)
@@ -182,39 +184,10 @@ class Pump:
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""
-        if batch := self._batch(records):
+        if batch := self._arrivals.batch(records, self.tracks):
             self._taken += len(batch)
-            self._taken_bytes += sum(token.size for token, _ in batch)
+            self._taken_bytes += sum(token_of(one).size for one in batch)
             self._soon(self._owner.take, batch)
-
-    def _batch(self, records: Sequence[Record]) -> Batch:
-        """Those of the records that are for this position; the others are passed over, without a look at their body."""
-        batch: Batch = []
-        tracks, types, ordered = self.tracks, self._types, self._subscription.ordered
-        for record in records:
-            if (error := record.error()) is not None:
-                self._note(error)
-                continue
-            offset = record.offset() or 0
-            track = tracks.get((record.topic() or "", record.partition() or 0))
-            if track is None:
-                continue
-            if offset < track.progress.seen:
-                track = self._anew(track, offset)
-            pairs = pairs_of(record)
-            event = track.route is Route.EVENT
-            kind = type_of(pairs) if event else None
-            if (kind is not None and kind not in types) or track.progress.is_done(offset):
-                track.progress.skip(offset)
-                continue
-            track.progress.take(offset)
-            delivery = delivery_of(record, pairs, track.route, slots=ordered)
-            delivery.stored = record.timestamp()[1] / 1000
-            token = Token(track, offset, len(delivery.body), 0.0 if event else due_of(pairs))
-            delivery.token = token
-            delivery.delivered = 1 + track.progress.delivered(offset)
-            batch.append((token, delivery))
-        return batch
 
     def _anew(self, old: Track, offset: int) -> Track:
         """A log that goes back was made anew, or has lost its end: what comes now was never taken."""

@@ -98,9 +98,12 @@ class RecordHeaders(Mapping[str, str]):
         return self._read()[name]
 
     def __contains__(self, name: object) -> bool:
-        if self._found is None and not any(one == name for one, _ in self._pairs):
-            return False  # the pairs are few, and to read them costs more than to look at them
-        return name in self._read()
+        if self._found is None:
+            for one, _ in self._pairs:  # they are few, and to read them costs more than to look at them
+                if one == name:
+                    return name in self._read()
+            return False
+        return name in self._found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read())
@@ -138,21 +141,28 @@ def due_of(pairs: Pairs) -> float:
         return 0.0  # what cannot be read cannot hold anything up
 
 
+def headers_of(pairs: Pairs) -> Mapping[str, str]:
+    """The headers of a record as they are handed over."""
+    return NO_HEADERS if not pairs or (len(pairs) == 1 and pairs[0][0] == TYPE) else RecordHeaders(pairs)
+
+
+def stream_of(pairs: Pairs, topic: str) -> str:
+    """Of which stream a copy is, or the topic where it does not say so."""
+    return own(pairs, STREAM) or next(
+        ((value or b"").decode("utf-8", "replace") for name, value in pairs if name == Header.STREAM), topic
+    )
+
+
 def delivery_of(record: Record, pairs: Pairs, route: Route, *, token: object = None, slots: bool = False) -> Delivery:
     """A record as it is handed over, or read from a log."""
     topic = record.topic() or ""
-    stream = topic
-    if route is not Route.EVENT:
-        stream = own(pairs, STREAM) or next(
-            ((value or b"").decode("utf-8", "replace") for name, value in pairs if name == Header.STREAM), topic
-        )
     key = record.key() if slots else None
     return Delivery(
         body=record.value() or b"",
-        stream=stream,
+        stream=topic if route is Route.EVENT else stream_of(pairs, topic),
         origin=(topic, record.partition() or 0, record.offset() or 0),
         token=token,
-        headers=NO_HEADERS if not pairs or (len(pairs) == 1 and pairs[0][0] == TYPE) else RecordHeaders(pairs),
+        headers=headers_of(pairs),
         slot=None if key is None else slot_of(key.decode("utf-8", "replace")),
         route=route,
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import pytest
 from confluent_kafka import Message as Record
 
+from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.progress import Progress
 from tidings.brokers.kafka.pump import Pump
-from tidings.brokers.kafka.tracks import Batch, Track
+from tidings.brokers.kafka.tracks import Batch, Track, token_of
 from tidings.delivery import Route
+from tidings.partition import slot_of
 from tidings.ports import Subscription
 
 SUBSCRIPTION = Subscription(position="stock.reserve", stream="order", types=("order.placed",), ordered=True)
@@ -57,16 +60,60 @@ async def pump(owner: Owner) -> AsyncIterator[Pump]:
 
 
 def offsets(batch: Batch) -> list[int]:
-    return [token.offset for token, _ in batch]
+    return [token_of(one).offset for one in batch]
 
 
 async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothing(pump: Pump) -> None:
-    batch = pump._batch([record(5), record(6, "order.closed"), record(7, None), record(8, "order.closed")])
+    batch = pump._arrivals.batch(
+        [record(5), record(6, "order.closed"), record(7, None), record(8, "order.closed")], pump.tracks
+    )
     assert offsets(batch) == [5, 7], "what does not say its type is for the handler to judge"
     progress = pump.tracks["order", 0].progress
-    for token, _ in batch:
-        progress.done(token.offset)
+    for offset in offsets(batch):
+        progress.done(offset)
     assert progress.snapshot()[0] == 9
+
+
+async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_apart(pump: Pump, owner: Owner) -> None:
+    pump.tracks["order", 1] = Track(owner, "order", 1, Route.EVENT, Progress(5))
+    traced = Record(
+        topic="order",
+        partition=1,
+        offset=6,
+        value=b"6",
+        headers=[("tidings.type", b"order.placed"), ("traceparent", b"00-1")],
+    )
+    came = [record(5), record(5, partition=1), record(6), traced, record(7), record(7, partition=2)]
+    batch = pump._arrivals.batch(came, pump.tracks)
+    assert [one.origin for one in batch] == [
+        ("order", 0, 5),
+        ("order", 1, 5),
+        ("order", 0, 6),
+        ("order", 1, 6),
+        ("order", 0, 7),
+    ]
+    assert [dict(one.headers) for one in batch] == [{}, {}, {}, {"traceparent": "00-1"}, {}]
+    assert {pump.tracks["order", number].progress.seen for number in (0, 1)} == {8, 7}
+
+
+async def test_the_headers_that_neighbours_share_cannot_be_changed(pump: Pump) -> None:
+    headers: list[tuple[str, str | bytes | None]] = [("tidings.type", b"order.placed"), ("x-own", "é".encode())]
+    came = [Record(topic="order", partition=0, offset=at, value=b"1", headers=headers) for at in (5, 6, 7)]
+    batch = pump._arrivals.batch(came, pump.tracks)
+    assert [dict(one.headers) for one in batch] == 3 * [{"x-own": "é"}]
+    for one in batch:
+        assert not hasattr(one.headers, "__setitem__")
+
+
+async def test_the_slot_of_a_key_is_worked_out_only_where_somebody_looks_at_it() -> None:
+    def slots(subscription: Subscription) -> list[int | None]:
+        arrivals = Arrivals(subscription, note=print, anew=lambda track, offset: track)
+        tracks = {("order", 0): Track(None, "order", 0, Route.EVENT, Progress(5))}
+        return [one.slot for one in arrivals.batch([record(5)], tracks)]
+
+    assert slots(SUBSCRIPTION) == [slot_of("k")]
+    assert slots(msgspec.structs.replace(SUBSCRIPTION, slots=False)) == [None]
+    assert slots(msgspec.structs.replace(SUBSCRIPTION, ordered=False)) == [None]
 
 
 async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_counted(
@@ -78,17 +125,17 @@ async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_
         before.handed = offset + 1
     before.done(6)
     pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True)))
-    batch = pump._batch([record(offset) for offset in range(5, 11)])
+    batch = pump._arrivals.batch([record(offset) for offset in range(5, 11)], pump.tracks)
     assert offsets(batch) == [5, 7, 8, 9, 10]
-    assert [delivery.delivered for _, delivery in batch] == [2, 2, 2, 1, 1]
+    assert [delivery.delivered for delivery in batch] == [2, 2, 2, 1, 1]
 
 
 async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_that_repeats_itself(
     pump: Pump, owner: Owner
 ) -> None:
     old = pump.tracks["order", 0]
-    assert offsets(pump._batch([record(5), record(6)])) == [5, 6]
-    assert offsets(pump._batch([record(0), record(1)])) == [0, 1]
+    assert offsets(pump._arrivals.batch([record(5), record(6)], pump.tracks)) == [5, 6]
+    assert offsets(pump._arrivals.batch([record(0), record(1)], pump.tracks)) == [0, 1]
     await asyncio.sleep(0)
     assert owner.gone == [old]
     assert old.gone
@@ -96,4 +143,4 @@ async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_th
 
 
 async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:
-    assert pump._batch([record(0, partition=3), record(0, topic="other")]) == []
+    assert pump._arrivals.batch([record(0, partition=3), record(0, topic="other")], pump.tracks) == []
