@@ -51,8 +51,9 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a duplicate is not recognised",
         CALLS,
-        "claim.states[index].state is not State.NEW\n                    or",
-        "claim.states[index].state is State.BUSY\n                    or",
+        "states[index].state is not new
+                    or",
+        "states[index].state is State.BUSY\n                    or",
     ),
     Mutant(
         "sketch: a busy key is taken for a duplicate",
@@ -63,8 +64,9 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a busy key is handled anyway",
         CALLS,
-        "claim.states[index].state is not State.NEW\n                    or",
-        "claim.states[index].state is State.DONE\n                    or",
+        "states[index].state is not new
+                    or",
+        "states[index].state is State.DONE\n                    or",
     ),
     Mutant(
         "sketch: a handler may run for ever",
@@ -350,14 +352,14 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the count of a held copy is read from its header again",
         "reading.py",
-        "if delivery.route is Route.RETRY and not delivery.failures:",
-        "if delivery.route is Route.RETRY:",
+        "            if not delivery.failures:\n",
+        "            if True:\n",
     ),
     Mutant(
         "the failures of a retry copy are forgotten",
         "reading.py",
-        "            restore(delivery)\n",
-        "            pass\n",
+        "                restore(delivery)\n",
+        "                pass\n",
     ),
     Mutant(
         "a delivery stays current after its handler",

@@ -48,10 +48,11 @@ class Calls:
         """
         together: list[int] = []
         claim, late, closes = turn.claim, self._handling.late, time.monotonic() + BATCH_SECONDS
+        states, new = claim.states, State.NEW  # to find a member of an enum is dear, up to Python 3.11
         with turn.limit as limit:
             for index, work in enumerate(turn.group):
                 if (
-                    claim.states[index].state is not State.NEW
+                    states[index].state is not new
                     or (index and (self.stopping or time.monotonic() > closes))
                     or (turn.left_out and not turn.left_out.isdisjoint(self.names(work)))
                     or (late.names and late.holds(self.names(work), work.delivery))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from tidings.copies import is_discarded, restore
 from tidings.delivery import Delivery, Done, Route
@@ -13,16 +14,20 @@ from tidings.handler import Handler
 from tidings.policy import decide, spent
 from tidings.traces import without_any_of_ours
 
+_RETRY: Final = Route.RETRY
+"""Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
+
 
 def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
     """What cannot be read is decided here already, and so is what is none of this handler's business."""
     work = Work(delivery)
-    if is_discarded(delivery):
-        work.decision = Done(skipped=True)
-        return work
     try:
-        if delivery.route is Route.RETRY and not delivery.failures:
-            restore(delivery)
+        if delivery.route is _RETRY:
+            if is_discarded(delivery):
+                work.decision = Done(skipped=True)
+                return work
+            if not delivery.failures:
+                restore(delivery)
         delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
         work.event = handler.reader.read(envelope)
         if work.event is None:
