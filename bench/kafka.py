@@ -2,9 +2,9 @@
 
 ``python -m bench.kafka [--events 50000] [--rounds 5]``
 
-All sides: the same stored events, a group of their own, no auto-commit, what was handled committed every half second
-and at the end, at most 1,024 in flight, librdkafka's own settings otherwise. The bare loop decodes the same bytes with
-msgspec and tracks nothing: it handles in order, so the last offset of each partition is what it commits.
+The settings of all sides are printed with the rates (`SETTINGS`); what is not named there is as its library has it. The
+bare loop decodes the same bytes with msgspec and tracks nothing: it handles in order, so the last offset of each
+partition is what it commits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,13 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
-from fast_depends.msgspec import MsgSpecSerializer
-from fast_depends.pydantic import PydanticSerializer
-from faststream import AckPolicy
-from faststream.confluent import KafkaBroker
-from faststream.confluent.annotations import KafkaMessage
 
-from bench.contestants import Count, EnvelopeModel, EnvelopeStruct, Placed, make_event
+from bench.contestants import Count, Placed, make_event
+from bench.kafka_faststream import BROKERS, SERIALIZERS, consume
 from bench.verdict import Verdicts
 from tidings import Service
 from tidings.delivery import Envelope
@@ -41,8 +37,17 @@ STREAM: Final = "bench"
 BATCH: Final = 256
 IN_FLIGHT: Final = 1024
 COMMIT_EVERY: Final = 0.5
-BARE, OURS = "bare confluent-kafka", "tidings"
+BARE, OURS, OUR_LISTS = "bare confluent-kafka", "tidings", "tidings, lists"
 OF_FASTSTREAM, OF_BARE = 5.0, 0.5
+SETTINGS: Final = {
+    "all": f"the same stored events, a group of their own that begins with the first, no auto-commit, what was handled"
+    f" committed every {COMMIT_EVERY} s and at the end; the clock runs from the first event handled to the last",
+    BARE: f"consume({BATCH}), msgspec for envelope and data, in order; it tracks nothing but the last offset",
+    OURS: f"a typed async handler called for each event, order of keys kept, {IN_FLIGHT} in flight, batch={BATCH}",
+    OUR_LISTS: f"a typed async handler of up to {BATCH} events, {IN_FLIGHT} in flight",
+    "faststream": f"both of its brokers, AckPolicy.MANUAL, a typed async handler called for each event or (lists) for"
+    f" up to {BATCH}, pydantic or msgspec, JSON decoded by msgspec; in flight is what its client has fetched",
+}
 
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_data = msgspec.json.Decoder(Placed).decode
@@ -115,68 +120,28 @@ async def tidings_batch(url: str, count: int) -> float:
         return await seen.rate(120)
 
 
-async def faststream(url: str, count: int, *, batch: bool, msgspec_body: bool) -> float:
-    """FastStream's confluent broker with a typed handler, which acknowledges by hand, as its docs advise."""
-    serializer = MsgSpecSerializer if msgspec_body else PydanticSerializer
-    broker = KafkaBroker(url.removeprefix("kafka://"), serializer=serializer(), logger=None)
-    seen = Count(count)
-    options: dict[str, Any] = {
-        "group_id": f"fast-{os.getpid()}",
-        "auto_offset_reset": "earliest",
-        "ack_policy": AckPolicy.MANUAL,
-        "decoder": _decode_many if batch else _decode_one,
-    }
-    last = time.perf_counter()
+def _faststream(client: str, serializer: str, *, lists: bool) -> Callable[[str, int], Awaitable[float]]:
+    async def run(url: str, count: int) -> float:
+        batch = BATCH if lists else 0
+        return await consume(
+            url, STREAM, count, client=client, serializer=serializer, batch=batch, commit_every=COMMIT_EVERY
+        )
 
-    async def settle(message: KafkaMessage, more: int) -> None:
-        nonlocal last
-        for _ in range(more):
-            seen.one()
-        if time.perf_counter() - last > COMMIT_EVERY or seen.seen >= count:
-            last = time.perf_counter()
-            await message.ack()
-
-    async def one_model(body: EnvelopeModel, message: KafkaMessage) -> None:
-        await settle(message, 1)
-
-    async def one_struct(body: EnvelopeStruct, message: KafkaMessage) -> None:
-        await settle(message, 1)
-
-    async def many_models(body: list[EnvelopeModel], message: KafkaMessage) -> None:
-        await settle(message, len(body))
-
-    async def many_structs(body: list[EnvelopeStruct], message: KafkaMessage) -> None:
-        await settle(message, len(body))
-
-    if batch:
-        handler: Any = many_structs if msgspec_body else many_models
-        broker.subscriber(STREAM, batch=True, max_records=BATCH, **options)(handler)
-    else:
-        broker.subscriber(STREAM, **options)(one_struct if msgspec_body else one_model)
-    await broker.start()
-    try:
-        return await seen.rate(120)
-    finally:
-        await broker.stop()
+    return run
 
 
-async def _decode_one(message: Any) -> Any:
-    return msgspec.json.decode(message.body)
-
-
-async def _decode_many(message: Any) -> Any:
-    return [msgspec.json.decode(body) for body in message.body]
-
-
+FASTSTREAM: Final = {
+    f"faststream {client}{', lists' if lists else ''}, {serializer}": _faststream(client, serializer, lists=lists)
+    for lists in (False, True)
+    for client in BROKERS
+    for serializer in SERIALIZERS
+}
 CONTESTANTS: dict[str, Callable[[str, int], Awaitable[float]]] = {
     BARE: bare,
     OURS: tidings,
     "tidings, no order": lambda url, count: tidings(url, count, order=False),
-    "tidings, lists": tidings_batch,
-    "faststream, pydantic": lambda url, count: faststream(url, count, batch=False, msgspec_body=False),
-    "faststream, msgspec": lambda url, count: faststream(url, count, batch=False, msgspec_body=True),
-    "faststream lists, pydantic": lambda url, count: faststream(url, count, batch=True, msgspec_body=False),
-    "faststream lists, msgspec": lambda url, count: faststream(url, count, batch=True, msgspec_body=True),
+    OUR_LISTS: tidings_batch,
+    **FASTSTREAM,
 }
 
 
@@ -218,6 +183,8 @@ def report(rates: dict[str, list[float]], events: int, rounds: int) -> None:
     """The settings of all sides, and the medians."""
     size = len(to_structured(envelope_of(make_event(1), "bench")))
     print(f"{events} events of {size} bytes, 1,000 keys, 8 partitions; medians of {rounds} rounds, one process each")
+    for side, what in SETTINGS.items():
+        print(f"  {side}: {what}")
     for name, found in rates.items():
         print(
             f"  {name:<28} {statistics.median(found):>10,.0f}/s   {_ratio(rates, name, BARE):5.2f} of bare"
@@ -237,10 +204,11 @@ def main() -> int:
         return 0
     rates = measure(given.events, given.rounds)
     report(rates, given.events, given.rounds)
-    single = [name for name in rates if name.startswith("faststream,")]  # a call for each event, as ours
-    best = max(single, key=lambda name: statistics.median(rates[name]))
     verdicts = Verdicts()
-    verdicts.add(f"{OURS} over {best}", _ratio(rates, OURS, best), OF_FASTSTREAM)
+    for ours, lists in ((OURS, False), (OUR_LISTS, True)):  # a call for each event beside the same, lists beside lists
+        theirs = [name for name in FASTSTREAM if (", lists" in name) == lists]
+        best = max(theirs, key=lambda name: statistics.median(rates[name]))
+        verdicts.add(f"{ours} over {best}", _ratio(rates, ours, best), OF_FASTSTREAM)
     verdicts.add(f"{OURS} over the loop by hand", _ratio(rates, OURS, BARE), OF_BARE)
     return verdicts.status
 
