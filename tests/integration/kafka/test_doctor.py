@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from tidings.brokers import examine
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.findings import Finding
 from tidings.ports import Plan, StreamPlan, Subscription
 from tools.services.kafka import Kafka
 from tools.services.kafka_cluster import KafkaCluster
@@ -119,20 +120,31 @@ async def test_topics_that_are_a_danger_on_several_brokers_are_told_apart(tmp_pa
     with KafkaCluster(tmp_path / "kafka") as cluster:
         await make(cluster.url, *(NewTopic(f"of{n}", 1, 3, config={"min.insync.replicas": str(n)}) for n in (1, 2, 3)))
         await make(cluster.url, NewTopic("single", 1, 1, config={"min.insync.replicas": "1"}))
-        found = [one for one in await examine(cluster.url) if one.level != "fine"]
-        assert [(one.level, one.what.rpartition(": ")[2]) for one in found if "topics" in one.what] == [
-            ("warning", "single"),
-            ("warning", "of3"),
-            ("warning", "of1"),
-        ]
+        wanted = [("warning", "single"), ("warning", "of3"), ("warning", "of1")]
+        await until(cluster.url, lambda found: [(one.level, names_in(one)) for one in found] == wanted)
         leader = cluster.leader("single")
         await asyncio.to_thread(cluster.nodes[(leader + 1) % 3].stop)
-        await asyncio.sleep(15)  # until it counts as away
-        found = [one for one in await examine(cluster.nodes[leader].url) if " topics" in one.what]
-    told = {one.what.rpartition(": ")[2]: (one.level, one.what) for one in found}
+        # It counts as away after a while, and until then each broker says something else.
+        found = await until(cluster.nodes[leader].url, lambda found: "wrong" in {one.level for one in found})
+    told = {names_in(one): (one.level, one.what) for one in found}
     assert told["of3"][0] == "wrong"
     assert "take no events" in told["of3"][1]
     assert "up to date" in told["of1, of2"][1]
+
+
+def names_in(finding: Finding) -> str:
+    return finding.what.rpartition(": ")[2]
+
+
+async def until(url: str, true: Callable[[list[Finding]], bool]) -> list[Finding]:
+    """What is found of topics, once it is so: each broker hears of topics, and of other brokers, in its own time."""
+    found: list[Finding] = []
+    for _ in range(60):
+        found = [one for one in await examine(url) if " topics " in one.what and one.level != "fine"]
+        if true(found):
+            return found
+        await asyncio.sleep(0.5)
+    raise AssertionError(found)
 
 
 async def make(url: str, *topics: NewTopic) -> None:

@@ -40,7 +40,7 @@ async def _missing(link: Link) -> list[Finding]:
         return [Finding("fine", "no service of Tidings has used this cluster yet")]
     try:
         written = await written_positions(link)
-        there = await asyncio.gather(*(_is_there(link, *one) for one in written.items()))
+        there = await asyncio.gather(*(_is_there(link, name, entry) for name, entry in written.items()))
     except TidingsError as error:
         return [Finding("warning", f"the positions cannot be read: {error}")]
     positions = {name: entry for (name, entry), alive in zip(written.items(), there, strict=True) if alive}
@@ -52,9 +52,8 @@ async def _missing(link: Link) -> list[Finding]:
 
 
 async def _is_there(link: Link, position: str, entry: Entry) -> bool:
-    """Whether a position that is written down still exists: else its group has nothing on the topics that are left."""
-    left = [topic for topic in (entry.stream, retry_topic(position)) if topic in link.partitions]
-    return not left or bool(await committed_of(link, position, left))
+    """Whether a position that is written down still exists; where its stream is gone its group says nothing of that."""
+    return entry.stream not in link.partitions or bool(await committed_of(link, position, [entry.stream]))
 
 
 def _gone(topic: str, whose: str) -> Finding:
