@@ -14,6 +14,13 @@ def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = WORKE
 
 WORKERS: tuple[Mutant, ...] = (
     bug(
+        "what the program says of the garbage collector is overruled",
+        "cli/garbage.py",
+        "    if not gc.isenabled() or gc.get_threshold() not in PYTHONS_OWN:\n",
+        "    if not gc.get_threshold():\n",
+        ("tests/unit/cli/test_garbage.py",),
+    ),
+    bug(
         "all are replaced at once",
         "cli/workers.py",
         "            return await slot.next_start(STOP_TIMEOUT + START_TIMEOUT)\n",

@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tidings.cli.failures import CommandError, Status
+from tidings.cli.garbage import settle_garbage
 from tidings.cli.options import Json, configure_log, named
 from tidings.cli.output import Out
 from tidings.cli.signals import Stop
@@ -85,6 +86,7 @@ async def _serve(
             running = service.active
             if stop.asked:
                 stopped.set()
+            settle_garbage()
             sight.health.look()  # whoever reads the line may ask at once whether it is ready
             _say_ready(service, broker, store, sight, out, time.monotonic() - began)
             if link is not None:

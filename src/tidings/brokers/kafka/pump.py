@@ -177,10 +177,9 @@ class Pump:
         return min(MOST, room) if 4 * room >= self._most else 0
 
     def _pull(self, consumer: Consumer, room: int) -> None:
-        first = consumer.poll(POLL)
-        if first is None:
-            return
-        self._hand([first, *consumer.consume(room - 1, 0)] if room > 1 else [first])
+        # Whoever comes back from the library waits for the loop's turn to end: so under load it is asked once.
+        if (records := consumer.consume(room, 0)) or (records := [one for one in [consumer.poll(POLL)] if one]):
+            self._hand(records)
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""
