@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tools.mutants_kit import Mutant
 
-KAFKA_TESTS = ("tests/integration/kafka/test_doctor.py",)
+KAFKA_TESTS = "tests/integration/kafka/test_doctor.py::test_"
 NATS_TESTS = ("tests/integration/nats/test_nats_doctor.py",)
 
 
-def kafka(what: str, file: str, old: str, new: str) -> Mutant:
-    return Mutant(f"doctor: kafka: {what}", f"brokers/kafka/{file}", old, new, KAFKA_TESTS)
+def kafka(what: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(f"doctor: kafka: {what}", f"brokers/kafka/{file}", old, new, (KAFKA_TESTS + test,))
 
 
 def nats(what: str, old: str, new: str) -> Mutant:
@@ -22,31 +22,42 @@ DOCTOR: tuple[Mutant, ...] = (
         "doctor.py",
         "        if why:\n            what",
         "        if why and not why:\n            what",
+        "a_broker_that_advertises_a_name_nobody_knows_is_named_in_the_first_line",
     ),
-    kafka("topics that are made by accident are no danger", "doctor.py", '.lower() != "true"', '.lower() != "never"'),
+    kafka(
+        "topics that are made by accident are no danger",
+        "doctor.py",
+        '.lower() != "true"',
+        '.lower() != "never"',
+        "a_broker_that_makes_topics_by_accident_is_a_warning",
+    ),
     kafka(
         "a topic that is gone is not missed",
         "doctor_topics.py",
         "for topic in topics if topic not in link.partitions]",
         "for topic in topics if topic not in topics]",
+        "a_topic_that_is_gone_is_named_with_its_position",
     ),
     kafka(
         "a position that was removed is missed",
         "doctor_topics.py",
         "return entry.stream not in link.partitions or bool(await committed_of(link, position, [entry.stream]))",
         "return True",
+        "a_position_that_was_removed_misses_nothing",
     ),
     kafka(
         "more copies are demanded than there are",
         "doctor_topics.py",
         "    if least > copies:\n        return",
         "    if least > 9:\n        return",
+        "copies_that_are_demanded_and_not_there_are_named_with_their_topics",
     ),
     kafka(
         "what new topics will be like is not looked at",
         "doctor_topics.py",
         "    if least > copies:\n        what",
         "    if least > 9:\n        what",
+        "new_topics_that_could_take_nothing_are_told_before_there_are_any",
     ),
     nats("a server without JetStream is fine", "await Api(connection).check()", "await asyncio.sleep(0)"),
     nats("what is confirmed is on the disk", 'if config.get("sync_always"):', "if config:"),
