@@ -6,6 +6,8 @@ from tools.mutants_kit import Mutant
 
 METRICS = ("tests/unit/observe/test_metrics.py", "tests/unit/observe/test_where_time_goes.py")
 TRACES = ("tests/unit/observe/test_traces.py",)
+HELD = ("tests/unit/observe/test_held.py",)
+HELD_ON_NATS = ("tests/integration/observe/test_held_letters.py",)
 MERGING = ("tests/unit/observe/test_merging.py",)
 
 
@@ -108,5 +110,75 @@ SIGHT: tuple[Mutant, ...] = (
         '"tidings_ready", ',
         "",
         MERGING,
+    ),
+    bug(
+        "letters that all see alike are summed",
+        "observe/merging.py",
+        '    "tidings_dead_letters_held",\n',
+        "",
+        HELD,
+    ),
+    bug(
+        "a letter that was dealt with is still held",
+        "observe/_held.py",
+        "        if headers.get(Header.MARKER):",
+        '        if headers.get(Header.MARKER) == "discarded":',
+        HELD,
+    ),
+    bug(
+        "a part of a large letter is one of its own",
+        "observe/_held.py",
+        "            if len(parts) < _number(count):",
+        "            if len(parts) > _number(count):",
+        HELD,
+    ),
+    bug(
+        "what was read so far is told as all that is held",
+        "observe/_held.py",
+        "        if lines.whole:",
+        "        if True:",
+        HELD,
+    ),
+    bug(
+        "letters of a log that was made anew are added to those of the old one",
+        "observe/_held.py",
+        "        if lines.anew:",
+        "        if False:",
+        HELD,
+    ),
+    bug(
+        "an old figure stays while nobody can tell a new one",
+        "observe/_looking.py",
+        "                letters.held = None\n",
+        "",
+        HELD,
+    ),
+    bug(
+        "a subject that is only nice to have makes the service not ready",
+        "brokers/nats/link.py",
+        "                    return refused()\n",
+        "                    refused()\n",
+        HELD_ON_NATS,
+    ),
+    bug(
+        "two processes share the lines that each has to read",
+        "brokers/nats/letters.py",
+        "secrets.token_hex(8)",
+        '"one"',
+        HELD_ON_NATS,
+    ),
+    bug(
+        "lines that were read are read once more",
+        "brokers/nats/letters.py",
+        '"opt_start_seq": self._at + 1,',
+        '"opt_start_seq": 1,',
+        HELD_ON_NATS,
+    ),
+    bug(
+        "a stream that was made anew looks like the old one",
+        "brokers/nats/letters.py",
+        "        if made != self._made or count < self._read:",
+        "        if count < self._read:",
+        HELD_ON_NATS,
     ),
 )

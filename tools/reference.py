@@ -23,6 +23,7 @@ from tidings.brokers.nats import options
 from tidings.cli import main as cli
 from tidings.cli.failures import MEANINGS
 from tidings.observe._figures import Figures, Lanes
+from tidings.observe._held import Held
 from tidings.observe.grafana import dashboards
 from tidings.observe.metrics import Metrics
 from tidings.ports import Backlog
@@ -66,6 +67,7 @@ def all_metrics() -> Metrics:
         reconnects=0,
         full={"order": 0.0},
         keeps={"stock.reserve": 0.0},
+        held={"stock.reserve": Held(0, None)},
     )
     return made
 

@@ -1,13 +1,13 @@
 """What can be seen of a service beside its outcomes: where time goes, what leaves, what the world refused.
 
 An `Observer` that has the methods of `Watcher` too is told of it; where none has, nothing is measured. A broker that
-has more to say of itself has `Reconnects` or `Fills`.
+has more to say of itself has `Reconnects`, `Fills` or `Letters`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, ParamSpec, Protocol, runtime_checkable
 
 import msgspec
@@ -95,3 +95,33 @@ class Fills(Protocol):
 
     async def fill(self, stream: str) -> Fill:
         """Raises BrokerUnavailable when it cannot be asked."""
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """The next lines of the log of a handler's dead letters."""
+
+    headers: Sequence[Mapping[str, str]]
+    """Of each letter, or part of one, and of each marker of what was done about one; in the order of the log."""
+    whole: bool
+    """Nothing stands behind them."""
+    anew: bool = False
+    """They are the first of the log, which is another one than before: what was read until now counts no more."""
+
+
+class LetterLog(Protocol):
+    """Reads what stands in the log of a handler's dead letters, piece by piece."""
+
+    async def more(self, most: int) -> Lines | None:
+        """The next lines, `most` or fewer. None where it may not be read, which it has said in the log then.
+
+        Raises:
+            BrokerUnavailable: it cannot be read just now; what was not returned comes with the next call.
+        """
+
+
+@runtime_checkable
+class Letters(Protocol):
+    """A broker that lets a service look at the headers of its own handlers' dead letters, at a price that fits."""
+
+    def letters(self, position: str, *, ordered: bool) -> LetterLog:
+        """From the beginning of the log. `ordered` is whether the handler keeps the order of keys."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tidings.observe._held import Held
 from tidings.ports import Backlog
 
 WHERE = ("service", "handler")
@@ -45,6 +47,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """By stream, how much of what it may hold it holds."""
     keeps: Mapping[str, float] = {}
     """By position, for how many seconds its stream keeps events."""
+    held: Mapping[str, Held] = {}
+    """By position, the dead letters that wait for somebody, where that is known."""
 
 
 class Now(msgspec.Struct, frozen=True):
@@ -80,6 +84,7 @@ class Gauges(Collector):
             yield _gauge("tidings_outbox_oldest_seconds", "Age of the oldest of them", age, service)
             yield _gauge("tidings_outbox_parked", "Those that the broker refuses for good", parked, service)
         yield from _streams(figures, service)
+        yield from _letters(figures.held)
         yield from _lanes(figures.lanes)
 
 
@@ -95,6 +100,22 @@ def _streams(figures: Figures, service: str) -> Iterator[Metric]:
     for position, seconds in figures.keeps.items():
         keeps.add_metric(position.split(".", 1), seconds)
     yield from (full, keeps)
+
+
+def _letters(held: Mapping[str, Held]) -> Iterator[Metric]:
+    count = GaugeMetricFamily(
+        "tidings_dead_letters_held", "Dead letters that were neither redriven nor discarded", labels=WHERE
+    )
+    age = GaugeMetricFamily(
+        "tidings_dead_letters_oldest_seconds",
+        "How long the oldest of them is held; 0 where there is none",
+        labels=WHERE,
+    )
+    for position, one in held.items():
+        where = position.split(".", 1)
+        count.add_metric(where, one.letters)
+        age.add_metric(where, 0.0 if one.since is None else max(0.0, time.time() - one.since))
+    yield from (count, age)
 
 
 _TEXTS = {

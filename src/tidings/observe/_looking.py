@@ -6,20 +6,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, Protocol
 
 from tidings.errors import MisuseError
 from tidings.observe._figures import Figures, Lanes
+from tidings.observe._held import Held, HeldLetters
 from tidings.observe._progress import Progress
 from tidings.observe._watched import WatchedRunning, WatchedService, WatchedWorker
-from tidings.ports import Backlog
-from tidings.sight import Fill, Fills, Reconnects
+from tidings.ports import Backlog, Broker
+from tidings.sight import Fill, Fills, Letters, Reconnects
 
 log = logging.getLogger("tidings.observe")
 
 LOOK_TIMEOUT: Final = 2.0
 STREAMS_EVERY: Final = 30.0
 """Seconds between two looks at how full the streams are."""
+LETTERS_EVERY: Final = 15.0
+"""Seconds between two looks at the dead letters that are held."""
 
 
 class Tells(Protocol):
@@ -39,6 +43,9 @@ class Looks:
         """Like the other, and those that are paused count as well."""
         self._fills: Mapping[str, Fill] = {}
         self._fills_at = float("-inf")
+        self._letters: dict[str, HeldLetters] = {}
+        self._letters_at: dict[str, float] = {}
+        self._letters_of: Broker | None = None
 
     async def look(self) -> None:
         try:
@@ -56,6 +63,7 @@ class Looks:
         streams = {one.position: one.stream for one in self._service.handlers}
         self._metrics.figures = Figures(
             connected=not broker.trouble,
+            held=await self._held(broker),
             lanes={one.position: self._lanes(one, backlogs.get(one.position)) for one in running.workers},
             outbox=outbox,
             reconnects=broker.reconnects if isinstance(broker, Reconnects) else None,
@@ -80,6 +88,29 @@ class Looks:
             worker.overdue,
             position in self._progress.stalled,
         )
+
+    async def _held(self, broker: Broker) -> Mapping[str, Held]:
+        """What is held of the dead letters of each handler; of whom that is not known there is nothing."""
+        if not isinstance(broker, Letters):
+            return {}
+        if broker is not self._letters_of:
+            self._letters_of, self._letters_at = broker, {}
+            self._letters = {
+                one.position: HeldLetters(partial(broker.letters, one.position, ordered=one.ordered))
+                for one in self._service.plan.subscriptions
+            }
+        for position, letters in self._letters.items():
+            pause = 0.0 if letters.behind else LETTERS_EVERY
+            if time.monotonic() - self._letters_at.get(position, float("-inf")) < pause:
+                continue
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT):
+                    await letters.look()
+            except Exception as error:
+                log.debug("%s: what is held of its dead letters cannot be told: %r", position, error)
+                letters.held = None
+            self._letters_at[position] = time.monotonic()
+        return {position: one.held for position, one in self._letters.items() if one.held is not None}
 
     async def _look_at_streams(self, running: WatchedRunning) -> None:
         broker = running.broker

@@ -26,6 +26,8 @@ HIGHEST: Final = (
     "tidings_stream_",
     "tidings_build_info",
     "tidings_call_overdue_seconds",
+    "tidings_dead_letters_held",
+    "tidings_dead_letters_oldest_seconds",
     "tidings_handler_",
     "tidings_loop_lag_seconds",
     "process_start_time_seconds",

@@ -28,6 +28,7 @@ from tidings.event import Event
 from tidings.evolution import Reader
 from tidings.ports import Backlog, Drift, Features, Plan, Sink, Subscription
 from tidings.testing._feed import Fault, MemoryFeed
+from tidings.testing._letters import MemoryLetterLog
 from tidings.testing._position import Flight
 from tidings.testing._server import Server
 
@@ -131,6 +132,10 @@ class MemoryBroker:
         self._check_alive()
         found = self._server.positions.get(position)
         return 0 if found is None else found.copies
+
+    def letters(self, position: str, *, ordered: bool) -> MemoryLetterLog:
+        """The log of a handler's dead letters; see `sight.Letters`."""
+        return MemoryLetterLog(lambda: self.trouble, self._server.dead, position)
 
     async def close(self) -> None:
         """Close the feeds, once every service that opened this object has closed it. Safe to call again."""

@@ -15,6 +15,7 @@ from tidings import BrokerUnavailable, ConfigurationError, Dead, Event, Retry, S
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.embedded_probe import free_port
 from tidings.dead_letters import list_letters
+from tidings.observe import Observability
 from tidings.ports import Plan
 
 pytestmark = pytest.mark.server
@@ -103,10 +104,12 @@ async def test_the_permissions_of_the_page_are_enough_and_no_more(
             return StockReserved(order_id=order.order_id)
 
         orders = Service("orders", broker=f"nats://ops:ops-password@{where}", publishes=[OrderPlaced])
-        async with orders.running(), stock.running():
+        sight = Observability(stock, port=None, every=0.2)
+        async with orders.running(), sight, stock.running():
             for name in ("good", "bad", "flaky"):
                 await orders.publish(OrderPlaced(order_id=name))
             await until(lambda: len(seen) == 4)
+            await until(lambda: 'tidings_dead_letters_held{handler="reserve",service="stock"} 1.0' in page(sight), 30)
             await stock.publish(StockReserved(order_id="by hand"))
             (letter,) = await list_letters(orders.active.broker)
             assert letter.key == "bad"
@@ -115,6 +118,10 @@ async def test_the_permissions_of_the_page_are_enough_and_no_more(
         await _is_kept_out(where)
     finally:
         server.stop()
+
+
+def page(sight: Observability) -> str:
+    return sight.metrics.text().decode()
 
 
 async def _is_kept_out(where: str) -> None:

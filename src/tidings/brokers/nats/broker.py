@@ -20,6 +20,7 @@ from tidings.brokers.nats.consumers import (
 )
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.feed import NatsFeed
+from tidings.brokers.nats.letters import NatsLetterLog
 from tidings.brokers.nats.login import Login
 from tidings.brokers.nats.names import RETRY_STREAM
 from tidings.brokers.nats.options import Options, parse
@@ -250,6 +251,12 @@ class NatsBroker:
         if self._main is None:
             raise _not_open("fill")
         return await fill_of(self._api, stream)
+
+    def letters(self, position: str, *, ordered: bool) -> NatsLetterLog:
+        """The log of a handler's dead letters; see `sight.Letters`."""
+        if self._main is None:
+            raise _not_open("letters")
+        return NatsLetterLog(self._main, self._api, position, ordered=ordered)
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""

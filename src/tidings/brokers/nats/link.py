@@ -8,11 +8,12 @@ bytes, stop reading in silence, close for good on an error of the server, and se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nats.errors
@@ -37,6 +38,10 @@ USER_TIMEOUT_MS = 10_000
 
 class NoResponders(BrokerUnavailable):
     """Nobody listens on a subject just now."""
+
+
+class Refused(BrokerUnavailable):
+    """This user may not ask that, and need not."""
 
 
 class PlainServer(nats.errors.Error):
@@ -70,6 +75,8 @@ class Link(Client):
         self.denied = ""
         """What the server said when it last refused a subject."""
         self.when_denied: set[Callable[[], None]] = set()
+        self._not_needed: dict[str, Callable[[], None]] = {}
+        """By subject, whom to tell that the server refused it: what is only nice to have is no trouble."""
 
     async def open(self, host: str, port: int) -> None:
         """Connect to one server; raises what the library raises, see `connection.py` for what that means."""
@@ -173,11 +180,21 @@ class Link(Client):
         """The answer is not waited for any more."""
         self._awaited.pop(reply[len(self._inbox) + 1 :], None)
 
-    async def ask(self, subject: str, payload: bytes, timeout: float) -> bytes:
-        """Send a request and return the body of its answer.
+    @contextlib.contextmanager
+    def may_be_refused(self, subject: str, refused: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile this link does without the subject, where the user has no permission to publish on it."""
+        self._not_needed[subject.lower()] = refused
+        try:
+            yield
+        finally:
+            self._not_needed.pop(subject.lower(), None)
+
+    async def ask(self, subject: str, payload: bytes, timeout: float, *, needed: bool = True) -> bytes:
+        """Send a request and return the body of its answer. What is not `needed` may be refused without any harm.
 
         Raises:
             NoResponders: nobody listens there.
+            Refused: this user may not publish there, and it is not needed.
             BrokerUnavailable: no answer in time, or the connection was lost.
         """
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -192,11 +209,16 @@ class Link(Client):
             else:
                 future.set_result(data)
 
+        def refused() -> None:
+            if not future.done():
+                future.set_exception(refusal_of(subject))
+
         reply = self.expect(take)
         try:
-            self.send(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload))
-            async with asyncio.timeout(timeout):
-                return await future
+            with contextlib.nullcontext() if needed else self.may_be_refused(subject, refused):
+                self.send(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload))
+                async with asyncio.timeout(timeout):
+                    return await future
         except TimeoutError:
             raise BrokerUnavailable(f"no answer on {subject} within {timeout:g} s{self._why_not(subject)}") from None
         finally:
@@ -311,6 +333,9 @@ class Link(Client):
     async def _process_err(self, err_msg: str) -> None:
         said = err_msg.strip("'")
         if "permissions violation" in said:
+            for subject, refused in list(self._not_needed.items()):
+                if f'"{subject}"' in said:
+                    return refused()
             self.denied = said
             log.error("the server refused a subject: %s. Grant it to this user, then restart the service", said)
             for tell in list(self.when_denied):
@@ -326,6 +351,10 @@ class Link(Client):
 
     async def _flusher(self) -> None:
         """Nothing is kept back, so nothing has to be flushed."""
+
+
+def refusal_of(subject: str) -> Refused:
+    return Refused(f"this user may not publish on {subject}")
 
 
 async def _ignore(error: Exception) -> None:
