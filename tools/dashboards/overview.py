@@ -18,12 +18,14 @@ OVERVIEW = Board(
                     "How many of the alerts of `tidings observe alerts` fire; 0 is good.",
                     ((f'count(ALERTS{{alertname=~"Tidings.*",alertstate="firing",{ALL}}}) or vector(0)', "firing"),),
                     kind="figure",
+                    width=6,
                 ),
                 Panel(
                     "Processes that are ready",
                     "By service, in how many processes `/health/ready` is green.",
                     ((f"sum by (service) (tidings_ready{{{ALL}}})", "{{service}}"),),
                     kind="figure",
+                    width=6,
                 ),
                 Panel(
                     "Dead letters of the last hour",
@@ -35,6 +37,19 @@ OVERVIEW = Board(
                         ),
                     ),
                     kind="figure",
+                    width=6,
+                ),
+                Panel(
+                    "Dead letters held",
+                    "By service, how many dead letters wait to be redriven or discarded, where the broker tells it.",
+                    (
+                        (
+                            f"sum by (service) (max by ({BY}) (tidings_dead_letters_held{{{ALL}}}))",
+                            "{{service}}",
+                        ),
+                    ),
+                    kind="figure",
+                    width=6,
                 ),
             ),
         ),

@@ -81,6 +81,17 @@ SERVICE = Board(
                     "reqps",
                 ),
                 Panel(
+                    "Dead letters held",
+                    "Dead letters that wait to be redriven or discarded, where the broker tells it.",
+                    ((f"max by (handler) (tidings_dead_letters_held{{{OF}}})", "{{handler}}"),),
+                ),
+                Panel(
+                    "Age of the oldest dead letter",
+                    "For how long the oldest dead letter is held; 0 where there is none.",
+                    ((f"max by (handler) (tidings_dead_letters_oldest_seconds{{{OF}}})", "{{handler}}"),),
+                    "s",
+                ),
+                Panel(
                     "Attempts",
                     "Outcomes a second by which attempt they are of: 1 is the first.",
                     ((rate("tidings_attempts_total", "attempt", OF), "{{attempt}}"),),

@@ -51,6 +51,7 @@ OUTBOX = {
     **of("tidings_outbox_parked", "0x60", labels=SHOP),
     **of("tidings_outbox_oldest_seconds", "0+60x60", labels=SHOP),
 }
+LETTERS = of("tidings_dead_letters_oldest_seconds", "86000+60x60")
 REPEATS = {**of("tidings_redeliveries_total", "0+30x60"), **outcomes("done", "0+60x60")}
 
 CASES: tuple[Case, ...] = (
@@ -172,6 +173,22 @@ CASES: tuple[Case, ...] = (
     Case("TidingsDeadLetters", "the first dead letter", outcomes("dead", "0x25 1x35"), OF_HANDLER),
     Case("TidingsDeadLetters", "dead letters of long ago", outcomes("dead", "0x5 7x55"), None),
     Case("TidingsDeadLetters", "retries", outcomes("retry", "0+5x60"), None),
+    Case("TidingsDeadLettersHeld", "a letter of yesterday", LETTERS, OF_HANDLER),
+    Case(
+        "TidingsDeadLettersHeld",
+        "a letter of yesterday that two processes tell of is one",
+        {**LETTERS, **of("tidings_dead_letters_oldest_seconds", "86000+60x60", labels=HANDLER.replace("a:1", "b:1"))},
+        OF_HANDLER,
+    ),
+    Case(
+        "TidingsDeadLettersHeld", "letters of this morning", of("tidings_dead_letters_oldest_seconds", "0+60x60"), None
+    ),
+    Case(
+        "TidingsDeadLettersHeld",
+        "letters that were redriven or discarded",
+        of("tidings_dead_letters_oldest_seconds", "86000+60x22 0x40"),
+        None,
+    ),
     Case("TidingsBacklogGrows", "a backlog that grows", {**UP, **BEHIND}, OF_HANDLER),
     Case(
         "TidingsBacklogGrows",
