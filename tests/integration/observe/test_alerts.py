@@ -82,6 +82,7 @@ def test_shorter_windows_shorten_every_time_and_no_number_of_events() -> None:
     whole, short = rules(), rules(windows=0.1)
     assert times.sub("…", whole) == times.sub("…", short)
     assert not [text for text in times.findall(short) if text.endswith(("m", "h", "d", "60")) and text != "60"]
+    assert "for: 20s  # at least 20s" in short, "a process remembers that its loop was blocked for longer than 6 s"
     assert "tidings_call_overdue_seconds) > 6\n" in short
     assert "[90s]" in short
 

@@ -11,7 +11,9 @@ from tidings.errors import ConfigurationError
 RUNBOOKS: Final = "docs/runbooks"
 """Where the pages stand that say what to do, unless somebody has put them elsewhere."""
 
-_DURATION: Final = re.compile(r"(?P<before>\[|\bfor: |\boffset )(?P<number>\d+)(?P<unit>[smhd])\b")
+_DURATION: Final = re.compile(
+    r"(?P<before>\[|\bfor: |\boffset )(?P<number>\d+)(?P<unit>[smhd])\b(?P<least>  # at least (?P<seconds>\d+)s)?"
+)
 _AGE: Final = re.compile(r"\b(?P<minutes>\d+) \* 60\b")
 _ALERT: Final = re.compile(
     r"^( +)- alert: (\w+)$(?P<body>.*?)^ +annotations:\n(?P<indent> +)", re.MULTILINE | re.DOTALL
@@ -22,8 +24,8 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def rules(*, windows: float = 1.0, runbooks: str = RUNBOOKS) -> str:
     """The rules as Prometheus reads them.
 
-    `windows`: every window, delay and age is multiplied by it, and is one second at least: for a drill in which nobody
-    wants to wait for a quarter of an hour. Numbers of events stay as they are.
+    `windows`: every window, delay and age is multiplied by it, and is one second at least, or what its rule says: for a
+    drill in which nobody wants to wait for a quarter of an hour. Numbers of events stay as they are.
     `runbooks`: what the link to the page of each alert begins with.
 
     Raises:
@@ -38,12 +40,14 @@ def rules(*, windows: float = 1.0, runbooks: str = RUNBOOKS) -> str:
     if windows == 1.0:
         return text
 
-    def shorter(seconds: float) -> int:
-        return max(1, round(seconds * windows))
+    def shorter(seconds: float, least: int = 1) -> int:
+        return max(least, round(seconds * windows))
 
-    text = _DURATION.sub(
-        lambda found: f"{found['before']}{shorter(int(found['number']) * _SECONDS[found['unit']])}s", text
-    )
+    def duration(found: re.Match[str]) -> str:
+        seconds = shorter(int(found["number"]) * _SECONDS[found["unit"]], int(found["seconds"] or 1))
+        return f"{found['before']}{seconds}s{found['least'] or ''}"
+
+    text = _DURATION.sub(duration, text)
     return _AGE.sub(lambda found: str(shorter(int(found["minutes"]) * 60)), text)
 
 
