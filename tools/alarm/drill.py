@@ -28,6 +28,17 @@ QUIET = 12.0
 """Seconds of healthy load in which nothing may fire."""
 FIRES_WITHIN = 60.0
 CLEARS_WITHIN = 120.0
+FIGURES = (
+    "tidings_broker_connected",
+    "tidings_loop_lag_seconds",
+    "tidings_outbox_waiting",
+    "tidings_outbox_oldest_seconds",
+    "tidings_call_overdue_seconds",
+    "tidings_published_total",
+    "tidings_backlog_oldest_seconds",
+    "up",
+)
+"""What explains an alert that nobody wanted."""
 EVERY = 0.1
 """Seconds between two orders."""
 
@@ -143,14 +154,15 @@ class Drill:
         return told
 
     async def _incident(self, incident: Incident) -> Told:
-        began = time.monotonic()
+        began = start = time.monotonic()
         await incident.breaks()
-        fired = await self._watch(FIRES_WITHIN, lambda now: incident.alert in now)
+        fired = await self._watch(FIRES_WITHIN, lambda now: incident.alert in now, incident.alert)
         fired_after = time.monotonic() - began
-        fired |= await self._watch(4.0, lambda now: False)  # another one may be slower
+        fired |= await self._watch(4.0, lambda now: False, incident.alert)  # another one may be slower
         began = time.monotonic()
         await incident.mends()
-        fired |= await self._watch(CLEARS_WITHIN, lambda now: not now)
+        fired |= await self._watch(CLEARS_WITHIN, lambda now: not now, incident.alert)
+        await asyncio.to_thread(self._near_misses, incident.alert, time.monotonic() - start)
         told = Told(incident.what, incident.alert, fired, fired_after, time.monotonic() - began)
         left = await asyncio.to_thread(self.prometheus.firing)
         assert not left, f"{incident.what}: does not clear: {set(left)}"
@@ -160,17 +172,34 @@ class Drill:
         )
         return told
 
-    async def _watch(self, seconds: float, enough: Callable[[set[str]], bool]) -> set[str]:
+    async def _watch(self, seconds: float, enough: Callable[[set[str]], bool], wanted: str = "") -> set[str]:
         """All that fires, until it is enough or the time is over."""
         fired: set[str] = set()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             now = set(await asyncio.to_thread(self.prometheus.firing))
+            for name in now - fired - {wanted}:
+                await asyncio.to_thread(self._explain, name)
             fired |= now
             if enough(now):
                 break
             await asyncio.sleep(0.5)
         return fired
+
+    def _explain(self, name: str) -> None:
+        """Say of an alert that nobody wanted what its figures were in the last half minute."""
+        told = [one for one in self.prometheus.ask("alerts")["alerts"] if one["labels"]["alertname"] == name]
+        self._say(f"  {name} fires, which was not wanted: {[(one['activeAt'], one['value']) for one in told]}")
+        for figure in FIGURES:
+            for one in self.prometheus.query(f"{figure}[30s]"):
+                values = " ".join(f"{float(value):.3g}" for _, value in one["values"])
+                self._say(f"    {figure} {values}")
+
+    def _near_misses(self, wanted: str, seconds: float) -> None:
+        """Say what nearly fired as well: were it often so, one of them would some day."""
+        for one in self.prometheus.query(f'count_over_time(ALERTS{{alertstate="pending"}}[{seconds:.0f}s])'):
+            if (name := one["metric"]["alertname"]) != wanted:
+                self._say(f"  nearly: {name} was pending for {one['value'][1]} s")
 
     # ── the load and the ledger ─────────────────────────────────────────────────────────────────────────────────────
 
