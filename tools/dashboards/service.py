@@ -179,7 +179,7 @@ SERVICE = Board(
             (
                 Panel(
                     "Publishing",
-                    "How long the broker takes to answer, half and 99 of 100 calls, and what it did not store.",
+                    "How long the broker takes to answer a call: half of them, and 99 of 100, were faster.",
                     (
                         (quantile(0.5, "tidings_publish_seconds", "way", ONE), "{{way}} p50"),
                         (quantile(0.99, "tidings_publish_seconds", "way", ONE), "{{way}} p99"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ import pytest
 
 from examples.shop import ledger, trouble
 from examples.shop.events import OrderPlaced
+from tests.unit.test_docs import ROOT
 from tidings import Service
 from tidings.cli.main import run
 from tidings.observe.alerts import rules
@@ -63,6 +65,15 @@ def test_a_dashboard_is_what_grafana_wants(board: Board) -> None:
         assert max(x for x, _ in cells) < 24
         if panel["type"] != "row":
             assert panel["description"].endswith("."), panel["title"]
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_each_panel_is_described_in_its_place(board: Board) -> None:
+    page = (ROOT / "docs" / "howto" / "observe.md").read_text(encoding="utf-8")
+    section = page.partition(f"### {board.title.removeprefix('Tidings: ').capitalize()}\n")[2].partition("\n##")[0]
+    found = re.findall(r"^\*([^*]+)\*(?:,|:)|^\* \*\*([^*]+)\*\*: .", section, re.MULTILINE)
+    wanted = [(row.title, *(panel.title for panel in row.panels)) for row in board.rows]
+    assert [title for pair in found for title in pair if title] == [title for row in wanted for title in row]
 
 
 def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
