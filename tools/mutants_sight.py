@@ -181,4 +181,11 @@ SIGHT: tuple[Mutant, ...] = (
         "        if count < self._read:",
         HELD_ON_NATS,
     ),
+    bug(
+        "a drill shortens what a process remembers",
+        "observe/alerts/__init__.py",
+        'int(found["seconds"] or 1)',
+        "1",
+        ("tests/integration/observe/test_alerts.py",),
+    ),
 )

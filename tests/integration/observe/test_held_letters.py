@@ -11,12 +11,16 @@ from typing import Literal
 
 import pytest
 
+from tests.integration.nats.cluster import NatsCluster
 from tests.integration.nats.server import NatsServer
 from tests.unit.observe.shop import Placed
 from tests.unit.observe.test_metrics import sample
 from tidings import Dead, Service
+from tidings.brokers.nats.names import DEAD_STREAM
 from tidings.dead_letters import discard, list_letters, redrive
+from tidings.delivery import Header
 from tidings.observe import Observability
+from tidings.sight import LetterLog, Lines
 
 pytestmark = [pytest.mark.server, pytest.mark.proves("P7", broker="nats", store="none")]
 WHERE = '{handler="handle",service="shop"}'
@@ -120,18 +124,35 @@ async def test_P7_more_letters_than_one_look_reads_are_counted_to_the_last(
 
 
 async def test_P7_a_log_of_dead_letters_that_was_made_anew_is_counted_anew(nats: NatsServer) -> None:
+    """Also where it has as many lines as the old one had."""
     async with shop(nats.url) as (service, sight):
+        log = service.active.broker.letters("shop.handle", ordered=False)  # type: ignore[attr-defined]  # NatsBroker
         await die(service, "a", "b")
         await tells(sight, 2)
+        first = await whole(log)
         await delete(nats.url)
-    async with shop(nats.url) as (service, sight):
-        await tells(sight, 0)
-        await die(service, "c", "d", "e")
-        await tells(sight, 3)
-        await delete(nats.url)
-        async with shop(nats.url) as (service, _):  # whoever starts makes it
-            await die(service, "f")
-            await tells(sight, 1)
+        async with shop(nats.url) as (other, _):  # whoever starts makes it
+            await die(other, "c", "d")
+            await tells(sight, 2)
+        second = await whole(log)
+    assert [len(lines.headers) for lines in (first, second)] == [2, 2]
+    assert second.anew
+    assert not (ids_of(first) & ids_of(second))
+
+
+async def whole(log: LetterLog) -> Lines:
+    """What comes when nobody else reads."""
+    async with asyncio.timeout(30):
+        while True:
+            lines = await log.more(100)
+            assert lines is not None
+            if lines.headers:
+                return lines
+            await asyncio.sleep(0.3)
+
+
+def ids_of(lines: Lines) -> set[str]:
+    return {headers[Header.LETTER] for headers in lines.headers}
 
 
 async def delete(url: str) -> None:
@@ -141,6 +162,21 @@ async def delete(url: str) -> None:
     await client.connect(url)
     await client.jetstream().delete_stream("tidings-dead")
     await client.close()
+
+
+async def test_P7_at_a_cluster_it_is_right_also_when_the_server_is_gone_that_led_the_log(tmp_path: Path) -> None:
+    cluster = NatsCluster(tmp_path / "cluster").start()
+    try:
+        async with shop(cluster.url) as (service, one), shop(cluster.url) as (_, two):
+            await die(service, "a", "b")
+            await tells(one, 2)
+            await tells(two, 2)
+            cluster.nodes[cluster.stream_leader(DEAD_STREAM)].stop()
+            await service.publish(Placed(order_id="c", wanted="dead"), timeout=60)
+            await tells(one, 3, 90)
+            await tells(two, 3, 90)
+    finally:
+        cluster.stop()
 
 
 USER = """
