@@ -11,7 +11,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,13 +25,6 @@ from tidings.observe import Observability
 
 pytestmark = [pytest.mark.server, pytest.mark.proves("P10", "P12", broker="nats", store="none")]
 USER = 'authorization {{ user: "me", password: "{}" }}'
-
-
-@pytest.fixture
-def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    server.stop()
 
 
 @asynccontextmanager
