@@ -14,7 +14,7 @@ from tidings.observe._figures import Figures, Lanes
 from tidings.observe._held import Held, HeldLetters
 from tidings.observe._progress import Progress
 from tidings.observe._watched import WatchedRunning, WatchedService, WatchedWorker
-from tidings.ports import Backlog, Broker
+from tidings.ports import Backlog
 from tidings.sight import Fill, Fills, Letters, Reconnects
 
 log = logging.getLogger("tidings.observe")
@@ -45,7 +45,7 @@ class Looks:
         self._fills_at = float("-inf")
         self._letters: dict[str, HeldLetters] = {}
         self._letters_at: dict[str, float] = {}
-        self._letters_of: Broker | None = None
+        self._letters_of: WatchedRunning | None = None
 
     async def look(self) -> None:
         try:
@@ -63,7 +63,7 @@ class Looks:
         streams = {one.position: one.stream for one in self._service.handlers}
         self._metrics.figures = Figures(
             connected=not broker.trouble,
-            held=await self._held(broker),
+            held=await self._held(running),
             lanes={one.position: self._lanes(one, backlogs.get(one.position)) for one in running.workers},
             outbox=outbox,
             reconnects=broker.reconnects if isinstance(broker, Reconnects) else None,
@@ -89,15 +89,18 @@ class Looks:
             position in self._progress.stalled,
         )
 
-    async def _held(self, broker: Broker) -> Mapping[str, Held]:
-        """What is held of the dead letters of each handler; of whom that is not known there is nothing."""
+    async def _held(self, running: WatchedRunning) -> Mapping[str, Held]:
+        """What is held of the dead letters of each handler that runs here; of whom it is not known there is nothing."""
+        broker = running.broker
         if not isinstance(broker, Letters):
             return {}
-        if broker is not self._letters_of:
-            self._letters_of, self._letters_at = broker, {}
+        if running is not self._letters_of:
+            self._letters_of, self._letters_at = running, {}
+            here = {worker.position for worker in running.workers}
             self._letters = {
                 one.position: HeldLetters(partial(broker.letters, one.position, ordered=one.ordered))
                 for one in self._service.plan.subscriptions
+                if one.position in here
             }
         for position, letters in self._letters.items():
             pause = 0.0 if letters.behind else LETTERS_EVERY

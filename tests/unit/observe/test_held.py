@@ -239,6 +239,22 @@ async def test_while_the_log_cannot_be_read_there_is_no_figure_rather_than_an_ol
         assert figures(sight) == (0, 0)
 
 
+async def test_a_service_that_stops_and_runs_again_tells_of_them_again(eager: None) -> None:
+    broker, service = MemoryBroker(), shop()
+    sight = Observability(service, port=None)
+    async with sight:
+        async with service.running(broker=broker):
+            await service.publish(Placed(order_id="a", wanted="dead"))
+            await broker.idle()
+            await sight.look()
+            assert figures(sight)[0] == 1
+        await sight.look()
+        assert COUNT not in sample(sight.metrics.text().decode()), "it does not run"
+        async with service.running(broker=broker):
+            await sight.look()
+            assert figures(sight)[0] == 1
+
+
 async def test_a_broker_that_cannot_show_them_leaves_the_figures_out() -> None:
     class Silent(MemoryBroker):
         letters = None  # type: ignore[assignment]  # what it does not have
