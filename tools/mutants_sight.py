@@ -19,7 +19,7 @@ SIGHT: tuple[Mutant, ...] = (
     bug(
         "the first dead letter is not seen to be one more",
         "observe/metrics.py",
-        "                metrics._outcomes.labels(*self._where, kind, outcome)\n",
+        "                metrics._outcomes.child(*self._where, kind, outcome)\n",
         "                pass\n",
         METRICS,
     ),
@@ -33,8 +33,8 @@ SIGHT: tuple[Mutant, ...] = (
     bug(
         "a repeat counts into the time on the way",
         "observe/metrics.py",
-        "                and not delivery.failures\n                and envelope",
-        "                and envelope",
+        "if outcome is done and delivery.delivered == 1 and not delivery.failures:",
+        "if outcome is done and delivery.delivered == 1:",
         METRICS,
     ),
     bug("the commit is not timed", "claims.py", '            self._told("commit")\n', "            pass\n", METRICS),
@@ -187,5 +187,12 @@ SIGHT: tuple[Mutant, ...] = (
         'int(found["seconds"] or 1)',
         "1",
         ("tests/integration/observe/test_alerts.py",),
+    ),
+    bug(
+        "of several types only one is counted",
+        "observe/metrics.py",
+        "next(iter(types)) if len(types) == 1",
+        "next(iter(types)) if types",
+        METRICS,
     ),
 )

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from tidings.delivery import DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Route
 from tidings.errors import BrokerUnavailable, Contention, StoreUnavailable
+from tidings.observe._cheap import Counts, Times
 from tidings.observe._figures import Figures, Gauges, Now
-from tidings.observe._times import Times
 from tidings.observe._watched import WatchedHandler
 from tidings.ports import Settled
 from tidings.sight import Stage, Way
@@ -111,7 +111,7 @@ class Metrics:
         registry.register(Gauges(service, lambda: self.figures, build, now))
         ProcessCollector(registry=registry)
         self._tallies: dict[str, _Tally] = {}
-        self._ways: dict[Way, tuple[Callable[[float], None], Callable[[float], None]]] = {}
+        self._ways: dict[Way, tuple[list[int], Callable[[float], None]]] = {}
 
     def prepare(self) -> None:
         """Have the series of all handlers from the start."""
@@ -129,22 +129,22 @@ class Metrics:
 
     def refused(self, position: str, error: Exception) -> None:
         kind = next((name for known, name in STORE_ERRORS.items() if isinstance(error, known)), OTHER)
-        self._store.labels(*position.split(".", 1), kind).inc()
+        self._store.child(*position.split(".", 1), kind)[0] += 1
 
     def published(self, way: Way, answers: Sequence[Exception | None], seconds: float) -> None:
         count, times = self._ways.get(way) or self._way(way)
         times(seconds)
         failed = [error for error in answers if error is not None]
-        count(len(answers) - len(failed))
+        count[0] += len(answers) - len(failed)
         for error in failed:
             kind = "unavailable" if isinstance(error, BrokerUnavailable) else "refused"
-            self._failed.labels(self._service, way, kind).inc()
+            self._failed.child(self._service, way, kind)[0] += 1
 
-    def _way(self, way: Way) -> tuple[Callable[[float], None], Callable[[float], None]]:
-        found = self._published.labels(self._service, way).inc, self._publishing.child(self._service, way)
+    def _way(self, way: Way) -> tuple[list[int], Callable[[float], None]]:
+        found = self._published.child(self._service, way), self._publishing.child(self._service, way)
         self._ways[way] = found
         for kind in ("unavailable", "refused"):
-            self._failed.labels(self._service, way, kind)
+            self._failed.child(self._service, way, kind)
         return found
 
     def text(self) -> bytes:
@@ -156,7 +156,7 @@ class Metrics:
         tally = self._tallies.get(position)
         return 0 if tally is None else tally.taken
 
-    def counters_and_times(self) -> tuple[Counter | Times, ...]:
+    def counters_and_times(self) -> tuple[Counts | Times, ...]:
         outcomes = (self._received, self._outcomes, self._retries, self._dead, self._duplicates, self._redelivered)
         others = (self._attempts, self._unread, self._store, self._published, self._failed)
         return (*outcomes, *others, self._size, self._seconds, self._stages, self._ages, self._publishing)
@@ -175,12 +175,14 @@ class _Tally:
     def __init__(self, metrics: Metrics, service: str, position: str, types: frozenset[str]) -> None:
         self._where = (service, position.partition(".")[2])
         self._types = types
+        self._only = next(iter(types)) if len(types) == 1 else ""
+        """What is done is of this type, and need not be asked for it."""
         self._metrics = metrics
-        self._children: dict[tuple[str, str, str], Sequence[Counter]] = {}
+        self._children: dict[tuple[str, str, str], Sequence[list[int]]] = {}
         self.taken = 0
-        self._received = metrics._received.labels(*self._where).inc
-        self._redelivered = metrics._redelivered.labels(*self._where).inc
-        self._attempts = [metrics._attempts.labels(*self._where, name).inc for name in _ATTEMPTS]
+        self._received = metrics._received.child(*self._where)
+        self._redelivered = metrics._redelivered.child(*self._where)
+        self._attempts = [metrics._attempts.child(*self._where, name) for name in _ATTEMPTS]
         self._size = metrics._size.child(*self._where)
         self._seconds = metrics._seconds.child(*self._where)
         self._age = metrics._ages.child(*self._where)
@@ -188,54 +190,52 @@ class _Tally:
         self.stages = {name: metrics._stages.child(*self._where, name) for name in names}
         for kind in (*types, OTHER):
             for outcome in OUTCOMES:
-                metrics._outcomes.labels(*self._where, kind, outcome)
+                metrics._outcomes.child(*self._where, kind, outcome)
         for error in STORE_ERRORS.values():
-            metrics._store.labels(*self._where, error)
+            metrics._store.child(*self._where, error)
 
     def received(self, count: int) -> None:
         self.taken += count
-        self._received(count)
+        self._received[0] += count
 
     def settled(self, batch: Sequence[Settled], seconds: float) -> None:
         counts: dict[tuple[str, str, str], int] = {}
         plain: dict[str, int] = {}
         tried: dict[int, int] = {}
-        again = 0
+        alike = again = 0
+        only, done = self._only, None
         first: Delivery | None = None
         for one in batch:
             delivery, outcome = one.delivery, one.outcome
-            envelope = delivery.envelope
-            if (
-                type(outcome) is Done
-                and delivery.delivered == 1
-                and not delivery.failures
-                and envelope is not None
-                and not outcome.skipped
-            ):  # nearly always
-                kind = envelope.type
-                if kind in plain:
-                    plain[kind] += 1
+            if outcome is not done and type(outcome) is Done and not outcome.skipped:
+                done = outcome  # mostly one object for all
+            if outcome is done and delivery.delivered == 1 and not delivery.failures:  # nearly always
+                if only:
+                    alike += 1
                 else:
-                    plain[kind] = 1
-                    first = first or delivery
+                    kind = OTHER if delivery.envelope is None else delivery.envelope.type
+                    plain[kind] = plain.get(kind, 0) + 1
+                first = first or delivery
                 continue
-            failures = delivery.failures
+            envelope, failures = delivery.envelope, delivery.failures
             tried[failures] = tried.get(failures, 0) + 1
             if delivery.delivered > 1 and type(outcome) is not Retried:
                 again += 1
             key = (envelope.type if envelope is not None else OTHER, *_kind(outcome))
             counts[key] = counts.get(key, 0) + 1
+        if alike:
+            plain[only] = alike
         for kind, count in plain.items():
             key = (kind, "done", "")
             counts[key] = counts.get(key, 0) + count
             tried[0] = tried.get(0, 0) + count
         for key, count in counts.items():
             for child in self._children.get(key) or self._made(key):
-                child.inc(count)
+                child[0] += count
         for failures, count in tried.items():
-            self._attempts[min(failures, MOST_ATTEMPTS)](count)
+            self._attempts[min(failures, MOST_ATTEMPTS)][0] += count
         if again:
-            self._redelivered(again)
+            self._redelivered[0] += again
         self._size(len(batch))
         self._seconds(seconds)
         if first is not None:
@@ -255,17 +255,17 @@ class _Tally:
         if made is not None:
             self._age(max(0.0, now - made))
 
-    def _made(self, key: tuple[str, str, str]) -> Sequence[Counter]:
+    def _made(self, key: tuple[str, str, str]) -> Sequence[list[int]]:
         """The children for a type, an outcome and its detail. Only a handler's own types get series, and room."""
         kind, outcome, detail = key
         metrics = self._metrics
         of = (*self._where, kind if kind in self._types else OTHER)
-        children = [metrics._outcomes.labels(*of, outcome)]
+        children = [metrics._outcomes.child(*of, outcome)]
         by_detail = {"retry": metrics._retries, "dead": metrics._dead, "duplicate": metrics._duplicates}.get(outcome)
         if by_detail is not None:
-            children.append(by_detail.labels(*of, detail))
+            children.append(by_detail.child(*of, detail))
         if outcome == "dead" and detail not in _HANDLED:
-            children.append(metrics._unread.labels(*self._where, detail))
+            children.append(metrics._unread.child(*self._where, detail))
         if kind in self._types or kind == OTHER:
             self._children[key] = children
         return children
@@ -284,5 +284,5 @@ def _kind(outcome: Outcome) -> tuple[str, str]:
     return outcome.kind, ""
 
 
-def _counter(name: str, text: str, labels: Sequence[str]) -> Counter:
-    return Counter(f"tidings_{name}", text, labels, registry=None)
+def _counter(name: str, text: str, labels: Sequence[str]) -> Counts:
+    return Counts(f"tidings_{name}", text, labels)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import urllib.request
 from collections.abc import Mapping
 
 import msgspec
 import prometheus_client
+import pytest
 
 from tests.unit.observe.shop import Placed, shop
-from tidings import Delivery
+from tidings import Delivery, Event, Service
 from tidings.delivery import DeadLettered, Done, Duplicate, Envelope, Outcome, Retried, Unsettled
 from tidings.observe import Observability
 from tidings.observe._looking import outbox_of
@@ -61,6 +63,33 @@ def test_P14_every_outcome_is_counted() -> None:
     assert counted(metrics, "tidings_batch_events_count") == 2
     assert counted(metrics, "tidings_batch_events_sum") == 10
     assert counted(metrics, "tidings_batch_seconds_count") == 2
+
+
+def test_when_counting_began_is_told_unless_the_client_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics("shop", lambda: shop().handlers)
+    settle(metrics, Done())
+    began = counted(metrics, "tidings_outcomes_created", type="order.placed", outcome="done")
+    assert began == pytest.approx(time.time(), abs=60)
+    monkeypatch.setattr("prometheus_client.metrics._use_created", False)  # what the variable and the function set
+    assert "_created" not in metrics.text().decode()
+    assert counted(metrics, "tidings_outcomes_total", type="order.placed", outcome="done") == 1
+
+
+def test_the_types_of_a_batch_are_told_apart() -> None:
+    class Shipped(Event, type="order.shipped", version=1):
+        order_id: str
+
+    service = Service("shop")
+
+    @service.on(Placed, Shipped, name="handle", idempotent=True, order=None)
+    async def handle(event: Placed | Shipped) -> None: ...
+
+    metrics = Metrics("shop", lambda: service.handlers)
+    types = ("order.placed", "order.shipped", "order.placed", "order.lost")
+    metrics.settled("shop.handle", [Settled(delivery(one), Done()) for one in types], 0.02)
+    for kind, count in (("order.placed", 2), ("order.shipped", 1), ("other", 1)):
+        assert counted(metrics, "tidings_outcomes_total", type=kind, outcome="done") == count, kind
+    assert counted(metrics, "tidings_attempts_total", attempt="1") == 4
 
 
 def test_types_that_no_handler_takes_make_no_series() -> None:
