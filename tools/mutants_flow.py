@@ -51,8 +51,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a duplicate is not recognised",
         CALLS,
-        "states[index].state is not new
-                    or",
+        "states[index].state is not new\n                    or",
         "states[index].state is State.BUSY\n                    or",
     ),
     Mutant(
@@ -64,8 +63,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a busy key is handled anyway",
         CALLS,
-        "states[index].state is not new
-                    or",
+        "states[index].state is not new\n                    or",
         "states[index].state is State.DONE\n                    or",
     ),
     Mutant(
