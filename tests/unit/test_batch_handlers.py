@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(
         self, call: Callable[[list[Placed]], Awaitable[Any]], store: ToldStore | None, *, ordered: bool = False,
-        timeout: float = 5.0,
+        timeout: float = 5.0, together: int = 64,
     ) -> None:  # fmt: skip
         async def handle(events: list[Placed]) -> list[Shipped] | None: ...
 
@@ -85,7 +85,7 @@ class Bench:
             claimer=Claimer(self.handler, store, Tx if store is not None else None),
             handling=Handling(self.handler, lambda events, claim, deliveries: call(events), wrap),
             settler=Settler("stock.step", self.broker, observers=[self.watcher]),
-            together=64,
+            together=together,
         )
 
     @property
@@ -261,7 +261,7 @@ async def test_P3_events_that_the_handler_names_come_to_their_ends_and_the_other
 ) -> None:
     call: Any = naming(b2=Dead("no such product"), d4=ValueError("no stock"), f6=RetryAfter(60, "rate limited"))
     sql = in_sql()
-    bench = Bench(call, sql if store else None)
+    bench = Bench(call, sql if store else None, together=8)
     with caplog.at_level(logging.WARNING, "tidings.pipeline"):
         await bench.pipeline.process(batch("a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8"))
     assert [len(names) for names in call.seen] == [8, 5]
