@@ -114,9 +114,10 @@ async def test_trap_109_a_queue_that_was_removed_is_trouble_and_ends_when_it_is_
     from pamqp import commands
 
     from tests.integration.rabbitmq.conftest import plan
-    from tidings.brokers.rabbitmq import source
+    from tidings.brokers.rabbitmq import moving, source
 
     monkeypatch.setattr(source, "LOOK_AGAIN", 0.3)
+    monkeypatch.setattr(moving, "LOOK_AGAIN", 0.3)
     monkeypatch.setattr(topology, "ON_DISK", 0.1)
     rig = await connect(rabbitmq_url)
     await rig.publish(b"before")
@@ -126,6 +127,10 @@ async def test_trap_109_a_queue_that_was_removed_is_trouble_and_ends_when_it_is_
     channel = await (await connection.ready(5)).channel(5)
     await channel.call(commands.Queue.Delete(0, rig.subscription.position, False, False, False), 5)
     await until(lambda: "is gone" in rig.broker.trouble)
+    await rig.broker.open(plan(rig.subscription))
+    await until(lambda: rig.broker.trouble == "")
+    await channel.call(commands.Queue.Delete(0, f"{rig.subscription.position}._wait.800", False, False, False), 5)
+    await until(lambda: "_wait.800 is gone" in rig.broker.trouble)
     await rig.broker.open(plan(rig.subscription))
     await until(lambda: rig.broker.trouble == "")
     await rig.publish(b"after")

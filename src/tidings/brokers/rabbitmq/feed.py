@@ -101,7 +101,7 @@ class RabbitFeed:
     def trouble(self) -> str:
         if not self._closed and any(task.done() for task in self._tasks):
             return f"the feed of {self.position} died: restart the process"
-        return next((source.trouble for source in self.sources if source.trouble), "")
+        return next((one.trouble for one in [*self.sources, *self._movers] if one.trouble), "")
 
     def start(self) -> None:
         for source in self.sources:

@@ -60,6 +60,7 @@ class Mover:
         self.queue = queue
         self.held: list[Content] = []
         """What is with us."""
+        self.trouble = ""
         self._connection = connection
         self._look_after = min(max(step * LATE, HOLD), LONGEST)
         self._move = move
@@ -77,7 +78,7 @@ class Mover:
                 self._said = ""
             except Refused as error:
                 pause = PAUSE if error.passing else LOOK_AGAIN
-                self._complain(f"copies that wait in {self.queue} cannot be taken: {error}")
+                self._refused(error)
             except BrokerUnavailable as error:
                 log.debug("%s cannot be taken from: %s", self.queue, error)
             except Exception:
@@ -104,6 +105,7 @@ class Mover:
         self._cut_off = False
         try:
             tag: str | None = await channel.consume(self.queue, self._take, self._cancelled, ANSWER, prefetch=1)
+            self.trouble = ""
             while (left := await self._first(channel)) is not None:
                 if left > HOLD:
                     return min(left, self._look_after)
@@ -168,6 +170,17 @@ class Mover:
             self._complain(f"copies of {self.queue} cannot go on, and stay there: {error}")
             self._more.clear()
             await self._wait(FAILED)
+
+    def _refused(self, error: Refused) -> None:
+        what = f"copies that wait in {self.queue} cannot be taken: {error}"
+        if error.missing:
+            what = (
+                f"the queue {self.queue} is gone, and with it the copies that waited in it. If that was meant, restart"
+                " the service, which makes it anew"
+            )
+        if not error.passing:
+            self.trouble = what
+        self._complain(what)
 
     def _complain(self, what: str) -> None:
         if what != self._said:
