@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from pamqp import commands
 
-from tests.integration.rabbitmq.conftest import Connect, Rig, plan, until
+from tests.integration.rabbitmq.conftest import Connect, Rig, plan, position, until
 from tidings.brokers.rabbitmq import frames, moving, names, waiting
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.brokers.rabbitmq.connection import Connection
@@ -139,6 +139,15 @@ async def test_P6_a_copy_that_was_put_back_is_taken_again_in_time(
     assert await rig.broker.publish([rig.copy(due=due)], timeout=10) == [None]
     assert [one.body for one in await rig.settled(1)] == [b"copy"]
     assert time.time() >= due
+
+
+async def test_P6_a_copy_of_an_ordered_position_waits_too(rabbitmq_url: str, connect: Connect) -> None:
+    """There is no queue for it to wait in."""
+    rig, due = await connect(rabbitmq_url, position(ordered=True)), time.time() + 0.7
+    assert await rig.broker.publish([rig.copy(due=due)], timeout=10) == [None]
+    assert [one.body for one in await rig.settled(1)] == [b"copy"]
+    assert time.time() >= due
+    assert await rig.broker.copies(rig.subscription.position) == 0
 
 
 async def test_P6_a_copy_that_comes_before_its_time_waits(rabbitmq_url: str, connect: Connect) -> None:
