@@ -176,6 +176,12 @@ KAFKA: tuple[Mutant, ...] = (
         "if (here := (record.topic(), record.partition())) and place is None:",
     ),
     bug(
+        "a little room is not used",
+        "pump.py",
+        "                time.sleep(GATHER)\n                room = self._has_room() or -1\n",
+        "                return -1\n",
+    ),
+    bug(
         "an event is settled twice",
         "feed.py",
         "            if plain and held.pop(token, None) is not None:\n",

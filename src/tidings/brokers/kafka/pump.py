@@ -36,6 +36,8 @@ MOST: Final = 500
 """Records in one batch."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
+GATHER: Final = 0.005
+"""Seconds that are waited for more room where it is for a few only."""
 UNPOLLED: Final = 0.5
 """Seconds without room after which the partitions are paused and polling goes on."""
 BEGIN_WITHIN: Final = 30.0
@@ -155,6 +157,9 @@ class Pump:
             if self._paused:
                 self._paused = False
                 consumer.resume(consumer.assignment())
+            elif 4 * room < self._most:  # there is enough to do, and each batch costs a hop: soon it will be for more
+                time.sleep(GATHER)
+                room = self._has_room() or -1
             return room
         if self._paused:
             return 0
@@ -170,11 +175,9 @@ class Pump:
         return 0
 
     def _has_room(self) -> int:
-        """For how many there is room; none while it is for a few only, because each batch costs a hop."""
         if self._taken_bytes - self._owner.released_bytes >= self._most_bytes:
             return 0
-        room = self._most - (self._taken - self._owner.released)
-        return min(MOST, room) if 4 * room >= self._most else 0
+        return min(MOST, self._most - (self._taken - self._owner.released))
 
     def _pull(self, consumer: Consumer, room: int) -> None:
         # Whoever comes back from the library waits for the loop's turn to end: so under load it is asked once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.pump import Pump
+from tidings.brokers.kafka.pump import MOST, Pump
 from tidings.brokers.kafka.tracks import Batch, Track, token_of
 from tidings.delivery import Route
 from tidings.partition import slot_of
@@ -140,6 +141,17 @@ async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_th
     assert owner.gone == [old]
     assert old.gone
     assert pump.tracks["order", 0].progress.snapshot()[0] == 0
+
+
+async def test_a_little_room_is_used_as_well(pump: Pump, owner: Owner) -> None:
+    """Handlers that are slow make room for one at a time, and the library has to be polled all the same."""
+    consumer: Any = object()
+    pump._taken = pump._most
+    assert pump._has_room() == 0
+    owner.released = 1
+    assert pump._room(consumer) == 1
+    owner.released = pump._most
+    assert pump._room(consumer) == min(MOST, pump._most)
 
 
 async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:

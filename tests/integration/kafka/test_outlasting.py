@@ -1,0 +1,54 @@
+"""An event that outlasts the patience with which its partition is given away: two processes may be at work on it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.kafka_rig import KafkaRig
+from tidings.brokers.kafka import feed
+from tidings.delivery import Delivery
+from tidings.testing.conformance import Bench, Stage
+from tools.services.kafka import Kafka
+
+pytestmark = pytest.mark.server
+
+KEYS = 16
+JOINS = 6
+"""So often another process comes and goes: which partitions move is the group's affair."""
+
+
+@pytest.mark.proves("P8", broker="kafka", store="sqlite")
+async def test_P4_P8_an_event_that_outlasts_its_partition_is_applied_once_and_in_order(
+    kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PATIENCE", 0.1)
+    bench = Bench(KafkaRig(kafka), "outlasting")
+    stage = Stage(bench, "sqlite", tmp_path)
+
+    async def slow(event: Any, delivery: Delivery) -> None:
+        await asyncio.sleep(0.5)
+
+    first, second = stage.service(), stage.service()
+    position = stage.handle(first, slow, order="key", batch=1, worker="first")
+    stage.handle(second, slow, order="key", batch=1, worker="second")
+    ids: list[int] = []
+    try:
+        async with stage.running(first):
+            for _ in range(JOINS):
+                more = range(len(ids), len(ids) + KEYS // 2)
+                await stage.publish(first, more, keys=KEYS)
+                ids += more
+                async with stage.running(second):
+                    await stage.until_applied(position, ids[: -KEYS // 4])
+            await stage.until_applied(position, ids)
+        stage.judge(position, ids)
+        stage.check_order(position)
+        assert stage.workers() == {"first", "second"}
+        outlasted = stage.outcomes.of[position]["unsettled"]
+        assert outlasted, "no event ran for longer than its partition was here: this has shown nothing"
+    finally:
+        await bench.close()
