@@ -101,7 +101,8 @@ class RabbitFeed:
     def trouble(self) -> str:
         if not self._closed and any(task.done() for task in self._tasks):
             return f"the feed of {self.position} died: restart the process"
-        return next((one.trouble for one in [*self.sources, *self._movers] if one.trouble), "")
+        said = [*(source.trouble for source in self.sources), *(mover.trouble for mover in self._movers)]
+        return next(filter(None, said), "")
 
     def start(self) -> None:
         for source in self.sources:
