@@ -12,7 +12,7 @@ from tidings.testing.conformance import Conformance, Rig
 from tools.services.rabbitmq import RabbitMQ
 
 GAPS = {"history": "a queue keeps what comes after it was made, and until it is done"}
-ON_ONE_NODE = {"cluster": "one node; several have not been tried"}
+ON_ONE_NODE = {"cluster": "one node; test_rabbitmq_cluster.py has three"}
 
 
 @pytest.fixture(scope="module")
