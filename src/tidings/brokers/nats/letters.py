@@ -52,6 +52,8 @@ class NatsLetterLog:
         """How many lines were returned, and the place of the last."""
         self._anew = False
         self._refused = False
+        self._replicas = 1
+        """As many as the stream has: one at a single server would be away with it, and its name taken until then."""
 
     async def more(self, most: int) -> Lines | None:
         if self._refused:
@@ -78,6 +80,7 @@ class NatsLetterLog:
             if error.err_code == NO_STREAM:
                 return "", 0
             raise BrokerUnavailable(str(error)) from None
+        self._replicas = int(found["config"].get("num_replicas") or 1)
         return str(found.get("created")), sum((found["state"].get("subjects") or {}).values())
 
     async def _lines(self, wanted: int) -> list[Line]:
@@ -104,7 +107,7 @@ class NatsLetterLog:
             "headers_only": True,
             "inactive_threshold": int(PASSES_AWAY * SECOND),
             "mem_storage": True,
-            "num_replicas": 1,
+            "num_replicas": self._replicas,
             "replay_policy": "instant",
             # Two that ask for the same consumer would share its lines.
             "metadata": {"tidings-reader": secrets.token_hex(8)},
