@@ -43,7 +43,7 @@ async def served(folder: Path) -> AsyncIterator[tuple[Service, Observability]]:
             raise ConnectionError("not at once")
 
     try:
-        sight = Observability(service, port=0, every=0.3)
+        sight = Observability(service, port=0, every=1000.0)
         async with sight:
             checked(await asyncio.to_thread(scrape, sight.url))
             async with service.running():
@@ -81,6 +81,7 @@ async def test_each_metric_of_the_reference_is_served_and_promtool_finds_nothing
         async with asyncio.timeout(60):
             while missing or wanted:
                 await asyncio.sleep(0.2)
+                await sight.look()
                 text = await asyncio.to_thread(scrape, sight.url)
                 missing -= set(re.findall(r"^(tidings_\w+)\{", text, re.MULTILINE))
                 wanted -= set(text.splitlines())
