@@ -101,10 +101,15 @@ def after_a_copy(calls: Counter[int], stock: Service) -> Handler:
 async def handled(store: PostgresStore, make: Make, *, order: Literal["key"] | None) -> tuple[Counter[int], list[int]]:
     """How often each event was handled until all is quiet, and what was published."""
     calls: Counter[int] = Counter()
-    said: list[int] = []
-    broker = MemoryBroker()
     stock = Service("stock", store=store, publishes=[Placed, Reserved])
     stock.on(Placed, name="reserve", order=order, kill_switch=None, retry=Retry(attempts=1))(make(calls, stock))
+    return calls, await said_by(stock)
+
+
+async def said_by(stock: Service) -> list[int]:
+    """What it publishes of twenty events, of which the bad ones die."""
+    said: list[int] = []
+    broker = MemoryBroker()
 
     @stock.on(Reserved, idempotent=True)
     async def hear(event: Reserved) -> None:
@@ -114,7 +119,7 @@ async def handled(store: PostgresStore, make: Make, *, order: Literal["key"] | N
         assert not any(await stock.publish_many([Placed(order_id=f"k{n % 7}", number=n) for n in range(20)]))
         await broker.idle(20.0)
     assert len(broker.dead_letters) == len(BAD)
-    return calls, sorted(said)
+    return sorted(said)
 
 
 @pytest.mark.parametrize("order", ["key", None])
@@ -149,8 +154,6 @@ async def test_P4_what_an_event_sent_before_it_failed_is_rolled_back(opens: Open
 async def in_lists(store: PostgresStore, kind: str) -> tuple[list[int], list[int]]:
     """How long the lists were that a batch handler was given, and what it caused."""
     lengths: list[int] = []
-    said: list[int] = []
-    broker = MemoryBroker()
     stock = Service("stock", store=store, publishes=[Placed, Reserved])
 
     def refuse(events: list[Placed]) -> None:
@@ -183,16 +186,7 @@ async def in_lists(store: PostgresStore, kind: str) -> tuple[list[int], list[int
     kinds: dict[str, Any] = {"early": early, "late": late, "statements": statements}
     rules: dict[str, Any] = {"order": None, "concurrency": 1, "kill_switch": None, "retry": Retry(attempts=1)}
     stock.on_batch(Placed, name="reserve", **rules)(kinds[kind])
-
-    @stock.on(Reserved, idempotent=True)
-    async def hear(event: Reserved) -> None:
-        said.append(event.number)
-
-    async with stock.running(broker=broker):
-        assert not any(await stock.publish_many([Placed(order_id=f"k{n % 7}", number=n) for n in range(20)]))
-        await broker.idle(20.0)
-    assert len(broker.dead_letters) == len(BAD)
-    return lengths, sorted(said)
+    return lengths, await said_by(stock)
 
 
 @pytest.mark.parametrize(("kind", "transactions"), [("early", 1), ("statements", 1), ("late", 5)])
