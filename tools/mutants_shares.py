@@ -10,7 +10,12 @@ SHARE, ORDERED = "brokers/nats/share.py", "brokers/nats/ordered.py"
 
 _bug = partial(
     Mutant,
-    tests=("tests/unit/nats", "tests/unit/test_worker_shared.py", "tests/integration/nats/test_ordered.py"),
+    tests=(
+        "tests/unit/brokers/test_assignment.py",
+        "tests/unit/nats",
+        "tests/unit/test_worker_shared.py",
+        "tests/integration/nats/test_ordered.py",
+    ),
 )
 
 SHARES: tuple[Mutant, ...] = (
