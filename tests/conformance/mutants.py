@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidings import copies, counting, dead_letters, pipeline, reading, settling
+from tidings import calls, copies, counting, dead_letters, reading, settling
 from tidings.claims import Claimer
 from tidings.dead_letters import Letter
 from tidings.delivery import ACK, Delivery, Done, Message, Release, Retried, Route
@@ -502,7 +502,7 @@ def _decides(patch: pytest.MonkeyPatch, wrong: Callable[[Exception], Any]) -> No
     def other(error: Exception, delivery: Delivery, retry: Retry, **more: Any) -> Any:
         return wrong(error) or decide(error, delivery, retry, **more)
 
-    patch.setattr(pipeline, "decide", other)
+    patch.setattr(calls, "decide", other)
     patch.setattr(reading, "decide", other)
 
 
@@ -528,7 +528,7 @@ def _shorter(delivery: Delivery) -> Delivery:
 
 def lets_later_events_of_a_key_pass(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Holds, "blocks", lambda self, key: False)
-    patch.setattr(pipeline.Pipeline, "_names", lambda self, work: [])
+    patch.setattr(calls.Calls, "names", lambda self, work: [])
 
 
 def forgets_to_acknowledge(patch: pytest.MonkeyPatch) -> None:

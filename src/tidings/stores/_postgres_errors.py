@@ -79,6 +79,9 @@ def own_error(error: BaseException, where: str) -> WorldError | None:
         )
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return StoreUnavailable(f"{where}: {_one_line(error)}. Grant this user the tables tidings_*")
+    if isinstance(error, asyncpg.InternalClientError):
+        # The server has ended an idle connection, which its last words say already and its end does not yet.
+        return StoreUnavailable(f"{where}: the connection is in no state to be used ({_one_line(error)})")
     if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
         return StoreUnavailable(f"{where}: {_one_line(error)}")
     return None
