@@ -20,6 +20,13 @@ _TESTS = {
 
 POSTGRES: tuple[Mutant, ...] = (
     Mutant(
+        "postgres: a connection that was told its end while it was idle is a mistake of the program",
+        ERRORS,
+        "isinstance(error, asyncpg.InternalClientError)",
+        "isinstance(error, AssertionError)",
+        _TESTS["faults"],
+    ),
+    Mutant(
         "postgres: a key whose insert waited too long is taken for a duplicate",
         CLAIMS,
         "            self.states = await self._transaction.open(self._claim)\n",

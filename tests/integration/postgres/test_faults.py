@@ -117,6 +117,22 @@ async def test_a_server_that_is_shut_down_is_unavailable_and_not_the_events_faul
     assert await apply(mortal, "a", "a") == NEW
 
 
+FAREWELL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+
+async def test_P3_a_connection_that_was_told_its_end_while_it_was_idle_is_lost_and_not_used_again(
+    opens: Opens, proxy: Proxy, url: str
+) -> None:
+    store: PostgresStore = await opens(through(proxy, url))
+    assert await apply(store, "a", "a") == NEW
+    proxy.inject(b"E" + (len(FAREWELL) + 4).to_bytes(4, "big") + FAREWELL)
+    await asyncio.sleep(0.1)  # until it is heard; the connection stands on
+    with pytest.raises(StoreUnavailable, match="in no state to be used"):
+        await apply(store, "b", "b")
+    assert await apply(store, "c", "c") == NEW
+    assert notes(url) == ["a", "c"]
+
+
 async def test_a_session_that_is_terminated_takes_its_claim_back(store: PostgresStore, url: str) -> None:
     error: Any
     with pytest.raises(StoreUnavailable):
