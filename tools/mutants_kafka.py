@@ -16,6 +16,13 @@ def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = FAST)
 
 KAFKA: tuple[Mutant, ...] = (
     bug(
+        "a record without bytes that comes alone is passed over",
+        "pump.py",
+        "elif (record := consumer.poll(POLL)) is not None:",
+        "elif record := consumer.poll(POLL):",
+        ("tests/conformance/test_kafka.py::TestKafka::test_P1_a_message_without_bytes_that_comes_alone_is_taken",),
+    ),
+    bug(
         "the offset passes what is not done",
         "progress.py",
         "        mark = still[0] if still else seen\n        ahead",

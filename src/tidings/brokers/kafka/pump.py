@@ -181,8 +181,10 @@ class Pump:
 
     def _pull(self, consumer: Consumer, room: int) -> None:
         # Whoever comes back from the library waits for the loop's turn to end: so under load it is asked once.
-        if (records := consumer.consume(room, 0)) or (records := [one for one in [consumer.poll(POLL)] if one]):
+        if records := consumer.consume(room, 0):
             self._hand(records)
+        elif (record := consumer.poll(POLL)) is not None:  # one without bytes counts as false
+            self._hand([record])
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""

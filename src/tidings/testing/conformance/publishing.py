@@ -55,6 +55,17 @@ class Publishing:
             wanted = None if message.key is None else slot_of(message.key)
             assert delivery.slot in (None, wanted), f"key {message.key!r} is in slot {wanted}, not {delivery.slot}"
 
+    async def test_P1_a_message_without_bytes_that_comes_alone_is_taken(self, bench: Bench) -> None:
+        count = bench.size("messages", 20, 3)
+        subscription = bench.subscription()
+        client = await bench.client(subscription)
+        consumer = await bench.consumer(subscription)
+        for number in range(count):
+            await bench.publish(client, [bench.message(str(number), body=b"", headers={"x-id": str(number)})])
+            await bench.until_many(consumer.taken, number + 1, f"{number} came")
+            await bench.nothing_more()  # so that the next one comes alone, too
+        assert consumer.ids == [str(number) for number in range(count)]
+
     async def test_P1_what_publish_returned_for_is_stored(self, bench: Bench) -> None:
         bench.needs("durable", "restart")
         count = bench.size("messages", 1000, 60)
