@@ -14,23 +14,25 @@ from tidings.delivery import Delivery
 from tidings.testing.conformance import Bench, Stage
 from tools.services.kafka import Kafka
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 KEYS = 16
 JOINS = 6
 """So often another process comes and goes: which partitions move is the group's affair."""
+EVENTS = 32
+"""At each of them: seconds of work, since one at a time writes to the database, so that what moves may be at work."""
 
 
 @pytest.mark.proves("P8", broker="kafka", store="sqlite")
 async def test_P4_P8_an_event_that_outlasts_its_partition_is_applied_once_and_in_order(
     kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PATIENCE", 0.1)
+    monkeypatch.setattr(feed, "PATIENCE", 0.05)
     bench = Bench(KafkaRig(kafka), "outlasting")
     stage = Stage(bench, "sqlite", tmp_path)
 
     async def slow(event: Any, delivery: Delivery) -> None:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
 
     first, second = stage.service(), stage.service()
     position = stage.handle(first, slow, order="key", batch=1, worker="first")
@@ -39,11 +41,11 @@ async def test_P4_P8_an_event_that_outlasts_its_partition_is_applied_once_and_in
     try:
         async with stage.running(first):
             for _ in range(JOINS):
-                more = range(len(ids), len(ids) + KEYS // 2)
+                more = range(len(ids), len(ids) + EVENTS)
                 await stage.publish(first, more, keys=KEYS)
                 ids += more
                 async with stage.running(second):
-                    await stage.until_applied(position, ids[: -KEYS // 4])
+                    await stage.until_applied(position, ids[: -EVENTS // 4])
             await stage.until_applied(position, ids)
         stage.judge(position, ids)
         stage.check_order(position)
