@@ -416,7 +416,7 @@ def never_comes_back(patch: pytest.MonkeyPatch) -> None:
         lose(self)
         for position in self.positions.values():
             for feed in position.takers:
-                feed._stopped = True  # type: ignore[attr-defined]  # it is a feed
+                feed._stopped = True  # type: ignore[attr-defined]  # all that take from the memory broker are its feeds
 
     patch.setattr(Server, "lose_connections", for_good)
 
@@ -425,7 +425,7 @@ def serves_one_feed_of_a_client_at_a_time(patch: pytest.MonkeyPatch) -> None:
     has_room = MemoryFeed.has_room
 
     def narrow(self: MemoryFeed, size: int) -> bool:
-        others = [feed for feed in self.owner._feeds if feed is not self]  # type: ignore[attr-defined]  # any owner
+        others = [feed for feed in self.owner._feeds if feed is not self]  # type: ignore[attr-defined]  # the owner is a MemoryBroker, which the feed knows as less
         return all(feed._in_flight == 0 for feed in others) and has_room(self, size)
 
     patch.setattr(MemoryFeed, "has_room", narrow)

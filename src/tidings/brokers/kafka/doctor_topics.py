@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
@@ -85,7 +86,7 @@ async def _settings(link: Link, cluster: ClusterMetadata) -> dict[str, Settings]
     for at in range(0, len(names), MANY):
         some = names[at : at + MANY]
         asked = [ConfigResource(ResourceType.TOPIC, name) for name in some]
-        answers = await link.answer(lambda asked=asked: link.admin.describe_configs(asked, request_timeout=5.0))  # type: ignore[misc]  # a lambda of its own for each part
+        answers = await link.answer(partial(link.admin.describe_configs, asked, request_timeout=5.0))
         for name, answer in zip(some, answers, strict=True):
             found[name] = {key: str(entry.value) for key, entry in answer.items()}
     return found
