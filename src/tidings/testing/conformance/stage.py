@@ -224,8 +224,9 @@ class Stage:
         wanted = {str(id) for id in ids}
         what = f"{position} has applied all"
         # Reading the whole table at each change would cost more than all that is tested, in the loop that does it.
-        while not wanted <= set(self.ids(position)):
-            await self._until_count(position, max(len(wanted), self.count(position) + 1), what)
+        while not wanted <= set(found := self.ids(position)):
+            # More than was found, not more than there is: the last ones may have come since.
+            await self._until_count(position, max(len(wanted), len(found) + 1), what)
 
     async def _until_count(self, position: str, least: int, what: str) -> None:
         await self.bench.until(lambda: self.count(position) >= least, what, 0.1)
