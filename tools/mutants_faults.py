@@ -73,4 +73,11 @@ FAULTS: tuple[Mutant, ...] = (
         "        self._over.forget()\n",
         (CLUSTER + LEADERS,),
     ),
+    Mutant(
+        "suite: the wait for effects counts those that came since it looked",
+        "testing/conformance/stage.py",
+        "max(len(wanted), len(found) + 1)",
+        "max(len(wanted), self.count(position) + 1)",
+        ("tests/unit/testing/test_stage.py",),
+    ),
 )

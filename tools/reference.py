@@ -29,6 +29,7 @@ from tidings.observe.metrics import Metrics
 from tidings.ports import Backlog
 from tidings.stores import _redis_link
 from tidings.stores.sqlalchemy import SqlAlchemyStore
+from tools import conformance
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PART = re.compile(r"(<!-- from the code: (?P<name>[a-z -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -162,6 +163,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "store options": store_options,
         "redis options": redis_options,
         "errors": error_tree,
+        "conformance": lambda: "\n" + conformance.table(conformance.load()) + "\n",
     }
 
 

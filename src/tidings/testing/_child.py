@@ -24,10 +24,13 @@ from tidings.event import Event
 from tidings.policy import Retry
 from tidings.ports import Settled
 from tidings.service import Service
+from tidings.stores.sqlalchemy import SqlAlchemyStore
 from tidings.testing import kills
 from tidings.testing._effects import ROW, effect_of, event_class
 
 QUICK = Retry(attempts=4, first=0.05, most=0.2)
+SOON = 1.0
+"""Seconds after which what a killed process was about to publish is another's to publish."""
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -70,7 +73,8 @@ class Notes:
 
 def _service(job: Job, notes: Notes) -> Service:
     caused = event_class(job.stream, job.causes) if job.causes else None
-    service = Service(job.service, broker=job.broker, store=job.store, publishes=[caused] if caused else ())
+    store = SqlAlchemyStore(job.store, lease=SOON, hold=SOON) if job.store else None
+    service = Service(job.service, broker=job.broker, store=store, publishes=[caused] if caused else ())
     service.observers.append(notes)
     position, worker = f"{job.service}.{job.handler}", str(os.getpid())
     on = service.on(

@@ -49,6 +49,7 @@ class _Suite:
         try:
             yield bench
         finally:
+            request.node.user_properties.append(("sizes", bench.sizes))
             if text := bench.report():
                 request.config.stash.setdefault(REPORTS, []).append(
                     Report(bench.features.name, request.node.originalname, text)
