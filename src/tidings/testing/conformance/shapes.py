@@ -89,7 +89,7 @@ class Shapes:
         service, old = stage.service(), stage.service("old")
         newer = event_class(stage.bench.stream, version=2)
         position = stage.handle(service, events=[newer])
-        behind = stage.handle(old)
+        behind = stage.handle(old, kill_switch=None)
         client = await stage.bench.client()
         events = [stage.message(newer, id=str(number), key=f"k{number % 3}") for number in range(count)]
         async with stage.running(service, old):
