@@ -22,18 +22,8 @@ PROMISES: dict[str, str] = {
 ANY = "any"
 """The broker or store of a test that does not say which."""
 
-BROKERS: dict[str, bool] = {"memory": True, "nats": True, "kafka": False, "rabbitmq": False}
-"""Every broker, and whether it is built."""
-
-STORES: dict[str, bool] = {
-    "none": True,
-    "memory": True,
-    "sqlite": True,
-    "postgres": True,
-    "mariadb": True,
-    "redis": True,
-}
-"""Every store, and whether it is built."""
+BROKERS = ("memory", "nats", "kafka", "rabbitmq")
+STORES = ("none", "memory", "sqlite", "postgres", "mariadb", "redis")
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "P3": ("none", "sqlite", "postgres", "mariadb", "redis"),

@@ -22,7 +22,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 
 @pytest.mark.server
-@pytest.mark.long  # nine minutes; and after one kill in some twenty an event does not come to its end in time
 @pytest.mark.proves(broker="rabbitmq")
 class TestRabbitMQ(Conformance):
     gaps = GAPS

@@ -1,4 +1,4 @@
-"""Whole services with TIDINGS_STORE=redis://… over a real RabbitMQ."""
+"""Whole services with TIDINGS_STORE=redis://… over real brokers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from tests.integration.redis import test_services
 from tests.integration.redis.test_services import Shop
 from tidings.brokers import broker_from
 from tidings.ports import Broker
+from tools.services.kafka import Kafka
 from tools.services.rabbitmq import RabbitMQ
 
-pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq", store="redis")]
+SERVERS = {"kafka": Kafka, "rabbitmq": RabbitMQ}
+CASES = [
+    pytest.param(broker, marks=pytest.mark.proves(broker=broker, store="redis"), id=f"{broker}-redis")
+    for broker in SERVERS
+]
+pytestmark = pytest.mark.server
 
 shop = test_services.shop
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with RabbitMQ(tmp_path / "rabbitmq") as server:
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    with SERVERS[request.param](tmp_path / "broker") as server:
         yield broker_from(server.url)
 
 
+@pytest.mark.parametrize("broker", CASES, indirect=True)
 async def test_P3_P5_P7_what_fails_comes_again_or_is_a_letter_and_each_effect_is_made_once(
     shop: Shop, broker: Broker
 ) -> None:
