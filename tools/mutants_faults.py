@@ -80,4 +80,18 @@ FAULTS: tuple[Mutant, ...] = (
         "max(len(wanted), self.count(position) + 1)",
         ("tests/unit/testing/test_stage.py",),
     ),
+    Mutant(
+        "suite: a gap needs no reason",
+        "testing/conformance/plugin.py",
+        "        if not reason:\n",
+        "        if not name:\n",
+        ("tests/conformance/test_by_url.py",),
+    ),
+    Mutant(
+        "brokers: another package's scheme goes before ours",
+        "brokers/__init__.py",
+        "_SCHEMES.get(scheme.lower()) or _of_another_package(scheme.lower())",
+        "_of_another_package(scheme.lower()) or _SCHEMES.get(scheme.lower())",
+        ("tests/unit/brokers/test_broker_from.py",),
+    ),
 )

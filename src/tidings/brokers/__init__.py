@@ -1,9 +1,14 @@
-"""Brokers by URL scheme. Each has a folder of its own, imported only when it is used."""
+"""Brokers by URL scheme. Each has a folder of its own, imported only when it is used.
+
+Another package adds its own as an entry point of the group ``tidings.brokers``: the scheme, and ``module:Class``, which
+is called with the URL.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Final, cast
 
 from tidings.errors import ConfigurationError
@@ -20,6 +25,8 @@ _SCHEMES: Final = {
     # For tests: it lives in one process, and forgets everything with it.
     "memory": "tidings.testing.memory:MemoryBroker",
 }
+OTHERS: Final = "tidings.brokers"
+"""The group of entry points in which other packages enter theirs."""
 _ALONE: Final = ("embedded", "memory")
 """Schemes without an address."""
 _SHOWN: Final = [f"{scheme}:" if scheme in _ALONE else f"{scheme}://" for scheme in _SCHEMES]
@@ -58,10 +65,14 @@ async def examine(url: str) -> Sequence[Finding]:
 def _found(url: str) -> tuple[str, str, str]:
     """The scheme of a URL, and the module and the name of what it stands for."""
     scheme, colon, _ = url.strip().partition(":")
-    where = _SCHEMES.get(scheme.lower()) if colon else None
+    where = _SCHEMES.get(scheme.lower()) or _of_another_package(scheme.lower()) if colon else None
     if where is None:
         # What stands where a scheme should may be anything, a password too: it is not repeated.
         shown = repr(scheme + ":") if colon and scheme.isalnum() and len(scheme) <= 16 else "what was given"
         raise ConfigurationError(f"no broker is known for {shown}. Known are {_KNOWN}; write, say, {EXAMPLE_URL}")
     module, _, name = where.partition(":")
     return scheme.lower(), module, name
+
+
+def _of_another_package(scheme: str) -> str | None:
+    return next((one.value for one in entry_points(group=OTHERS) if one.name == scheme), None)

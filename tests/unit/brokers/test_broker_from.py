@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,18 @@ def test_no_brokers_library_is_imported_before_it_is_used() -> None:
     script = "import sys, tidings.brokers; print([m for m in ('nats', 'pamqp', 'tidings.testing') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_another_package_enters_its_scheme(tmp_path: Path) -> None:
+    about = tmp_path / "pigeon-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: pigeon\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[tidings.brokers]\npigeon = pigeon:Loft\nnats = pigeon:Loft\n")
+    (tmp_path / "pigeon.py").write_text("class Loft:\n    def __init__(self, url):\n        self.url = url\n")
+    script = """
+from tidings.brokers import broker_from
+print(broker_from("pigeon://roof").url, broker_from("nats://localhost").features.name)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["pigeon://roof", "nats"]

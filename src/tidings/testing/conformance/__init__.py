@@ -15,6 +15,10 @@ An adapter's author writes a `Rig` and a test class::
 and runs ``pytest -p tidings.testing.conformance.plugin``, with ``--conformance=full`` for the full sizes. What the
 adapter's `Features` do not claim fails, unless the class names it in `gaps`: then it is listed as ``not supported`` at
 the end, with the sizes and the ledgers' numbers.
+
+Without a line of code, all that needs no hand on the server is tested on one that runs::
+
+    pytest -p tidings.testing.conformance.plugin --pyargs tidings.testing.conformance --broker URL
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""For pytest: the option of the suite, and what it prints at the end. ``-p tidings.testing.conformance.plugin``."""
+"""For pytest: the options of the suite, and what it prints at the end. ``-p tidings.testing.conformance.plugin``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="short",
         help="the sizes of the conformance suite: short divides them by 50, down to what keeps a test meaningful",
     )
+    group.addoption(
+        "--broker",
+        metavar="URL",
+        help="the running broker that `--pyargs tidings.testing.conformance` is to test",
+    )
+    group.addoption(
+        "--gap",
+        metavar="NAME=REASON",
+        action="append",
+        default=[],
+        help="what the broker may lack, and why, such as history='a queue keeps none'; may be said several times",
+    )
+
+
+def gaps_of(config: pytest.Config) -> dict[str, str]:
+    """What the options allow to be missing. Raises UsageError for one without a reason."""
+    found = {}
+    for text in config.getoption("--gap"):
+        name, _, reason = text.partition("=")
+        if not reason:
+            raise pytest.UsageError(f"--gap {text}: write NAME=REASON; a gap without a reason is a defect")
+        found[name] = reason
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

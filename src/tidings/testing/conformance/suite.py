@@ -17,7 +17,7 @@ from tidings.testing.conformance.networks import Networks
 from tidings.testing.conformance.notes import Noting
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
-from tidings.testing.conformance.plugin import REPORTS, Report
+from tidings.testing.conformance.plugin import REPORTS, Report, gaps_of
 from tidings.testing.conformance.policy import Policy
 from tidings.testing.conformance.positions import Positions
 from tidings.testing.conformance.publishing import Publishing
@@ -45,7 +45,8 @@ class _Suite:
 
     @pytest_asyncio.fixture
     async def bench(self, rig: Rig, full: bool, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-        bench = Bench(rig, request.node.name, full=full, gaps=self.gaps, apart=self.apart)
+        allowed = {**self.gaps, **gaps_of(request.config)}
+        bench = Bench(rig, request.node.name, full=full, gaps=allowed, apart=self.apart)
         try:
             yield bench
         finally:
