@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "docs" / "reference" / "conformance.json"
 BROKERS: Final = {
     "memory": ("memory", ["test_memory.py"]),
-    "nats": ("NATS JetStream", ["test_nats.py", "test_nats_cluster.py"]),
+    "nats": ("NATS JetStream", ["test_nats.py", "test_nats_cluster.py::TestNatsCluster"]),
     "kafka": ("Kafka", ["test_kafka.py", "test_kafka_cluster.py"]),
     "rabbitmq": ("RabbitMQ", ["test_rabbitmq.py", "test_rabbitmq_cluster.py"]),
 }

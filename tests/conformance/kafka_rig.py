@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from tests.conformance.nodes import OfNodes
 from tests.proxy import Proxy
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.ports import Broker, Features
@@ -74,44 +75,22 @@ class KafkaRig:
             self._proxy.freeze()
 
 
-class KafkaClusterRig:
+class KafkaClusterRig(OfNodes):
     """Three nodes; each client knows all of them."""
 
     def __init__(self, cluster: KafkaCluster) -> None:
-        self._cluster = cluster
+        super().__init__(cluster)
+        self.url = f"{cluster.url}?{QUICK}"
 
     @property
     def features(self) -> Features:
-        return KafkaBroker(self._cluster.url).features
-
-    @property
-    def url(self) -> str:
-        return f"{self._cluster.url}?{QUICK}"
+        return KafkaBroker(self.url).features
 
     async def broker(self) -> Broker:
         return KafkaBroker(self.url)
 
-    async def restart(self, away: float = 0.0) -> None:
-        """All at once."""
-        await asyncio.to_thread(self._cluster.stop)
-        await asyncio.sleep(away)
-        await asyncio.to_thread(self._cluster.start)
-
     async def close(self) -> None:
-        """The cluster is its fixture's."""
-
-    @property
-    def nodes(self) -> int:
-        return len(self._cluster.nodes)
-
-    async def leader(self, stream: str) -> int:
-        return await asyncio.to_thread(self._cluster.leader, stream)
-
-    async def stop_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].stop)
-
-    async def start_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].start)
+        """Nothing is its own."""
 
 
 def with_far_port(server: Kafka) -> Kafka:

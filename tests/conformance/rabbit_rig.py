@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.conformance.nodes import OfNodes
 from tests.proxy import Proxy
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.ports import Broker, Features
@@ -64,41 +65,19 @@ class RabbitRig:
             await self._proxy.stop()
 
 
-class RabbitClusterRig:
+class RabbitClusterRig(OfNodes):
     """Three nodes; each client knows all of them."""
 
     def __init__(self, cluster: RabbitCluster) -> None:
-        self._cluster = cluster
+        super().__init__(cluster)
+        self.url = f"{cluster.url}?heartbeat=4s&group_size={self.nodes}"
 
     @property
     def features(self) -> Features:
         return RabbitBroker(self.url).features
 
-    @property
-    def url(self) -> str:
-        return f"{self._cluster.url}?heartbeat=4s&group_size={self.nodes}"
-
     async def broker(self) -> Broker:
         return RabbitBroker(self.url)
 
-    async def restart(self, away: float = 0.0) -> None:
-        """All at once."""
-        await asyncio.to_thread(self._cluster.stop)
-        await asyncio.sleep(away)
-        await asyncio.to_thread(self._cluster.start)
-
     async def close(self) -> None:
-        """The cluster is its fixture's."""
-
-    @property
-    def nodes(self) -> int:
-        return len(self._cluster.nodes)
-
-    async def leader(self, stream: str) -> int:
-        return await asyncio.to_thread(self._cluster.leader, stream)
-
-    async def stop_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].stop)
-
-    async def start_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].start)
+        """Nothing is its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from tests.conformance.nodes import OfNodes
 from tests.integration.nats.cluster import NatsCluster
 from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats.broker import NatsBroker
@@ -101,28 +102,9 @@ class NatsRig(_NatsRig):
         await asyncio.to_thread(self._server.start)
 
 
-class ClusterRig(_NatsRig):
+class ClusterRig(OfNodes, _NatsRig):
     """A cluster of three; each client knows all of them, and has connections of its own."""
 
     def __init__(self, cluster: NatsCluster) -> None:
-        super().__init__([node.port for node in cluster.nodes], f"replicas={len(cluster.nodes)}")
-        self._cluster = cluster
-
-    async def restart(self, away: float = 0.0) -> None:
-        """All at once."""
-        await asyncio.to_thread(self._cluster.stop)
-        await asyncio.sleep(away)
-        await asyncio.to_thread(self._cluster.start)
-
-    @property
-    def nodes(self) -> int:
-        return len(self._cluster.nodes)
-
-    async def leader(self, stream: str) -> int:
-        return await asyncio.to_thread(self._cluster.stream_leader, stream)
-
-    async def stop_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].stop)
-
-    async def start_node(self, node: int) -> None:
-        await asyncio.to_thread(self._cluster.nodes[node].start)
+        OfNodes.__init__(self, cluster)
+        _NatsRig.__init__(self, [node.port for node in cluster.nodes], f"replicas={self.nodes}")

@@ -12,7 +12,7 @@ from tests.conformance.kafka_rig import KafkaClusterRig
 from tidings.testing.conformance import ClusterConformance, Rig
 from tools.services.kafka_cluster import KafkaCluster
 
-pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.proves(broker="kafka"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.proves(broker="kafka"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

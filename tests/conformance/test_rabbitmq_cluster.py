@@ -12,7 +12,7 @@ from tests.conformance.rabbit_rig import RabbitClusterRig
 from tidings.testing.conformance import ClusterConformance, Rig
 from tools.services.rabbitmq_cluster import RabbitCluster
 
-pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.proves(broker="rabbitmq"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.proves(broker="rabbitmq"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

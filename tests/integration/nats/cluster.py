@@ -97,7 +97,7 @@ class NatsCluster:
         """The server that leads the cluster, by its place; waits for an election."""
         return self._place(lambda: self._said("jsz", lambda found: found.get("meta_cluster", {}).get("leader", "")))
 
-    def stream_leader(self, stream: str) -> int:
+    def leader(self, stream: str) -> int:
         """The server that leads a stream, by its place; waits for an election."""
         return self._place(lambda: self._leaders().get(stream, ""))
 

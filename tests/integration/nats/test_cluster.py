@@ -90,7 +90,7 @@ async def test_P1_what_a_leader_that_hangs_never_answers_goes_to_its_successor(
     cluster: NatsCluster, connect: Connect, count: int
 ) -> None:
     rig = await connect(cluster.url, subscribe=False)
-    hanging = cluster.nodes[await asyncio.to_thread(cluster.stream_leader, "order")]
+    hanging = cluster.nodes[await asyncio.to_thread(cluster.leader, "order")]
     other = next(node for node in cluster.nodes if node is not hanging)
     publisher = await connect(other.url, subscribe=False)
     bodies = [b"%d" % number for number in range(count)]

@@ -164,7 +164,7 @@ async def test_P7_at_a_cluster_it_is_right_also_when_the_server_is_gone_that_led
             await die(service, "a", "b")
             await tells(one, 2)
             await tells(two, 2)
-            cluster.nodes[cluster.stream_leader(DEAD_STREAM)].stop()
+            cluster.nodes[cluster.leader(DEAD_STREAM)].stop()
             await service.publish(Placed(order_id="c", wanted="dead"), timeout=60)
             await tells(one, 3, 90)
             await tells(two, 3, 90)
