@@ -61,9 +61,9 @@ FAULTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "faults: when a server has gone no other is looked for",
-        "brokers/nats/connection.py",
-        "    async def _supervise(self) -> None:\n        while not self._closing:\n",
-        "    async def _supervise(self) -> None:\n        while self.link is not None:\n",
+        "brokers/_healing.py",
+        "    async def _keep_up(self) -> None:\n        while not self._closing:\n",
+        "    async def _keep_up(self) -> None:\n        while self.link is not None:\n",
         (CLUSTER + ROLLING,),
     ),
     Mutant(

@@ -32,25 +32,23 @@ SECRETS: tuple[Mutant, ...] = (
     ),
     bug(
         "a refusal ends the attempts",
-        "brokers/nats/connection.py",
+        "brokers/_healing.py",
         "            except TidingsError as error:\n",
         "            except BrokerUnavailable as error:\n",
     ),
     bug(
         "a refusal is said once and never again",
-        "brokers/nats/connection.py",
+        "brokers/_healing.py",
         "if str(error) != said or time.monotonic() - at > SAY_AGAIN:",
         "if str(error) != said:",
     ),
     bug(
         "a refusal is a warning among others",
-        "brokers/nats/connection.py",
+        "brokers/_healing.py",
         "logging.ERROR if refused else logging.WARNING",
         "logging.WARNING",
     ),
-    bug(
-        "refused credentials are tried without pause", "brokers/nats/connection.py", "random.uniform(0.0, pause)", "0.0"
-    ),
+    bug("refused credentials are tried without pause", "brokers/_healing.py", "random.uniform(0.0, pause)", "0.0"),
     bug(
         "an event fails because a password file is gone",
         "stores/_passwords.py",

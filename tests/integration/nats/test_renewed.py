@@ -86,7 +86,7 @@ async def test_P4_P10_credentials_that_expire_under_load_are_renewed_from_their_
 async def test_P10_renewed_credentials_that_are_bad_too_are_said_aloud_and_tried_with_pauses_until_they_are_good(
     tmp_path: Path, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidings.brokers.nats.connection.SAY_AGAIN", 2.0)
+    monkeypatch.setattr("tidings.brokers._healing.SAY_AGAIN", 2.0)
     authority, stranger, creds = Authority(), Authority(), tmp_path / "user.creds"
     authority.issue(creds, lives=2.5)
     with running(tmp_path / "s", authority.config) as server, caplog.at_level(logging.WARNING, "tidings.nats"):

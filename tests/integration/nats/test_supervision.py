@@ -13,7 +13,8 @@ import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, position, until
 from tests.integration.nats.server import NatsServer, Proxy
-from tidings.brokers.nats import connection, link, pull
+from tidings.brokers import _healing
+from tidings.brokers.nats import link, pull
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.options import parse
 from tidings.brokers.nats.pull import Token
@@ -79,7 +80,7 @@ async def test_P10_a_link_that_is_lost_in_the_moment_it_stands_holds_up_nobody(
             asyncio.get_running_loop().call_soon(self.abandon, "the server said: user authentication expired")
 
     monkeypatch.setattr(link.Link, "open", lost_at_once)
-    monkeypatch.setattr(connection, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(_healing, "FIRST_PAUSE", 1.0)
     await asyncio.to_thread(server.stop, signal.SIGKILL)
     await until(lambda: rig.broker.trouble != "", HEALED)
     await asyncio.to_thread(server.start)
@@ -171,7 +172,7 @@ async def test_trap_47_closing_does_not_wait_for_a_dead_way(proxy: Proxy, connec
 async def test_trap_52_a_long_outage_is_sat_out(
     server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LONGEST_PAUSE", 0.02)  # many attempts in a short time
+    monkeypatch.setattr(_healing, "LONGEST_PAUSE", 0.02)  # many attempts in a short time
     rig = await connect(server.url)
     await asyncio.to_thread(server.stop)
     await asyncio.sleep(2.0)
@@ -189,7 +190,7 @@ async def test_trap_53_reconnecting_is_spread_out(server: NatsServer, monkeypatc
         return 0.0
 
     monkeypatch.setattr(chance, "uniform", spread)
-    monkeypatch.setattr(connection, "random", chance)
+    monkeypatch.setattr(_healing, "random", chance)
     one = Connection(parse(server.url), "test")
     await one.start()
     await asyncio.to_thread(server.stop)
@@ -197,7 +198,7 @@ async def test_trap_53_reconnecting_is_spread_out(server: NatsServer, monkeypatc
     await one.close()
     assert {low for low, _ in pauses} == {0.0}, "from nothing on: the full range"
     assert [high for _, high in pauses][:4] == [0.05, 0.1, 0.2, 0.4]
-    assert max(high for _, high in pauses) == connection.LONGEST_PAUSE
+    assert max(high for _, high in pauses) == _healing.LONGEST_PAUSE
 
 
 async def test_trap_54_nothing_said_while_disconnected_is_sent_later(server: NatsServer, connect: Connect) -> None:

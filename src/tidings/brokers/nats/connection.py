@@ -1,21 +1,17 @@
-"""A connection that heals itself: whenever a link is lost, or does not answer any more, the next one is built.
-
-Nothing here gives up. What cannot be healed from inside (a wrong password after a rotation, a server that stays away)
-is told in `trouble`, and tried again until it works or the connection is closed.
-"""
+"""The connection to a server, supervised: how its link is made, and how it is seen that it does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import nats.errors
 
+from tidings.brokers._healing import Healing
 from tidings.brokers.nats.link import Link, PlainServer
 from tidings.brokers.nats.login import Login, remedy, who
 from tidings.brokers.nats.options import Options
@@ -28,134 +24,35 @@ PING_EVERY = 4.0
 PING_TICKS = 8
 """How many looks, half a second apart, it has to answer. Looks, not seconds: a blocked loop is not its fault."""
 TICK = 0.5
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 3.0
-SAY_AGAIN = 60.0
-"""Seconds until it is logged once more why there is no connection, while nothing changes."""
-STILL_NOT: Final = "still not connected"
 
 
-class Connection:
-    """One supervised connection. `on_up` is called for each new link, `on_down` when one is gone."""
+class Connection(Healing[Link]):
+    """One supervised connection."""
 
     def __init__(self, options: Options, name: str, login: Login | None = None) -> None:
+        super().__init__(name, options.where, options.servers, options.connect_timeout, log)
         self.options = options
         self._login = login
-        self.name = name
-        self.on_up: list[Callable[[Link], None]] = []
-        self.on_down: list[Callable[[Link], None]] = []
-        self._link: Link | None = None
-        self._up, self._down = asyncio.Event(), asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
-        self._closing = False
-        self._why = "not connected yet"
-        self._since = time.monotonic()
-        self.reconnects = 0
-        """How often it was made anew after it was lost."""
-        self._servers = list(options.servers)
-        random.shuffle(self._servers)
 
-    @property
-    def link(self) -> Link | None:
-        """The link that stands now, if one does."""
-        return self._link if self._link is not None and self._link.up else None
+    def _hindered(self, link: Link) -> str:
+        return f"the server refused a subject: {link.denied}" if link.denied else ""
 
-    @property
-    def trouble(self) -> str:
-        if self.link is not None:
-            return self.link.denied and f"the server refused a subject: {self.link.denied}"
-        if self._closing or self._task is None:
-            return "not connected"
-        if self._task.done():
-            return "the supervision of the connection ended: restart the process"
-        return f"no connection to {self.options.where} for {time.monotonic() - self._since:.0f} s: {self._why}"
-
-    async def start(self) -> Link:
-        """Make the first connection.
-
-        Raises:
-            BrokerUnavailable: no server can be reached in time.
-            ConfigurationError: a server was reached and will not have us as we are.
-        """
-        async with self._starting:  # feeds may start side by side, and share one link
-            if self._task is None:
-                await self._first()
-                self._task = asyncio.create_task(self._supervise(), name=f"tidings-nats-{self.name}")
-        return await self.ready(self.options.connect_timeout)
-
-    async def _first(self) -> None:
-        end = time.monotonic() + self.options.connect_timeout
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await self._connect(min(self.options.connect_timeout, max(end - time.monotonic(), 0.2)))
-            except BrokerUnavailable:
-                if time.monotonic() + pause > end:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.5)
-
-    async def ready(self, timeout: float) -> Link:
-        """The link, waited for if need be; raises BrokerUnavailable when there is none in time."""
+    async def _make(self, host: str, port: int, timeout: float) -> Link:
+        link = Link(self.options, self.name, self._lost, self._login)
         try:
-            async with asyncio.timeout(timeout):
-                while (link := self.link) is None:
-                    if self._closing:
-                        raise BrokerUnavailable("the connection was closed")
-                    self._up.clear()  # to wait for an event that is set gives nobody else a turn
-                    await self._up.wait()
-                return link
-        except TimeoutError:
-            raise BrokerUnavailable(self.trouble) from None
+            async with asyncio.timeout(timeout + 1.0):
+                await _not_swallowed(link.open(host, port))
+        except BaseException as error:
+            link.abandon("never stood")
+            if not isinstance(error, Exception):
+                raise
+            where = f"{self.options.scheme}://{host}:{port}"
+            raise _explained(error, where, self.options, self._login) from None
+        self._servers += [known for known in link.known_servers if known not in self._servers]
+        return link
 
-    async def close(self) -> None:
-        """End, and never come back. Safe to call twice."""
-        self._closing = True
-        self._up.set()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close_gently()
-
-    # ── supervision ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _supervise(self) -> None:
-        while not self._closing:
-            try:
-                if self.link is None:
-                    await self._reconnect()
-                await self._watch()
-            except Exception:
-                # Nothing in here should raise; if it does, the next round starts from the beginning.
-                log.exception("the supervision of the connection stumbled and goes on")
-                await asyncio.sleep(1.0)
-
-    async def _reconnect(self) -> None:
-        pause, said, at = FIRST_PAUSE, "", 0.0
-        while not self._closing:
-            # Full jitter: what was cut off together must not come back together (traps 53 and 156).
-            await asyncio.sleep(random.uniform(0.0, pause))
-            try:
-                await self._connect(self.options.connect_timeout)
-            except TidingsError as error:
-                if str(error) != said or time.monotonic() - at > SAY_AGAIN:
-                    said, at = str(error), time.monotonic()
-                    refused = isinstance(error, ConfigurationError)  # which a person has to mend
-                    log.log(logging.ERROR if refused else logging.WARNING, "%s is %s: %s", self.name, STILL_NOT, said)
-                self._why = said
-                pause = min(pause * 2, LONGEST_PAUSE)
-            else:
-                self.reconnects += 1
-                log.info("%s is connected again to %s", self.name, self.options.where)
-                return
-
-    async def _watch(self) -> None:
+    async def _watch(self, link: Link) -> None:
         """Return when the link is gone; a silent one is dropped (traps 46, 47 and 158)."""
-        link = self._link
-        if link is None:
-            return
         heard, quiet, asked = link.heard, 0.0, 0
         while link.up:
             try:
@@ -175,42 +72,6 @@ class Connection:
             elif quiet >= PING_EVERY and link.up:
                 asked = 1
                 link.ping()
-
-    async def _connect(self, timeout: float) -> None:
-        host, port = self._servers[0]
-        self._servers.append(self._servers.pop(0))
-        link = Link(self.options, self.name, self._on_lost, self._login)
-        try:
-            async with asyncio.timeout(timeout + 1.0):
-                await _not_swallowed(link.open(host, port))
-        except BaseException as error:
-            link.abandon("never stood")
-            if not isinstance(error, Exception):
-                raise
-            where = f"{self.options.scheme}://{host}:{port}"
-            raise _explained(error, where, self.options, self._login) from None
-        self._servers += [known for known in link.known_servers if known not in self._servers]
-        if not link.up:
-            # Lost in the moment in which it stood, when it was not ours yet: nobody was told, and nobody must be.
-            raise BrokerUnavailable(f"the connection was lost while it was set up: {link.ended}")
-        self._link = link
-        self._down.clear()
-        self._up.set()
-        for each in self.on_up:
-            _call(each, link)
-        if not link.up:
-            raise BrokerUnavailable("the connection was lost while it was set up")
-
-    def _on_lost(self, link: Link, why: str) -> None:
-        if link is not self._link:
-            return
-        self._why, self._since = why, time.monotonic()
-        if not self._closing:
-            log.warning("%s lost the connection to %s: %s", self.name, self.options.where, why)
-        self._up.clear()
-        self._down.set()
-        for each in self.on_down:
-            _call(each, link)
 
 
 MOST_SWALLOWED: Final = 50
@@ -235,17 +96,6 @@ async def _not_swallowed(call: Coroutine[Any, Any, None]) -> None:
             task.exception()  # seen: the cancellation counts
         raise
     task.result()
-
-
-def _call(told: Callable[[Link], None], link: Link) -> None:
-    """Tell somebody of a link. Whoever stumbles over it gets another one: nothing may stay half set up."""
-    try:
-        told(link)
-    except BrokerUnavailable as error:
-        link.abandon(str(error))
-    except Exception:
-        log.exception("the connection could not be set up; the next one is tried")
-        link.abandon("it could not be set up")
 
 
 def _explained(error: Exception, where: str, options: Options, login: Login | None) -> TidingsError:
