@@ -4,6 +4,9 @@ A copy on the retry route carries its count. An event that waits in place has no
 could not say anything any more: their counts stand in notes, ``failed/<origin>`` and ``alone/<origin>``. They are read
 when the broker says that a message was delivered before, and taken back when the event has come to its end.
 
+The broker counts a delivery also where a process gave it back and lived. Where that would soon look as if it killed
+processes, the one that stops says so in a note ``alive/<origin>``.
+
 A note is written before what it speaks of can happen again. So a crash never multiplies a count, and takes back no more
 than the failure that it fell upon.
 """
@@ -32,6 +35,9 @@ SUSPICIOUS: Final = 3
 
 REMEMBERED: Final = 4096
 """Of how many messages it is remembered that they were given back from here alive."""
+GOODBYE: Final = 2.0
+"""Seconds that a process which stops takes to note what it gives back."""
+_KINDS: Final = ("failed", "alone", "alive")
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -39,6 +45,14 @@ class Count(msgspec.Struct, frozen=True):
 
     times: int = 0
     first: float = 0.0
+
+
+class Survivor(msgspec.Struct, frozen=True):
+    """What was given back alive: how often it had been delivered by then, what of that is noted, and its bytes."""
+
+    delivered: int
+    noted: int
+    of: str
 
 
 class Counts:
@@ -53,8 +67,8 @@ class Counts:
         """The names of the notes about what is in hand here."""
         self._deaths: dict[str, Count] = {}
         """By origin: how often a process died over it alone. Part of its failures, but not of their note."""
-        self._survived: dict[str, int] = {}
-        """By origin: the delivery of it that was given back from here alive."""
+        self._survived: dict[str, Survivor] = {}
+        """By origin: the last delivery of it that was given back alive, as far as is known here."""
 
     # ── before: what others left ────────────────────────────────────────────────────────────────────────────────────
 
@@ -77,15 +91,29 @@ class Counts:
     def suspect(self, batch: Sequence[Delivery]) -> int | None:
         """The place of the first that may be what kills its process."""
         for place, one in enumerate(batch):
-            if one.delivered > SUSPICIOUS and one.delivered - self._survived.get(one.origin_text, 0) > SUSPICIOUS:
+            if one.delivered > SUSPICIOUS and one.delivered - self._alive_at(one) > SUSPICIOUS:
                 return place
         return None
+
+    def _alive_at(self, delivery: Delivery) -> int:
+        known = self._survived.get(delivery.origin_text)
+        return 0 if known is None else known.delivered
+
+    async def look_at(self, batch: Sequence[Delivery]) -> None:
+        """Look up what others noted of those that were delivered often.
+
+        Raises:
+            WorldError: it cannot be looked up just now.
+        """
+        await self._look_up(one for one in batch if one.delivered > SUSPICIOUS and not one.counted)
 
     async def _look_up(self, deliveries: Iterable[Delivery]) -> None:
         found = await self._notes.read()
         for one in deliveries:
-            failed, deaths = _noted(found, "failed", one), _noted(found, "alone", one)
-            self._standing.update(name for name in (_name("failed", one), _name("alone", one)) if name in found)
+            failed, deaths, alive = (_noted(found, kind, one) for kind in _KINDS)
+            self._standing.update(name for name in (_name(kind, one) for kind in _KINDS) if name in found)
+            if alive.times > self._alive_at(one):
+                self._survived[one.origin_text] = Survivor(alive.times, alive.times, _bytes_of(one))
             if deaths.times:
                 self._deaths[one.origin_text] = deaths
             if failed.times > one.failures or deaths.times:
@@ -109,20 +137,40 @@ class Counts:
 
     async def ended(self, deliveries: Iterable[Delivery]) -> None:
         """Take back what is noted of those that have come to their end."""
-        if not self._standing:
+        if not self._standing and not self._survived:
             return
         for one in deliveries:
-            for kind in ("failed", "alone"):
+            for kind in _KINDS:
                 self._clear(kind, one)
+            self._survived.pop(one.origin_text, None)
             self._deaths.pop(one.origin_text, None)
         await self._try_to_write("that an event has ended")
 
     def survived(self, delivery: Delivery) -> None:
         """It was given back by a process that lives: not what kills it."""
         if delivery.delivered > 1:
-            self._survived[delivery.origin_text] = delivery.delivered
+            before = self._survived.get(delivery.origin_text)
+            noted = 0 if before is None else before.noted
+            self._survived[delivery.origin_text] = Survivor(delivery.delivered, noted, _bytes_of(delivery))
             if len(self._survived) > REMEMBERED:
                 del self._survived[next(iter(self._survived))]
+
+    async def note_survivors(self, given_back: Iterable[Delivery]) -> None:
+        """Say of what goes back, and went back before, that nobody died of it; the next process would take it for that.
+
+        It is no loss if that cannot be noted: then each of them is handled alone.
+        """
+        for one in given_back:
+            self.survived(one)
+        for origin, known in self._survived.items():
+            if known.delivered - known.noted >= SUSPICIOUS:  # else it is no suspect for the next one, either
+                self._put(f"alive/{origin}", Count(known.delivered), known.of)
+                self._survived[origin] = Survivor(known.delivered, known.delivered, known.of)
+        try:
+            async with asyncio.timeout(GOODBYE):
+                await self._try_to_write("which events were given back alive")
+        except TimeoutError:
+            log.info("%s: which events were given back alive is not noted: no answer in time", self._position)
 
     # ── handled alone ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,9 +207,11 @@ class Counts:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _set(self, kind: str, delivery: Delivery, count: Count) -> None:
-        name = _name(kind, delivery)
+        self._put(_name(kind, delivery), count, _bytes_of(delivery))
+
+    def _put(self, name: str, count: Count, of: str) -> None:
         self._standing.add(name)
-        self._unwritten[name] = f"{count.times} {count.first:.3f} {_bytes_of(delivery)}"
+        self._unwritten[name] = f"{count.times} {count.first:.3f} {of}"
 
     def _clear(self, kind: str, delivery: Delivery) -> None:
         name = _name(kind, delivery)

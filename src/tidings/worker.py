@@ -254,6 +254,9 @@ class Worker:
             suspect = self._pipeline.settler.counts.suspect(batch)
             if suspect is None:
                 rest, lane.trouble = await self._process(lane, batch)
+            elif not batch[suspect].counted:
+                lane.put_back(batch)  # where they can be recalled meanwhile
+                rest, lane.trouble = [], await self._look_at(batch)
             elif suspect:
                 lane.put_back(batch[suspect:])
                 rest, lane.trouble = await self._process(lane, batch[:suspect])
@@ -348,6 +351,14 @@ class Worker:
         lane.batch = ()
         self._sink.ended()
 
+    async def _look_at(self, batch: Sequence[Delivery]) -> str:
+        """Ask what others noted of suspects, which they may have given back alive; say why that cannot be known."""
+        try:
+            await self._pipeline.settler.counts.look_at(batch)
+        except WorldError as error:
+            return describe(error)
+        return ""
+
     async def _process_alone(self, lane: Lane, suspect: Delivery) -> tuple[list[Delivery], str]:
         """Handle what may have killed its process before, while no other lane of this handler runs."""
         if lane.holds is not None:
@@ -381,4 +392,5 @@ class Worker:
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
+            await self._pipeline.settler.counts.note_survivors(deliveries)
             await self._broker.settle([(delivery, Release()) for delivery in deliveries])

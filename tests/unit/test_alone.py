@@ -11,7 +11,7 @@ from tests.unit.test_worker import Run
 from tidings import alone
 from tidings.copies import plain_text
 from tidings.counting import SUSPICIOUS, Counts
-from tidings.delivery import ACK, Delivery, Header, Release, Route
+from tidings.delivery import ACK, Delivery, Header, Message, Release, Route
 from tidings.errors import BrokerUnavailable, StoreUnavailable
 from tidings.notes import Notes
 from tidings.policy import Retry, killed
@@ -131,6 +131,27 @@ async def test_P9_a_suspect_that_waits_when_its_handler_stops_goes_back_and_has_
     leave.set()
     await stopping
     assert dict(run.broker.verdicts()) == {"a1": ACK, "order@2": Release()}
+    assert [name for name in await Notes(run.broker, "stock.step").read()] == ["alive/order@2"]
+
+
+async def test_what_was_never_begun_and_went_back_at_every_stop_is_handled_with_the_others() -> None:
+    """Each stop counts as a delivery at the broker: a few deployments over a backlog must not slow it down."""
+    notes: list[Message] = []
+    beside = Beside()
+    for delivered in range(1, 12):
+        run = Run(beside, lanes=1, size=2)
+        run.broker.published += notes
+        run.worker._switch.most = lambda wanted: 0  # type: ignore[method-assign]  # nothing is begun
+        await run.worker.start()
+        run.give(*suspects("a1", "b2", "c3", "d4", delivered=delivered))
+        await run.worker.stop(1.0)
+        notes = [one for one in run.broker.published if one.route is Route.NOTE]
+    async with Run(beside, lanes=2, size=2) as run:
+        run.broker.published += notes
+        run.give(*suspects("a1", "b2", "c3", "d4", delivered=12))
+        await run.settled(4)
+        await until(lambda: sum(one.route is Route.NOTE and not one.body for one in run.broker.published) == 4)
+    assert any(len(others) > 1 for others in beside.beside.values())
     assert await Notes(run.broker, "stock.step").read() == {}
 
 

@@ -188,6 +188,51 @@ async def test_what_was_given_back_from_here_alive_is_no_suspect_for_that() -> N
     assert len(counts._survived) == REMEMBERED
 
 
+async def test_what_another_process_gave_back_alive_is_no_suspect_for_that() -> None:
+    broker = Broker()
+    await Counts(broker, POSITION).note_survivors([again(1, SUSPICIOUS), again(2, SUSPICIOUS - 1)])
+    assert list(await broker.notes()) == ["alive/order@1"], "what is far from being a suspect needs no word"
+    for delivered in (SUSPICIOUS + 1, 2 * SUSPICIOUS):
+        counts, batch = Counts(broker, POSITION), [again(1, delivered)]
+        assert counts.suspect(batch) == 0
+        await counts.look_at(batch)
+        assert counts.suspect(batch) is None
+    counts, batch = Counts(broker, POSITION), [again(1, 2 * SUSPICIOUS + 1)]
+    await counts.look_at(batch)
+    assert counts.suspect(batch) == 0, "it may have killed those that had it since"
+
+
+async def test_who_gives_back_says_so_again_only_where_the_next_one_would_suspect_it() -> None:
+    broker = Broker()
+    for delivered in range(1, 10):
+        counts, batch = Counts(broker, POSITION), [again(1, delivered)]
+        if counts.suspect(batch) is not None:
+            await counts.look_at(batch)
+        assert counts.suspect(batch) is None
+        await counts.note_survivors(batch)
+    assert len(broker.published) == 9 // SUSPICIOUS
+
+
+async def test_what_was_given_back_alive_and_has_ended_leaves_no_note() -> None:
+    broker = Broker()
+    await Counts(broker, POSITION).note_survivors([again(1, SUSPICIOUS)])
+    counts, one = Counts(broker, POSITION), again(1, SUSPICIOUS + 1)
+    await counts.look_at([one])
+    await counts.ended([one])
+    assert await broker.notes() == {}
+    assert counts._survived == {}
+
+
+async def test_what_cannot_be_noted_goes_back_all_the_same_and_is_a_suspect_then() -> None:
+    broker = Broker()
+    broker.away = True
+    await Counts(broker, POSITION).note_survivors([again(1, SUSPICIOUS)])
+    broker.away = False
+    counts, batch = Counts(broker, POSITION), [again(1, SUSPICIOUS + 1)]
+    await counts.look_at(batch)
+    assert counts.suspect(batch) == 0
+
+
 async def test_P6_only_a_death_while_it_was_handled_alone_counts_and_each_counts_once() -> None:
     broker = Broker()
     for death in range(3):
