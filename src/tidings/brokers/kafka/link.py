@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
+from tidings.brokers.kafka.versions import must_assign
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
 log = logging.getLogger("tidings.kafka")
@@ -119,8 +120,10 @@ class Link:
 
         Raises:
             BrokerUnavailable: it cannot be reached in time.
+            ConfigurationError: its brokers are too old for what the options ask of them.
         """
         await self.refresh(self.options.connect_timeout)
+        await must_assign(self.options, self.brokers)
         self._watching = asyncio.create_task(self._watch(), name="tidings-kafka-watch")
 
     async def close(self) -> None:
