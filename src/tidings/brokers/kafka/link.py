@@ -108,6 +108,8 @@ class Link:
         """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
         """The topics that are known to exist, and into how many partitions they fall."""
+        self.seen = set[str]()
+        """Those that existed at any time, and were not found to be gone."""
         self.brokers: dict[int, tuple[str, int]] = {}
         """The brokers, as they say where they are."""
 
@@ -155,6 +157,7 @@ class Link:
         self.brokers = {number: (str(one.host), int(one.port or 0)) for number, one in found.brokers.items()}
         known = {name: len(one.partitions) for name, one in found.topics.items() if one.error is None}
         self.partitions = known
+        self.seen |= set(known)
         self.trouble = self._why = ""
         return found
 
