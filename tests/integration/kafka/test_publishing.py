@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -45,6 +46,18 @@ async def test_P8_a_key_has_the_partition_that_every_client_gives_it(connect: Co
     await rig.publish(*(rig.message(key.encode(), key) for key in keys))
     await until(lambda: len(rig.got) == len(keys))
     assert {bytes(one.body).decode(): one.origin[1] for one in rig.got} == {key: slot_of(key, 4) for key in keys}
+
+
+async def test_P8_another_partitioner_gives_an_event_and_its_copies_the_same_partition(
+    connect: Connect, kafka: Kafka
+) -> None:
+    rig = await connect(url=f"{kafka.url}?{QUICK}&partitioner=consistent_random")
+    keys = ["k", "key é", "0123456789abcdef", "x" * 200]
+    wanted = {key: crc32(key.encode()) % 4 for key in keys}
+    assert wanted != {key: slot_of(key, 4) for key in keys}
+    await rig.publish(*(make(key.encode(), key=key) for key in keys for make in (rig.message, rig.copy)))
+    await until(lambda: len(rig.got) == 2 * len(keys))
+    assert sorted((bytes(one.body).decode(), one.origin[1]) for one in rig.got) == sorted([*wanted.items()] * 2)
 
 
 async def test_what_has_no_key_keeps_the_order_of_its_call(connect: Connect) -> None:

@@ -128,7 +128,10 @@ def _remedy(why: str) -> str:
     if "authentication" in text or "sasl" in text:
         return "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
     if "ssl" in text or "certificate" in text:
-        return "Look at tls= and tls_ca= of the URL, and whether this listener speaks TLS."
+        return (
+            "Look at tls= and tls_ca= of the URL, at tls_cert= and tls_key= if it demands a certificate of its clients,"
+            " and whether this listener speaks TLS."
+        )
     return "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
 
 

@@ -67,10 +67,15 @@ def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: s
 
     Raises:
         ConfigurationError: it does not know a setting, or not its value; the message shows no password.
+        BrokerUnavailable: there is no token to sign in with.
     """
     try:
         return make(settings)
-    except (KafkaException, ValueError, TypeError) as error:
+    except KafkaException as error:
+        if code_of(error) == KafkaError.SASL_AUTHENTICATION_FAILED:
+            raise BrokerUnavailable(f"{where}: {reason(error)}: does oauth_cb return one, and in time?") from None
+        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
+    except (ValueError, TypeError) as error:
         raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
 
 
@@ -101,7 +106,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
-        self.admin: AdminClient = made(AdminClient, self.settings(options.common()), options.where)
+        self.admin: AdminClient = made(AdminClient, self.settings(options.administrator()), options.where)
         self._why = ""
         """What a client said last of a broker that it could not use."""
         self._askers: dict[str, Consumer] = {}

@@ -68,7 +68,7 @@ async def ask(options: Options, host: str, port: int) -> Understood:
     Raises:
         CannotBeAsked: it does not answer, or how it is spoken to is known to the client library alone.
     """
-    context = _context({**options.common(), **options.more})
+    context = _context(options.administrator())
     try:
         async with asyncio.timeout(WITHIN):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
