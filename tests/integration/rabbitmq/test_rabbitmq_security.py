@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.integration.rabbitmq.conftest import Connect, plan, position
+from tests.integration.rabbitmq.conftest import Connect, plan, position, until
 from tests.integration.rabbitmq.test_rabbitmq_doctor import doctor
 from tidings.brokers import examine
 from tidings.brokers.rabbitmq.broker import RabbitBroker
+from tidings.delivery import Route
 from tidings.errors import ConfigurationError, TidingsError
 from tidings.findings import Finding
 from tools.services.program import free_port
@@ -26,6 +29,8 @@ CLIENT: Final = "tidings-test-client"
 """The name on the client's certificate."""
 TRUSTS: Final = f"tls_ca={CERTS / 'ca.pem'}"
 SHOWS: Final = f"tls_cert={CERTS / 'client.pem'}&tls_key={CERTS / 'client.key'}"
+NOT_LIVE: Final = r"^(?!tidings-live\.)"
+"""Everything but the queues by which processes hear each other."""
 FILES: Final = {"cacertfile": "ca.pem", "certfile": "server.pem", "keyfile": "server.key"}
 
 
@@ -206,3 +211,45 @@ async def test_a_start_and_a_publish_say_what_the_user_may_not(secure: SecureRab
     assert isinstance(error, ConfigurationError)
     assert f"'{here.stream}'" in str(error)
     assert "rabbitmqctl set_permissions" in str(error)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_the_rights_that_the_guide_names_are_enough(
+    secure: SecureRabbit, connect: Connect, ordered: bool
+) -> None:
+    here = position(ordered=ordered)
+    service, stream = here.position.partition(".")[0], here.stream
+    make, write = (right.replace("order", stream).replace("stock", service) for right in guide())
+    secure.admit(service, make, write, make)
+    rig = await connect(secure.amqps(f"{service}:{CANARY}@"), here)
+    await rig.publish(b"1", b"2")
+    await rig.settled(2)
+    letter = rig.message(b"dead", route=Route.DEAD, position=here.position)
+    assert await rig.broker.publish([rig.copy(), rig.copy(due=time.time() + 0.5), letter], timeout=5) == [None] * 3
+    await rig.settled(4)
+    assert [one.body async for one in rig.broker.read(Route.DEAD)][-1] == b"dead"
+    assert not [one for one in await examine(secure.amqps(f"{service}:{CANARY}@")) if one.level == "wrong"]
+
+
+@pytest.mark.parametrize("permissions", [(NOT_LIVE, ".*", ".*"), (".*", "^(?!tidings-live$)", ".*")])
+async def test_P10_an_ordered_handler_whose_processes_may_not_hear_each_other_says_so(
+    secure: SecureRabbit, connect: Connect, permissions: tuple[str, ...]
+) -> None:
+    here = position(ordered=True)
+    secure.admit(here.stream, *permissions)
+    rig = await connect(secure.amqps(f"{here.stream}:{CANARY}@"), here)
+    await until(lambda: "may not hear each other" in rig.broker.trouble)
+    assert "rabbitmqctl set_permissions" in rig.broker.trouble
+    secure.control("set_permissions", here.stream, ".*", ".*", ".*")
+    await until(lambda: rig.broker.trouble == "", 30)
+    await rig.publish(b"1")
+    await rig.settled(1)
+
+
+def guide() -> tuple[str, str]:
+    """The rights to configure, and to read, and that to write."""
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "use-rabbitmq.md").read_text()
+    make, write = (re.search(rf"^\| {right} \| `(.*)` \|$", page, re.MULTILINE) for right in ("configure", "write"))
+    assert make
+    assert write
+    return make[1].replace("\\|", "|"), write[1].replace("\\|", "|")
