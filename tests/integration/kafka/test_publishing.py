@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from zlib import crc32
@@ -9,6 +10,7 @@ from zlib import crc32
 import pytest
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until
+from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable
@@ -38,6 +40,29 @@ async def test_P1_a_publish_ends_in_its_time_and_a_repeat_of_it_is_stored_once(t
         finally:
             own.resume()
             await rig.broker.close()
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["by the producer", "by a question"])
+async def test_P1_a_topic_that_is_denied_for_a_moment_is_asked_for_again(
+    connect: Connect, kafka: Kafka, noticed: bool
+) -> None:
+    """As a broker that has just started may do, where ZooKeeper is to tell it of its topics."""
+    rig = await connect(subscribe=False)
+    await rig.publish(rig.message(b"before"))
+    stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": kafka.address})
+    await asyncio.wrap_future(admin.delete_topics([stream])[stream])
+    async with asyncio.timeout(10):
+        while stream in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
+            await asyncio.sleep(0.05)
+    if noticed:
+        assert rig.broker._link is not None
+        await rig.broker._link.refresh()
+    publishing = asyncio.create_task(rig.broker.publish([rig.message(b"1"), rig.message(b"2")], timeout=15))
+    await asyncio.sleep(2.0)
+    assert not publishing.done()
+    await asyncio.wrap_future(admin.create_topics([NewTopic(stream, 4, 1)])[stream])
+    assert await publishing == [None, None]
+    assert [one.body async for one in rig.broker.read(Route.EVENT, stream)] == [b"1", b"2"]
 
 
 async def test_P8_a_key_has_the_partition_that_every_client_gives_it(connect: Connect) -> None:

@@ -196,6 +196,14 @@ async def test_the_doctor_names_what_a_user_may_not_and_makes_nothing(
     assert secure.control("list_queues", "name") == before
 
 
+async def test_the_doctor_makes_nothing_where_nobody_has_been(secure: SecureRabbit) -> None:
+    secure.control("add_vhost", "empty")
+    secure.control("set_permissions", "-p", "empty", "tidings", ".*", ".*", ".*")
+    url = secure.amqps().replace("?", "/empty?")
+    assert {one.level for one in await examine(url)} == {"fine"}
+    assert secure.control("list_queues", "-q", "-p", "empty", "--no-table-headers", "name").split() == []
+
+
 async def test_a_start_and_a_publish_say_what_the_user_may_not(secure: SecureRabbit, connect: Connect) -> None:
     here = position()
     await connect(secure.amqps(), here, subscribe=False)
