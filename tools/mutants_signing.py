@@ -5,7 +5,6 @@ from __future__ import annotations
 from tools.mutants_kit import Mutant
 
 _OLD = ("tests/integration/kafka/test_old_brokers.py",)
-_SECURITY = ("tests/integration/kafka/test_security.py",)
 _PUBLISHING = ("tests/integration/kafka/test_publishing.py",)
 _UNIT = ("tests/unit/brokers/kafka",)
 _MADE = "            context = ssl.create_default_context(cafile=self.tls_ca)\n"
@@ -54,7 +53,7 @@ SIGNING: tuple[Mutant, ...] = (
         "versions.py",
         '.lower().endswith("ssl"):',
         '.lower().startswith(""):',
-        _SECURITY,
+        ("tests/integration/kafka/test_security.py::test_the_doctor_asks_over_tls_how_old_a_broker_is",),
     ),
     _kafka(
         "what a producer was told once of a topic is believed",
