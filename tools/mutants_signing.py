@@ -15,8 +15,8 @@ def _kafka(what: str, file: str, old: str, new: str, tests: tuple[str, ...]) -> 
     return Mutant(f"signing: kafka: {what}", f"brokers/kafka/{file}", old, new, tests)
 
 
-def _rabbit(what: str, file: str, old: str, new: str) -> Mutant:
-    return Mutant(f"signing: rabbitmq: {what}", f"brokers/rabbitmq/{file}", old, new, (_RABBIT,))
+def _rabbit(what: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(f"signing: rabbitmq: {what}", f"brokers/rabbitmq/{file}", old, new, (f"{_RABBIT}::test_{test}",))
 
 
 SIGNING: tuple[Mutant, ...] = (
@@ -90,74 +90,104 @@ SIGNING: tuple[Mutant, ...] = (
         "options.py",
         _MADE,
         f"{_MADE}            context.check_hostname = False\n",
+        "what_is_wrong_with_the_certificates_is_said_with_the_option",
     ),
     _rabbit(
         "whoever answers is trusted",
         "options.py",
         _MADE,
         "            context = ssl._create_unverified_context(cafile=self.tls_ca)\n",
+        "what_is_wrong_with_the_certificates_is_said_with_the_option",
     ),
-    _rabbit("TLS where none was asked is not known", "link.py", "if self._rest.startswith(TLS_ALERT):", "if False:"),
-    _rabbit("a port without TLS has a wrong certificate", "connection.py", "error.reason in _NO_TLS:", "False:"),
+    _rabbit(
+        "TLS where none was asked is not known",
+        "link.py",
+        "if self._rest.startswith(TLS_ALERT):",
+        "if False:",
+        "tls_at_the_wrong_port_is_told_from_wrong_certificates",
+    ),
+    _rabbit(
+        "a port without TLS has a wrong certificate",
+        "connection.py",
+        "error.reason in _NO_TLS:",
+        "False:",
+        "tls_at_the_wrong_port_is_told_from_wrong_certificates",
+    ),
     _rabbit(
         "a certificate that is demanded is not thought of",
         "connection.py",
         "if not options.tls or options.tls_cert:",
         "if options.tls or options.tls_cert:",
+        "a_certificate_that_the_server_demands_and_does_not_get_is_named",
     ),
     _rabbit(
         "a certificate's name is taken for the user's",
         "connection.py",
         "if error.code == REFUSED and options.external:",
         "if error.code == 0 and options.external:",
+        "who_may_not_in_is_said_without_the_password",
     ),
-    _rabbit("a right to make is not asked", "doctor.py", "        if error.code == REFUSED:\n", "        if False:\n"),
+    _rabbit(
+        "a right to make is not asked",
+        "doctor.py",
+        "        if error.code == REFUSED:\n",
+        "        if False:\n",
+        "the_doctor_names_what_a_user_may_not_and_makes_nothing",
+    ),
     _rabbit(
         "a right to publish is not looked for",
         "doctor.py",
         "    if isinstance(why, Refused) and why.code == REFUSED:\n",
         "    if False:\n",
+        "the_doctor_names_what_a_user_may_not_and_makes_nothing",
     ),
     _rabbit(
         "queues of other services are a fault",
         "doctor.py",
         "        except NotAllowed:\n            hidden += 1",
         '        except NotAllowed as error:\n            found.append(Finding("wrong", str(error)))',
+        "the_doctor_names_what_a_user_may_not_and_makes_nothing",
     ),
     _rabbit(
         "the doctor makes what it looks for",
         "doctor.py",
         '{"x-queue-type": "stream", "x-max-length-bytes": "none"}',
         '{"x-queue-type": "stream"}',
+        "the_doctor_makes_nothing_where_nobody_has_been",
     ),
     _rabbit(
         "a publish that is not allowed may be stored",
         "publishing.py",
         "why.code == REFUSED and f",
         "why.code == 0 and f",
+        "a_start_and_a_publish_say_what_the_user_may_not",
     ),
     _rabbit(
         "a log that may not be read is waited for",
         "reading.py",
         "error.code == REFUSED and not follow:",
         "error.code == 0 and not follow:",
+        "the_doctor_names_what_a_user_may_not_and_makes_nothing",
     ),
     _rabbit(
         "processes hear each other by a right that no guide names",
         "members.py",
         'queue = f"{names.LIVE}.{secrets.token_hex(8)}"',
         'queue = ""',
+        "the_rights_that_the_guide_names_are_enough",
     ),
     _rabbit(
         "processes that may not hear each other are silent about it",
         "ordered.py",
         "if isinstance(why, Refused) and why.code == REFUSED:",
         "if False:",
+        "P10_an_ordered_handler_whose_processes_may_not_hear_each_other_says_so",
     ),
     _rabbit(
         "a queue that may not take says not what to do",
         "topology.py",
         'raise self._explained(f"the queue {queue!r} to take from the exchange {exchange!r}", error) from None',
         "raise",
+        "a_start_and_a_publish_say_what_the_user_may_not",
     ),
 )
