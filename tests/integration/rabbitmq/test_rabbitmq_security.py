@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.integration.rabbitmq.test_rabbitmq_doctor import doctor
 from tidings.brokers import examine
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.delivery import Route
-from tidings.errors import ConfigurationError, TidingsError
+from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 from tidings.findings import Finding
 from tools.services.program import free_port
 from tools.services.rabbitmq import RabbitMQ
@@ -125,6 +126,24 @@ async def test_a_certificate_that_the_server_demands_and_does_not_get_is_named(s
             await broker.open(plan(position()))
     finally:
         await broker.close()
+
+
+async def test_what_may_have_been_a_demand_for_a_certificate_is_said() -> None:
+    """A server that closes as soon as TLS stands, and whose last words are lost."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTS / "server.pem", CERTS / "server.key")
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0, ssl=context) as server:
+        where = f"amqps://127.0.0.1:{server.sockets[0].getsockname()[1]}?connect_timeout=1s&{TRUSTS}"
+        for query, said in (("", True), (f"&{SHOWS}", False)):
+            broker = RabbitBroker(where + query)
+            with pytest.raises(BrokerUnavailable) as raised:
+                await broker.open(plan(position()))
+            await broker.close()
+            assert ("tls_cert=" in str(raised.value)) == said
 
 
 async def test_tls_at_the_wrong_port_is_told_from_wrong_certificates(secure: SecureRabbit) -> None:
