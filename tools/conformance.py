@@ -1,6 +1,6 @@
 """Run the conformance suite on each broker, and write what was seen into docs/reference/brokers.md.
 
-    python -m tools.conformance [--short] [--no-write] [memory|nats|kafka|rabbitmq ...] [-- pytest's own arguments]
+    python -m tools.conformance [--short] [--no-write] [memory|nats|kafka|kafka-old|rabbitmq ...] [-- pytest's options]
 
 Results stand in docs/reference/conformance.json, a broker at a time; what was not run now stays as it was seen last,
 with its date. The exit status is 1 if a test failed or lacks something that this project does not allow to be missing.
@@ -29,6 +29,7 @@ BROKERS: Final = {
     "memory": ("memory", ["test_memory.py"]),
     "nats": ("NATS JetStream", ["test_nats.py", "test_nats_cluster.py::TestNatsCluster"]),
     "kafka": ("Kafka", ["test_kafka.py", "test_kafka_cluster.py"]),
+    "kafka-old": ("Kafka 2.8", ["test_kafka_old.py"]),
     "rabbitmq": ("RabbitMQ", ["test_rabbitmq.py", "test_rabbitmq_cluster.py"]),
 }
 LIMIT: Final = 7200

@@ -31,6 +31,7 @@ from tools.mutants_redis import REDIS
 from tools.mutants_secrets import SECRETS
 from tools.mutants_shares import SHARES
 from tools.mutants_sight import SIGHT
+from tools.mutants_signing import SIGNING
 from tools.mutants_stuck import STUCK
 from tools.mutants_workers import WORKERS
 
@@ -57,6 +58,7 @@ KNOWN = (
     *KAFKA,
     *DOCTOR,
     *SIGHT,
+    *SIGNING,
 )
 """Every bug, whatever it is seeded into."""
 

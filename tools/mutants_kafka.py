@@ -64,7 +64,7 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "a password goes in the open",
         "options.py",
-        'options.mechanism == "PLAIN" and not secure',
+        "open_words and not secure",
         "False and not secure",
     ),
     bug(

@@ -11,7 +11,7 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from tools.services.program import CannotBeHad, Program, find, free_port
 
@@ -52,29 +52,29 @@ SETTINGS: Final = {
 }
 
 
-def jars() -> Path:
-    """The folder with the broker's jars, gathered by Maven when they are not there yet.
+def jars(pom: Path = POM) -> Path:
+    """The folder with a broker's jars, gathered by Maven when they are not there yet.
 
     Raises:
         CannotBeHad: Maven is missing, or cannot gather them.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidings"
-    folder = cache / f"kafka-{uuid.uuid5(uuid.NAMESPACE_OID, POM.read_text()).hex[:12]}"
+    folder = cache / f"kafka-{uuid.uuid5(uuid.NAMESPACE_OID, pom.read_text()).hex[:12]}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "kafka.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            _gather(folder)
+            _gather(pom, folder)
     return folder
 
 
-def _gather(folder: Path) -> None:
+def _gather(pom: Path, folder: Path) -> None:
     maven = find("mvn", "maven")
     made = folder.with_suffix(".new")
     shutil.rmtree(made, ignore_errors=True)
-    command = [str(maven), "-B", "-q", "-f", str(POM), PLUGIN, "-DincludeScope=runtime", f"-DoutputDirectory={made}"]
+    command = [str(maven), "-B", "-q", "-f", str(pom), PLUGIN, "-DincludeScope=runtime", f"-DoutputDirectory={made}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GATHERS_WITHIN, check=False)
     except subprocess.TimeoutExpired:
@@ -93,6 +93,8 @@ class Kafka(Program):
     name = "Kafka"
     program = "java"
     package = "openjdk-17-jre-headless"
+    pom: ClassVar = POM
+    """What Maven is asked for."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         super().__init__(folder)
@@ -158,4 +160,4 @@ class Kafka(Program):
         return self.folder / "server.properties"
 
     def _java(self, main: str, *arguments: str) -> list[str]:
-        return [str(self._binary), *JVM, *LOGGING, "-cp", f"{jars()}/*", main, *arguments]
+        return [str(self._binary), *JVM, *LOGGING, "-cp", f"{jars(self.pom)}/*", main, *arguments]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until
+from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable
@@ -39,12 +42,47 @@ async def test_P1_a_publish_ends_in_its_time_and_a_repeat_of_it_is_stored_once(t
             await rig.broker.close()
 
 
+@pytest.mark.parametrize(("noticed", "away"), [(False, 5.0), (True, 2.0)], ids=["by the producer", "by a question"])
+async def test_P1_a_topic_that_is_denied_for_a_moment_is_asked_for_again(
+    connect: Connect, kafka: Kafka, noticed: bool, away: float
+) -> None:
+    """As a broker that has just started may do, where ZooKeeper is to tell it of its topics."""
+    rig = await connect(subscribe=False)
+    await rig.publish(rig.message(b"before"))
+    stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": kafka.address})
+    await asyncio.wrap_future(admin.delete_topics([stream])[stream])
+    async with asyncio.timeout(10):
+        while stream in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
+            await asyncio.sleep(0.05)
+    if noticed:
+        assert rig.broker._link is not None
+        await rig.broker._link.refresh()
+    publishing = asyncio.create_task(rig.broker.publish([rig.message(b"1"), rig.message(b"2")], timeout=20))
+    await asyncio.sleep(away)  # the library looks for it for three seconds before it says anything
+    assert not publishing.done()
+    await asyncio.wrap_future(admin.create_topics([NewTopic(stream, 4, 1)])[stream])
+    assert await publishing == [None, None]
+    assert [one.body async for one in rig.broker.read(Route.EVENT, stream)] == [b"1", b"2"]
+
+
 async def test_P8_a_key_has_the_partition_that_every_client_gives_it(connect: Connect) -> None:
     rig = await connect()
     keys = ["k", "key é", "0123456789abcdef", "x" * 200]
     await rig.publish(*(rig.message(key.encode(), key) for key in keys))
     await until(lambda: len(rig.got) == len(keys))
     assert {bytes(one.body).decode(): one.origin[1] for one in rig.got} == {key: slot_of(key, 4) for key in keys}
+
+
+async def test_P8_another_partitioner_gives_an_event_and_its_copies_the_same_partition(
+    connect: Connect, kafka: Kafka
+) -> None:
+    rig = await connect(url=f"{kafka.url}?{QUICK}&partitioner=consistent_random")
+    keys = ["k", "key é", "0123456789abcdef", "x" * 200]
+    wanted = {key: crc32(key.encode()) % 4 for key in keys}
+    assert wanted != {key: slot_of(key, 4) for key in keys}
+    await rig.publish(*(make(key.encode(), key=key) for key in keys for make in (rig.message, rig.copy)))
+    await until(lambda: len(rig.got) == 2 * len(keys))
+    assert sorted((bytes(one.body).decode(), one.origin[1]) for one in rig.got) == sorted([*wanted.items()] * 2)
 
 
 async def test_what_has_no_key_keeps_the_order_of_its_call(connect: Connect) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tidings.brokers.kafka import versions
 from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
 from tidings.brokers.kafka.doctor_topics import examine_topics
 from tidings.brokers.kafka.link import Link
@@ -45,7 +46,39 @@ async def _ask(link: Link, options: Options) -> list[Finding]:
     found = await _advertised(link)
     if any(one.level == "wrong" for one in found):
         return found  # whatever is asked now may go to an address that nobody reaches
+    found += await _releases(link)
     return found + await _settings(link, cluster)
+
+
+async def _releases(link: Link) -> list[Finding]:
+    """How old each broker is, and what it lacks of what would be asked of it."""
+    found: dict[Finding, list[int]] = {}
+    for number, (host, port) in sorted(link.brokers.items()):
+        try:
+            understood = await versions.ask(link.options, host, port)
+        except versions.CannotBeAsked as why:
+            one = Finding("warning", f"which release {{}} is of cannot be told: {why}")
+        else:
+            one = _release(link.options, understood)
+        found.setdefault(one, []).append(number)
+    return [
+        Finding(one.level, one.what.replace("{}", _numbered(numbers), 1), one.remedy) for one, numbers in found.items()
+    ]
+
+
+def _release(options: Options, understood: versions.Understood) -> Finding:
+    what = f"{{}} understands what Kafka {versions.release(understood)} does"
+    if options.protocol == "consumer" and not versions.assigns(understood):
+        remedy = "Leave out group.protocol=consumer, or use brokers of Kafka 4.0 or newer."
+        return Finding("wrong", f"{what}, and cannot say who of a group has what: nothing would be handed over", remedy)
+    if options.replication < 0 and not versions.counts_copies(understood):
+        remedy = "Say ?replication=3 (1 on a single broker), or use brokers of Kafka 2.4 or newer."
+        return Finding("wrong", f"{what}, and makes no topic unless it is told how many copies it gets", remedy)
+    return Finding("fine", what)
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    return ("broker " if len(numbers) == 1 else "each of the brokers ") + ", ".join(map(str, numbers))
 
 
 async def _advertised(link: Link) -> list[Finding]:
@@ -95,7 +128,10 @@ def _remedy(why: str) -> str:
     if "authentication" in text or "sasl" in text:
         return "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
     if "ssl" in text or "certificate" in text:
-        return "Look at tls= and tls_ca= of the URL, and whether this listener speaks TLS."
+        return (
+            "Look at tls= and tls_ca= of the URL, at tls_cert= and tls_key= if it demands a certificate of its clients,"
+            " and whether this listener speaks TLS."
+        )
     return "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
 
 

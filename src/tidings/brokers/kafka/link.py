@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
+from tidings.brokers.kafka.versions import must_assign
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
 log = logging.getLogger("tidings.kafka")
@@ -66,10 +67,15 @@ def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: s
 
     Raises:
         ConfigurationError: it does not know a setting, or not its value; the message shows no password.
+        BrokerUnavailable: there is no token to sign in with.
     """
     try:
         return make(settings)
-    except (KafkaException, ValueError, TypeError) as error:
+    except KafkaException as error:
+        if code_of(error) == KafkaError.SASL_AUTHENTICATION_FAILED:
+            raise BrokerUnavailable(f"{where}: {reason(error)}: does oauth_cb return one, and in time?") from None
+        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
+    except (ValueError, TypeError) as error:
         raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
 
 
@@ -100,13 +106,15 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
-        self.admin: AdminClient = made(AdminClient, self.settings(options.common()), options.where)
+        self.admin: AdminClient = made(AdminClient, self.settings(options.administrator()), options.where)
         self._why = ""
         """What a client said last of a broker that it could not use."""
         self._askers: dict[str, Consumer] = {}
         """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
         """The topics that are known to exist, and into how many partitions they fall."""
+        self.seen = set[str]()
+        """Those that existed at any time, and were not found to be gone."""
         self.brokers: dict[int, tuple[str, int]] = {}
         """The brokers, as they say where they are."""
 
@@ -119,8 +127,10 @@ class Link:
 
         Raises:
             BrokerUnavailable: it cannot be reached in time.
+            ConfigurationError: its brokers are too old for what the options ask of them.
         """
         await self.refresh(self.options.connect_timeout)
+        await must_assign(self.options, self.brokers)
         self._watching = asyncio.create_task(self._watch(), name="tidings-kafka-watch")
 
     async def close(self) -> None:
@@ -152,6 +162,7 @@ class Link:
         self.brokers = {number: (str(one.host), int(one.port or 0)) for number, one in found.brokers.items()}
         known = {name: len(one.partitions) for name, one in found.topics.items() if one.error is None}
         self.partitions = known
+        self.seen |= set(known)
         self.trouble = self._why = ""
         return found
 

@@ -45,6 +45,11 @@ _OURS: Final = {
     "enable.partition.eof": "readers of logs depend on it",
     "transactional.id": "Tidings needs no transactions of Kafka: once= applies each event once",
     "go.batch.consumer": "it is of another client",
+    "security.protocol": "tls=1 and mechanism= say it, so that a password in the open is noticed",
+    "sasl.mechanism": "write mechanism= into the URL",
+    "sasl.mechanisms": "write mechanism= into the URL",
+    "sasl.username": "write the user into the URL",
+    "sasl.password": "write it into the URL, or password_file=",
 }
 """Settings that are not anybody's to make, and why."""
 
@@ -72,6 +77,11 @@ _UNSAFE: Final[Mapping[str, tuple[str, frozenset[str], str]]] = {
         "tls",
         frozenset({"https"}),
         "who has any certificate may stand in for the brokers",
+    ),
+    "partitioner": (
+        "partitioner",
+        frozenset({"murmur2", "murmur2_random", "consistent", "consistent_random", "fnv1a", "fnv1a_random"}),
+        "events of one key fall into any partition, and their order is lost",
     ),
     "allow.auto.create.topics": ("auto-create", frozenset({"false"}), "a wrong name makes a topic that nobody reads"),
     "isolation.level": (
@@ -146,6 +156,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 settings[f"ssl.{name}.location"] = path
         return settings
 
+    def administrator(self) -> dict[str, Any]:
+        """What asks about the cluster: it signs in as the others do, and passes over what is of no use to it."""
+        return {**self.common(), **self.more}
+
     def producer(self) -> dict[str, Any]:
         """What stores events: by every broker that is to have a copy, once, in order."""
         return {
@@ -217,7 +231,7 @@ def parse(url: str, options: Mapping[str, Any] | None = None) -> Options:
         settings |= {"user": unquote(user), "password": unquote(password) or None}
     more: dict[str, Any] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if "." in name or name == "acks":
+        if "." in name or name in ("acks", "partitioner"):
             more[name] = value
         else:
             settings |= _setting(name, value)
@@ -242,8 +256,10 @@ def _check(options: Options) -> None:
             " Tidings takes cooperative-sticky, or group.protocol=consumer, where the brokers assign"
         )
     secure = options.tls or options.tls_ca or options.tls_cert
-    if options.mechanism == "PLAIN" and not secure and not all(_is_here(host) for host, _ in options.servers):
-        _refuse(options, "plain", "the password would travel in the open (PLAIN without TLS): add tls=1")
+    open_words = {"PLAIN": "password", "OAUTHBEARER": "token"}.get(options.mechanism)
+    if open_words and not secure and not all(_is_here(host) for host, _ in options.servers):
+        what = f"the {open_words} would travel in the open ({options.mechanism} without TLS): add tls=1"
+        _refuse(options, options.mechanism.lower(), what)
     for name, value in options.more.items():
         if name in _OURS:
             raise ConfigurationError(f"{name} cannot be set: {_OURS[name]}")

@@ -18,6 +18,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from tidings.brokers.kafka.link import Link, code_of, made, reason
+from tidings.brokers.kafka.names import topic_of
 from tidings.brokers.kafka.records import Outgoing, record_of
 from tidings.brokers.kafka.topics import MAX_MESSAGE
 from tidings.delivery import MAX_EVENT_BYTES, Message
@@ -29,6 +30,9 @@ PAUSE: Final = 0.01
 """Seconds until there may be room again where too much is on its way."""
 JUST_MADE: Final = 2.0
 """Seconds in which a fatal error is taken for one of the producer before."""
+KNOWN_WITHIN: Final = 5.0
+"""Seconds until a topic that was there, and is denied, is taken for gone."""
+DENIED_PAUSE: Final = 0.1
 FLUSH: Final = 5.0
 """Seconds that a close waits for what is on its way."""
 
@@ -108,6 +112,7 @@ class Publisher:
         waits = _Waits(len(messages))
         places: dict[str, int] = {}
         sent: list[int] = []
+        denied: dict[str, list[int]] = {}
         for place, message in enumerate(messages):
             try:
                 record = record_of(message, self.max_event)
@@ -131,7 +136,41 @@ class Publisher:
                 results[place] = BrokerUnavailable(f"{_MAYBE}: no report in time from {self._where}{self._because()}")
             elif (answer := waits.answers[place]) is not None:
                 results[place] = self._meaning(answer, messages[place])
+                if answer.code() in _NOWHERE:
+                    denied.setdefault(topic_of(messages[place]), []).append(place)
+        for topic, some in denied.items():
+            whole = all(place in some for place in sent if topic_of(messages[place]) == topic)
+            answers = await self._after_all(topic, [messages[place] for place in some], whole, end)
+            for place, outcome in zip(some, answers, strict=True):
+                results[place] = outcome
         return results
+
+    async def _after_all(
+        self, topic: str, messages: Sequence[Message], whole: bool, end: float
+    ) -> Sequence[Exception | None]:
+        """A topic that was there is denied: by a broker that has just started, and does not know its topics yet.
+
+        The library believes that at once, and until it looks again by itself. What was denied is sent once more, unless
+        others of its call were stored: then it would come behind them.
+        """
+        patience = min(end, time.monotonic() + KNOWN_WITHIN)
+        producer, partitions = self._producer, 0
+        while not partitions:
+            why: Exception | None = None
+            try:
+                found = await self._link.ask(lambda: producer.list_topics(topic, timeout=1.0), 2.0)
+                partitions = len(found.topics[topic].partitions)
+            except BrokerUnavailable as unavailable:
+                why = unavailable
+            if not partitions and time.monotonic() > patience:
+                self._link.partitions.pop(topic, None)
+                self._link.seen.discard(topic)
+                return [why or _nowhere(topic, message) for message in messages]
+            await asyncio.sleep(DENIED_PAUSE)
+        self._link.partitions[topic] = partitions
+        if whole and time.monotonic() < end:
+            return await self.publish(messages, end - time.monotonic())
+        return [BrokerUnavailable(f"{_MAYBE}: {self._where} did not know {topic!r} for a moment")] * len(messages)
 
     async def write(self, topic: str, values: Mapping[str, bytes], timeout: float = 10.0) -> None:
         """Store a value under each key of a topic of our own.
@@ -187,6 +226,9 @@ class Publisher:
             self._forget(id)
             return False
         except KafkaException as error:
+            if code_of(error) in _NOWHERE:
+                self._reported(id, error.args[0])
+                return True
             self._forget(id)
             if code_of(error) in _TOO_LARGE:
                 raise _too_large(f"{record.topic}: {reason(error)}") from None
@@ -219,11 +261,17 @@ class Publisher:
             NotStored: there is none.
             BrokerUnavailable: the cluster cannot be asked.
         """
-        async with self._checking:
-            if topic not in self._link.partitions:
-                await self._link.refresh(min(5.0, max(0.1, end - time.monotonic())))
-        if topic not in self._link.partitions:
-            raise _nowhere(topic, message)
+        patience = min(end, time.monotonic() + KNOWN_WITHIN)
+        while True:
+            async with self._checking:
+                if topic not in self._link.partitions:
+                    await self._link.refresh(min(5.0, max(0.1, end - time.monotonic())))
+            if topic in self._link.partitions:
+                return
+            if topic not in self._link.seen or time.monotonic() > patience:
+                self._link.seen.discard(topic)
+                raise _nowhere(topic, message)
+            await asyncio.sleep(DENIED_PAUSE)  # a broker that has just started may not know its topics yet
 
     def _meaning(self, error: KafkaError, message: Message) -> Exception:
         code = error.code()
@@ -233,8 +281,7 @@ class Publisher:
         if code in _TOO_LARGE:
             return _too_large(f"{message.type} {message.id}: {error.str()}")
         if code in _NOWHERE:
-            self._link.partitions.pop(message.stream, None)
-            return _nowhere(message.stream, message)
+            return _nowhere(topic_of(message), message)
         if code in _FEW:
             return NotStored(
                 f"{message.type} {message.id} was not stored, because too few brokers have a copy ({error.str()}):"

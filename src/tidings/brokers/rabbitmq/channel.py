@@ -28,11 +28,13 @@ from tidings.brokers.rabbitmq.frames import (
     read_header,
     returned,
 )
-from tidings.errors import BrokerUnavailable
+from tidings.errors import BrokerUnavailable, ConfigurationError
 
 NOT_FOUND: Final = 404
 REFUSED: Final = 403
 DIFFERENT: Final = 406
+
+GRANT: Final = "Grant it with rabbitmqctl set_permissions"
 
 F = TypeVar("F", bound=Frame)
 Take = Callable[[Content], None]
@@ -55,6 +57,10 @@ class Refused(BrokerUnavailable):
     def missing(self) -> bool:
         """What was asked for is not there."""
         return self.code == NOT_FOUND and not self.passing
+
+
+class NotAllowed(ConfigurationError):
+    """The user has not the right."""
 
 
 class Carrier(Protocol):

@@ -15,7 +15,7 @@ from typing import Final
 from tidings.brokers._healing import Healing
 from tidings.brokers.rabbitmq.channel import REFUSED, Channel, Refused
 from tidings.brokers.rabbitmq.link import Link
-from tidings.brokers.rabbitmq.options import Options
+from tidings.brokers.rabbitmq.options import PORTS, Options
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
 log = logging.getLogger("tidings.rabbitmq")
@@ -105,19 +105,32 @@ class Connection(Healing[Link]):
 def explained(error: Exception, where: str, options: Options) -> TidingsError:
     """What a failed attempt to connect means, and what to do about it; never with a secret."""
     if isinstance(error, Refused):
+        if error.code == REFUSED and options.external:
+            return ConfigurationError(
+                f"{where} has no user of the name on the client's certificate ({options.tls_cert}). Which name it takes"
+                " says ssl_cert_login_from of rabbitmq.conf; rabbitmqctl add_user makes the user"
+            )
         if error.code == REFUSED:
             return ConfigurationError(
                 f"{where} refused the user {options.user!r}: check user and password. (guest may come from the server's"
                 " own host only)"
             )
         if error.code == 530:
+            user = "the user of the client's certificate" if options.external else repr(options.user)
             return ConfigurationError(
-                f"{where} does not let {options.user!r} into the virtual host {options.vhost!r}. Is it there, and may"
+                f"{where} does not let {user} into the virtual host {options.vhost!r}. Is it there, and may"
                 " the user in? rabbitmqctl list_vhosts and rabbitmqctl list_permissions say"
             )
         return BrokerUnavailable(f"{where} closed the connection: {error}")
+    if isinstance(error, ConfigurationError):
+        return ConfigurationError(f"{where}: {error}")
     if isinstance(error, TidingsError):
-        return error
+        return BrokerUnavailable(f"{where}: {error}{_perhaps_a_certificate(options)}")
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        return ConfigurationError(
+            f"{where} speaks no TLS at this port: write amqp:// in the place of amqps://, or the port of its TLS"
+            f" listener, which is {PORTS['amqps']} unless it was told otherwise"
+        )
     if isinstance(error, ssl.SSLError):
         reason = getattr(error, "verify_message", "") or error.reason or str(error)
         return ConfigurationError(
@@ -133,4 +146,12 @@ def explained(error: Exception, where: str, options: Options) -> TidingsError:
     return BrokerUnavailable(f"{where} answered with what is no RabbitMQ's greeting ({type(error).__name__})")
 
 
+def _perhaps_a_certificate(options: Options) -> str:
+    """What a server that demands one says of it may be lost, because it closes the connection in the same moment."""
+    if not options.tls or options.tls_cert:
+        return ""
+    return ". If it demands a certificate of its clients: tls_cert=… and tls_key=… name it"
+
+
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 _IS_IT_UP: Final = "Is the server running, and is the address right?"

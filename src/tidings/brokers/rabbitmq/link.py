@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -25,6 +26,8 @@ log = logging.getLogger("tidings.rabbitmq")
 
 _head = struct.Struct(">BHI")
 MOST_CHANNELS: Final = 2047
+TLS_ALERT: Final = b"\x15\x03"
+"""How a server answers that expected TLS."""
 CLOSING: Final = 1.0
 """Seconds that the server has to say goodbye."""
 
@@ -38,6 +41,7 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._error: Exception | None = None
         self._channels: dict[int, Channel] = {}
         self._next = 1
         self._answers: asyncio.Queue[Frame] = asyncio.Queue()
@@ -73,8 +77,14 @@ class Link(asyncio.Protocol):
         self.properties = dict(start.server_properties or {})
         mechanism, response = self._login(secret)
         if mechanism not in str(start.mechanisms).split():
+            plugin = (
+                " auth=external needs the server's plugin rabbitmq_auth_mechanism_ssl (rabbitmq-plugins enable), and"
+                " EXTERNAL among its auth_mechanisms"
+                if self._options.external
+                else ""
+            )
             raise ConfigurationError(
-                f"the server lets nobody in by {mechanism}; it knows {start.mechanisms}. See auth= in the URL"
+                f"the server lets nobody in by {mechanism}; it knows {start.mechanisms}. See auth= in the URL.{plugin}"
             )
         properties = {
             "product": "tidings",
@@ -111,6 +121,10 @@ class Link(asyncio.Protocol):
         if isinstance(found, commands.Connection.Close):
             raise Refused(found.reply_code or 0, found.reply_text or "")
         if not isinstance(found, kind):
+            if self._rest.startswith(TLS_ALERT):
+                raise ConfigurationError("the server speaks TLS at this port: write amqps:// in the place of amqp://")
+            if isinstance(self._error, ssl.SSLError):
+                raise self._error
             raise BrokerUnavailable(self.ended or "the server did not speak AMQP 0-9-1")
         return found
 
@@ -213,6 +227,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone.set()
+        self._error = error
         self._end(f"{type(error).__name__}: {error}" if error else "the server closed the connection")
 
     def data_received(self, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -25,21 +26,27 @@ class Members(Others):
         self._position = position
         self._channel: Channel | None = None
         self._ended = asyncio.Event()
+        self.why: BrokerUnavailable | None = None
+        """Why nothing could be heard any more when that was last so."""
 
     async def attach(self, connection: Connection) -> None:
         """Listen, by a queue that goes with its channel's connection. Raises BrokerUnavailable."""
         link = await connection.ready(ANSWER)
         self._ended.clear()
         channel = await link.channel(ANSWER)
-        channel.on_closed = lambda why: self._ended.set()
-        asked = commands.Queue.Declare(0, "", False, False, True, True, False, {})
-        queue = (await channel.ask(asked, commands.Queue.DeclareOk, ANSWER)).queue or ""
+        channel.on_closed = self._closed
+        queue = f"{names.LIVE}.{secrets.token_hex(8)}"  # the server's own names would need a right of their own
+        await channel.call(commands.Queue.Declare(0, queue, False, False, True, True, False, {}), ANSWER)
         await channel.call(commands.Queue.Bind(0, queue, names.LIVE, self._position, False, {}), ANSWER)
         await channel.consume(
             queue, lambda content: self.heard(content.body), lambda tag: self._ended.set(), ANSWER, no_ack=True
         )
         self.revive()
         self._channel = channel
+
+    def _closed(self, why: BrokerUnavailable) -> None:
+        self.why = why
+        self._ended.set()
 
     async def ended(self) -> None:
         """Return when nothing can be heard any more."""

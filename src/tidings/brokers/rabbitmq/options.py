@@ -82,11 +82,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             return None
         try:
             context = ssl.create_default_context(cafile=self.tls_ca)
-            if self.tls_cert:
+        except OSError as error:
+            why = "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigurationError(f"tls_ca={self.tls_ca} cannot be used: {why}") from None
+        if self.tls_cert:
+            try:
                 context.load_cert_chain(self.tls_cert, self.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(one for one in (self.tls_ca, self.tls_cert, self.tls_key) if one)
-            raise ConfigurationError(f"the TLS files {files} cannot be used: {error.strerror or error}") from None
+            except OSError as error:
+                bad = isinstance(error, ssl.SSLError)
+                why = "not PEM, or the key does not belong to the certificate" if bad else error.strerror
+                key = f" with tls_key={self.tls_key}" if self.tls_key else ", in which its key stands, too,"
+                raise ConfigurationError(f"tls_cert={self.tls_cert}{key} cannot be used: {why}") from None
         return context
 
 
@@ -126,6 +132,8 @@ def parse(url: str) -> Options:
 
 
 def _check(options: Options) -> None:
+    if options.external and options.tls and not options.tls_cert:
+        raise ConfigurationError("auth=external needs tls_cert beside it: its name says who the client is")
     if options.tls_key and not options.tls_cert:
         raise ConfigurationError("tls_key needs tls_cert beside it: the certificate that belongs to the key")
     if not options.tls and (options.tls_ca or options.tls_cert or options.tls_name or options.external):

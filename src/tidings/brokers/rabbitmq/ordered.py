@@ -15,6 +15,7 @@ from typing import Final
 
 from tidings.brokers._assignment import assign
 from tidings.brokers.rabbitmq import names
+from tidings.brokers.rabbitmq.channel import GRANT, REFUSED, Refused
 from tidings.brokers.rabbitmq.feed import RabbitFeed
 from tidings.brokers.rabbitmq.members import Members
 from tidings.brokers.rabbitmq.moving import Mover
@@ -41,6 +42,8 @@ class OrderedFeed(RabbitFeed):
     shares: Sequence[Share]
 
     def _make_sources(self) -> Sequence[Source]:
+        self._deaf = ""
+        """Why the processes may not hear each other."""
         self._members = Members(self.position, self._others_changed)
         self._recalls = self._sink if isinstance(self._sink, Recalls) else None
         self._claimed = [time.monotonic()] * names.SHARES
@@ -61,7 +64,7 @@ class OrderedFeed(RabbitFeed):
     def trouble(self) -> str:
         if not self._closed and any(share.died for share in self.shares):
             return f"a share of {self.position} died: restart the process"
-        return super().trouble
+        return self._deaf or super().trouble
 
     # ── who has what ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -74,15 +77,26 @@ class OrderedFeed(RabbitFeed):
                 await asyncio.sleep(HEAR_OTHERS)
                 self._began = True
                 while not await self._silence():
+                    self._deaf = ""
                     self._consider()
                     self._members.say(self._wants())
+                self._hears_nobody(self._members.why)
             except BrokerUnavailable as error:
-                log.debug("the processes of %s do not hear each other: %s", self.position, error)
+                self._hears_nobody(error)
             except Exception:
                 log.exception("the feed of %s stumbled and goes on", self.position)
             finally:
                 await self._members.detach()
             await asyncio.sleep(PAUSE)
+
+    def _hears_nobody(self, why: BrokerUnavailable | None) -> None:
+        if isinstance(why, Refused) and why.code == REFUSED:
+            deaf = f"the processes of {self.position} may not hear each other: {why.text}. {GRANT}"
+            if deaf != self._deaf:
+                log.error("%s", deaf)
+            self._deaf = deaf
+        else:
+            log.debug("the processes of %s do not hear each other: %s", self.position, why)
 
     async def _silence(self) -> bool:
         """Wait for a second; true when nobody can be heard any more."""

@@ -16,7 +16,7 @@ import msgspec
 from pamqp import commands
 
 from tidings.brokers.rabbitmq import frames, names, waiting
-from tidings.brokers.rabbitmq.channel import Channel, Refused
+from tidings.brokers.rabbitmq.channel import GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.link import Link
 from tidings.brokers.rabbitmq.topology import Topology
@@ -26,6 +26,8 @@ from tidings.errors import BrokerUnavailable, EventTooLarge, InvalidEvent, NotSt
 WAVE_MESSAGES: Final = 1000
 WAVE_BYTES: Final = 8 * 1024 * 1024
 """How much is sent before its confirmations are waited for."""
+DEFAULT: Final = "amq.default"
+"""How the server calls the exchange without a name."""
 ANSWER: Final = 10.0
 CLOSE: Final = 2.0
 PAUSE: Final = 0.1
@@ -285,6 +287,8 @@ class Publisher:
         why = confirming.channel.why
         if isinstance(why, Refused) and why.missing:
             self._topology.forget(frame.exchange)
+        if isinstance(why, Refused) and why.code == REFUSED and f"'{frame.exchange or DEFAULT}'" in why.text:
+            raise NotAllowed(f"{self._where} does not let the user publish: {why.text}. {GRANT}")
         blocked = self._connection.trouble
         raise BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}{': ' if blocked else ''}{blocked}")
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tidings.brokers.rabbitmq.channel import Channel, Refused
+from tidings.brokers.rabbitmq.channel import GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content, acknowledge
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -56,7 +56,7 @@ async def read_log(
                     return
             return  # nothing is that young
         except BrokerUnavailable as error:
-            _check_there(queue, error)
+            _check_there(queue, error, follow)
             if time.monotonic() > until and not follow:
                 raise
         finally:
@@ -144,7 +144,9 @@ def _ignore(tag: str) -> None:
     """A reader that is cut off asks again."""
 
 
-def _check_there(queue: str, error: BrokerUnavailable) -> None:
+def _check_there(queue: str, error: BrokerUnavailable, follow: bool = False) -> None:
+    if isinstance(error, Refused) and error.code == REFUSED and not follow:
+        raise NotAllowed(f"the user may not read the log {queue!r}: {error.text}. {GRANT}") from None
     if isinstance(error, Refused) and error.missing:
         raise ConfigurationError(
             f"there is no log {queue!r} on this server: start a service first, which makes it"

@@ -12,7 +12,7 @@ import msgspec
 from pamqp import commands
 
 from tidings.brokers.rabbitmq import names, waiting
-from tidings.brokers.rabbitmq.channel import DIFFERENT, REFUSED, Channel, Refused
+from tidings.brokers.rabbitmq.channel import DIFFERENT, GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
 from tidings.brokers.rabbitmq.reading import read_log
@@ -191,7 +191,10 @@ class Topology:
         return []
 
     async def _bind(self, channel: Channel, queue: str, exchange: str, key: str) -> None:
-        await channel.call(commands.Queue.Bind(0, queue, exchange, key, False, {}), ANSWER)
+        try:
+            await channel.call(commands.Queue.Bind(0, queue, exchange, key, False, {}), ANSWER)
+        except Refused as error:
+            raise self._explained(f"the queue {queue!r} to take from the exchange {exchange!r}", error) from None
 
     def _explained(self, what: str, error: Refused) -> Exception:
         if error.code == DIFFERENT:
@@ -200,7 +203,7 @@ class Topology:
                 " Tidings a virtual host of its own"
             )
         if error.code == REFUSED:
-            return ConfigurationError(f"{self._where} does not allow {what}: {error.text}. Give the user the right to")
+            return NotAllowed(f"{self._where} does not allow {what}: {error.text}. {GRANT}")
         return (NotYet if error.passing else BrokerUnavailable)(f"{what} could not be made: {error}")
 
     async def has_exchange(self, name: str) -> bool:

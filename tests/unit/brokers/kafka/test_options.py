@@ -40,6 +40,14 @@ def test_a_name_with_a_dot_is_a_setting_of_the_library() -> None:
     assert (settings["linger.ms"], settings["compression.type"], settings["queue.buffering.max.ms"]) == ("7", "zstd", 3)
 
 
+def test_what_asks_about_the_cluster_signs_in_like_all_others() -> None:
+    given = {"oauth_cb": print, "ssl.ca.pem": "-----BEGIN"}
+    found = parse("kafka://host?mechanism=OAUTHBEARER&tls=1", given)
+    for settings in (found.administrator(), found.producer(), found.consumer("stock.reserve"), found.reader()):
+        assert settings["security.protocol"] == "SASL_SSL"
+        assert {name: settings[name] for name in given} == given
+
+
 def test_the_group_protocol_of_the_brokers_leaves_out_what_they_decide() -> None:
     settings = parse("kafka://host?group.protocol=consumer").consumer("stock.reserve")
     assert settings["group.protocol"] == "consumer"
@@ -78,6 +86,7 @@ def test_how_it_signs_in_and_whether_it_is_seen(url: str, protocol: str, mechani
         ("ssl.endpoint.identification.algorithm=none", "tls"),
         ("allow.auto.create.topics=true", "auto-create"),
         ("isolation.level=read_uncommitted", "uncommitted"),
+        ("partitioner=random", "partitioner"),
     ],
 )
 def test_what_loses_or_doubles_events_is_refused_with_the_reason_unless_confirmed(query: str, word: str) -> None:
@@ -96,6 +105,9 @@ def test_a_password_in_the_open_is_refused_unless_it_stays_here() -> None:
     assert CANARY not in str(raised.value)
     parse(f"kafka://user:{CANARY}@elsewhere?unsafe=plain")
     parse(f"kafka://user:{CANARY}@elsewhere?tls=1")
+    with pytest.raises(ConfigurationError, match=r"token would travel.*unsafe=oauthbearer$"):
+        parse("kafka://localhost,elsewhere?mechanism=OAUTHBEARER")
+    parse("kafka://elsewhere?mechanism=OAUTHBEARER&unsafe=oauthbearer")
 
 
 @pytest.mark.parametrize(
@@ -104,12 +116,16 @@ def test_a_password_in_the_open_is_refused_unless_it_stays_here() -> None:
         ("group.id=mine", "the position's name"),
         ("transactional.id=t", "no transactions"),
         ("bootstrap.servers=other", "into the URL"),
+        ("tls=1&security.protocol=SASL_PLAINTEXT", "in the open"),
+        ("sasl.mechanisms=PLAIN&sasl.username=user", "mechanism="),
+        (f"sasl.password={CANARY}", "password_file="),
         ("partition.assignment.strategy=range", "cooperative-sticky"),
     ],
 )
 def test_what_is_nobodys_to_set_is_refused_whatever_is_confirmed(query: str, why: str) -> None:
-    with pytest.raises(ConfigurationError, match=why):
+    with pytest.raises(ConfigurationError, match=why) as raised:
         parse(f"kafka://host?{query}&unsafe=acks,latest")
+    assert CANARY not in str(raised.value)
 
 
 @pytest.mark.parametrize(
