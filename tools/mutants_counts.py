@@ -129,6 +129,20 @@ COUNTS: tuple[Mutant, ...] = (
         HERE,
     ),
     Mutant(
+        "what a lost connection took away is suspected",
+        "lane.py",
+        "        self._recalled(gone)\n",
+        "",
+        ("tests/unit/test_lane.py",),
+    ),
+    Mutant(
+        "what the broker was not told in time is suspected when it comes again",
+        "settling.py",
+        "self.counts.survived(delivery)  # it comes again, and nobody died of it",
+        "failure or self.counts.survived(delivery)",
+        ("tests/unit/test_settling.py",),
+    ),
+    Mutant(
         "a suspect overtakes the events of its lane",
         "worker.py",
         "                rest, lane.trouble = await self._process(lane, batch[:suspect])\n",

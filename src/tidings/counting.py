@@ -155,17 +155,21 @@ class Counts:
             if len(self._survived) > REMEMBERED:
                 del self._survived[next(iter(self._survived))]
 
-    async def note_survivors(self, given_back: Iterable[Delivery]) -> None:
-        """Say of what goes back, and went back before, that nobody died of it; the next process would take it for that.
-
-        It is no loss if that cannot be noted: then each of them is handled alone.
-        """
-        for one in given_back:
+    def recalled(self, deliveries: Iterable[Delivery]) -> None:
+        """They were taken from a process that lives: that is written down with the next batch, at the latest."""
+        for one in deliveries:
             self.survived(one)
         for origin, known in self._survived.items():
             if known.delivered - known.noted >= SUSPICIOUS:  # else it is no suspect for the next one, either
                 self._put(f"alive/{origin}", Count(known.delivered), known.of)
                 self._survived[origin] = Survivor(known.delivered, known.delivered, known.of)
+
+    async def note_survivors(self, given_back: Iterable[Delivery]) -> None:
+        """Say of what goes back, and went back before, that nobody died of it; the next process would take it for that.
+
+        It is no loss if that cannot be noted: then each of them is handled alone.
+        """
+        self.recalled(given_back)
         try:
             async with asyncio.timeout(GOODBYE):
                 await self._try_to_write("which events were given back alive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 
 from tidings.delivery import Delivery
 from tidings.order import Holds
@@ -104,10 +104,17 @@ class Shared:
     A key has one lane, chosen by its partition; whatever has no key shares the first.
     """
 
-    def __init__(self, lanes: Sequence[Lane], aside: Container[Delivery]) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        aside: Container[Delivery],
+        recalled: Callable[[Collection[Delivery]], object] = len,
+    ) -> None:
         self._lanes = lanes
         self._aside = aside
         """What waits until its call has ended: as long it is at work, and holds its key."""
+        self._recalled = recalled
+        """Is told what this process had and did not die of."""
         self._waiting = 0
         self._ended = asyncio.Event()
 
@@ -135,6 +142,7 @@ class Shared:
     async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
         """See `ports.Recalls`."""
         gone = set(deliveries)
+        self._recalled(gone)
         self._waiting += 1
         try:
             async with asyncio.timeout(None if patience == float("inf") else patience):

@@ -166,10 +166,10 @@ class Settler:
             delivery, decision = ended[place]
             if failure is not None:
                 outcomes[place] = Unsettled(decision, describe(failure))
-            elif verdict is ACK:
+            if failure is None and verdict is ACK:
                 gone.append(delivery)
             else:
-                self.counts.survived(delivery)
+                self.counts.survived(delivery)  # it comes again, and nobody died of it
         await self.counts.ended(gone)
         if self.holding is not None and self.holding.keys:
             self.holding.acknowledged(gone)

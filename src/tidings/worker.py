@@ -62,7 +62,8 @@ class Worker:
         shared: deque[Delivery] = deque()
         ordered = subscription.ordered
         self._lanes = [Lane(deque() if ordered else shared, ordered) for _ in range(lanes)]
-        self._shared = Shared(self._lanes, pipeline.leaving.aside) if ordered else None
+        given = (self._lanes, pipeline.leaving.aside, pipeline.settler.counts.recalled)
+        self._shared = Shared(*given) if ordered else None
         self._feed: Feed | None = None
         self._tasks = Supervisor()
         self._stopping = asyncio.Event()
@@ -73,7 +74,7 @@ class Worker:
         self.paused = ""
         """By whom it was paused and why; empty while it works. Set before the start, it begins paused."""
         pipeline.settler.judge = self._judge
-        self._sink = self._shared or Competing(self._lanes, pipeline.leaving.aside)
+        self._sink = self._shared or Competing(*given)
         self._asides = Asides(pipeline, self._lanes, self._shared)
         self._gate = Gate(lambda: self.busy)
         self._holding = pipeline.settler.holding

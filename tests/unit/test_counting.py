@@ -223,6 +223,15 @@ async def test_what_was_given_back_alive_and_has_ended_leaves_no_note() -> None:
     assert counts._survived == {}
 
 
+async def test_what_was_taken_from_a_process_that_lives_is_said_with_its_next_batch() -> None:
+    broker = Broker()
+    counts = Counts(broker, POSITION)
+    counts.recalled([again(1, SUSPICIOUS)])
+    assert await broker.notes() == {}, "the connection is what was lost, most likely"
+    await counts.ready([delivery("a", 2)], in_place=True)
+    assert list(await broker.notes()) == ["alive/order@1"]
+
+
 async def test_what_cannot_be_noted_goes_back_all_the_same_and_is_a_suspect_then() -> None:
     broker = Broker()
     broker.away = True

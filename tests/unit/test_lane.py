@@ -58,3 +58,14 @@ async def test_lanes_that_compete_are_woken_for_as_many_events_as_came(together:
     await asyncio.sleep(0)
     assert [task.done() for task in tasks] == [True, True, False]
     tasks[2].cancel()
+
+
+async def test_who_counts_deliveries_is_told_what_is_taken_from_a_process_that_lives() -> None:
+    told: list[Delivery] = []
+    lanes = [Lane(deque(), True)]
+    shared = Shared(lanes, (), told.extend)
+    came = deliveries(0, 0)
+    shared.take(came)
+    await shared.give_up(came[1:], 1.0)
+    assert told == came[1:]
+    assert list(lanes[0].queue) == came[:1]

@@ -154,6 +154,16 @@ async def test_P2_a_settle_that_failed_is_reported_for_that_delivery_alone() -> 
     assert unsettled == Unsettled(Done(), "BrokerUnavailable: no answer")
 
 
+async def test_what_the_broker_was_not_told_in_time_comes_again_and_has_killed_nobody() -> None:
+    setup = Setup()
+    one = delivery("a", 1, read=True)
+    one.delivered = 5
+    setup.broker.refuse_settle = lambda _: BrokerUnavailable("its channel has ended")
+    await setup.settler.settle([(one, Done())], None, time.monotonic())
+    one.delivered += 1
+    assert setup.settler.counts.suspect([one]) is None
+
+
 @pytest.mark.parametrize("error", [RuntimeError("an adapter's mistake"), asyncio.CancelledError()])
 async def test_P2_a_broker_that_raises_instead_of_answering_leaves_everything_reported(error: BaseException) -> None:
     setup = Setup()
