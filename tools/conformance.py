@@ -3,7 +3,7 @@
     python -m tools.conformance [--short] [--no-write] [memory|nats|kafka|kafka-old|rabbitmq ...] [-- pytest's options]
 
 Results stand in docs/reference/conformance.json, a broker at a time; what was not run now stays as it was seen last,
-with its date. The exit status is 1 if a test failed or lacks something that this project does not allow to be missing.
+with its date; so does what pytest's arguments leave out. The exit status is 1 if a test failed or lacks something that this project does not allow to be missing.
 """
 
 from __future__ import annotations
@@ -90,6 +90,14 @@ def run(broker: str, mode: str, more: Sequence[str]) -> tuple[int, Column]:
     return status, Column(f"{datetime.now(UTC):%Y-%m-%d}", version("tidings"), mode, tests)
 
 
+def _with(before: Column | None, now: Column) -> Column:
+    """What was seen now; where only a part was asked for, beside what was seen before in the same sizes."""
+    if before is None or before.mode != now.mode:
+        return now
+    ran = {name: test for name, test in now.tests.items() if test.outcome != "not in this run"}
+    return msgspec.structs.replace(now, tests={**before.tests, **ran})
+
+
 def load() -> dict[str, Column]:
     """What was seen so far."""
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Column]) if RESULTS.exists() else {}
@@ -163,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, column = run(broker, "short" if asked.short else "full", more)
         worst = max(worst, status)
         if not asked.no_write and column.tests:
-            columns[broker] = column
+            columns[broker] = _with(columns.get(broker) if more else None, column)
             save(columns)
             subprocess.run([sys.executable, "-m", "tools.reference"], cwd=ROOT, check=True)
     return int(worst != 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tools.conformance import Column, Test, read, table
+from tools.conformance import Column, Test, _with, read, table
 
 ONE = "test_P1_what_is_stored_stays"
 
@@ -45,3 +45,10 @@ def test_the_table_has_the_sizes_and_a_cell_for_each_broker() -> None:
     row, last = table(columns).splitlines()[2], table(columns).splitlines()[-1]
     assert row == "| P1 | what is stored stays | events 20 to 1,000 | passed 2 | **FAILED** |  |"
     assert last == "RabbitMQ: full sizes, Tidings 1.0, 2030-01-02."
+
+
+def test_a_part_that_is_run_again_leaves_the_others_as_they_were_seen() -> None:
+    before = Column("2030-01-01", "1.0", "full", {ONE: Test("failed"), "test_other": Test("passed", 1)})
+    now = Column("2030-01-02", "1.0", "full", {ONE: Test("passed", 1), "test_other": Test()})
+    assert _with(before, now).tests == {ONE: Test("passed", 1), "test_other": Test("passed", 1)}
+    assert _with(before, Column("2030-01-02", "1.0", "short", now.tests)).tests == now.tests
