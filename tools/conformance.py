@@ -3,7 +3,8 @@
     python -m tools.conformance [--short] [--no-write] [memory|nats|kafka|kafka-old|rabbitmq ...] [-- pytest's options]
 
 Results stand in docs/reference/conformance.json, a broker at a time; what was not run now stays as it was seen last,
-with its date; so does what pytest's arguments leave out. The exit status is 1 if a test failed or lacks something that this project does not allow to be missing.
+with its date; so does what pytest's arguments leave out. The exit status is 1 if a test failed or lacks something that
+this project does not allow to be missing.
 """
 
 from __future__ import annotations
