@@ -189,6 +189,13 @@ KAFKA: tuple[Mutant, ...] = (
         "                return -1\n",
     ),
     bug(
+        "a handler that is fast waits before each batch",
+        "pump.py",
+        "elif room < min(MOST, self._most // 4):",
+        "elif 4 * room < self._most:",
+        ("tests/unit/brokers/kafka/test_pump.py",),
+    ),
+    bug(
         "an event is settled twice",
         "feed.py",
         "            if plain and held.pop(token, None) is not None:\n",

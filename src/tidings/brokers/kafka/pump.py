@@ -36,8 +36,8 @@ MOST: Final = 500
 """Records in one batch."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
-GATHER: Final = 0.005
-"""Seconds that are waited for more room where it is for a few only."""
+GATHER: Final = 0.002
+"""Seconds that are waited for more room where it is for a few only: what is here lasts longer."""
 UNPOLLED: Final = 0.5
 """Seconds without room after which the partitions are paused and polling goes on."""
 BEGIN_WITHIN: Final = 30.0
@@ -157,7 +157,7 @@ class Pump:
             if self._paused:
                 self._paused = False
                 consumer.resume(consumer.assignment())
-            elif 4 * room < self._most:  # there is enough to do, and each batch costs a hop: soon it will be for more
+            elif room < min(MOST, self._most // 4):  # there is enough to do, and each batch costs a hop
                 time.sleep(GATHER)
                 room = self._has_room() or -1
             return room

@@ -14,7 +14,7 @@ from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.pump import MOST, Pump
+from tidings.brokers.kafka.pump import GATHER, MOST, Pump
 from tidings.brokers.kafka.tracks import Batch, Track, token_of
 from tidings.delivery import Route
 from tidings.partition import slot_of
@@ -152,6 +152,17 @@ async def test_a_little_room_is_used_as_well(pump: Pump, owner: Owner) -> None:
     assert pump._room(consumer) == 1
     owner.released = pump._most
     assert pump._room(consumer) == min(MOST, pump._most)
+
+
+async def test_room_for_many_is_used_at_once(pump: Pump, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("tidings.brokers.kafka.pump.time.sleep", waited.append)
+    consumer: Any = object()
+    pump._taken = pump._most
+    owner.released = MOST
+    assert (pump._room(consumer), waited) == (MOST, []), "no batch is larger, whatever the room"
+    owner.released = 10
+    assert (pump._room(consumer), waited) == (10, [GATHER])
 
 
 async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:
