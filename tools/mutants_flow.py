@@ -43,9 +43,9 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a failure is treated as done",
         CALLS,
-        """                        self.failed(turn, index, error)
+        """                    self.failed(turn, index, error)
 """,
-        """                        turn.decided[index] = DONE
+        """                    decided[index] = DONE
 """,
     ),
     Mutant(
@@ -69,8 +69,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a handler may run for ever",
         CALLS,
-        "with turn.limit as limit:",
-        "for limit in [turn.limit]:",
+        "        with limit:\n",
+        "        if limit:\n",
     ),
     Mutant(
         "sketch: a shutdown leaves its deliveries unsettled",
@@ -158,7 +158,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch never closes",
         CALLS,
-        "(index and (self.stopping or time.monotonic() > closes))",
+        "(index and (self.stopping or now > closes))",
         "(index and self.stopping)",
     ),
     Mutant(
@@ -170,8 +170,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a stop does not end the batch",
         CALLS,
-        "(index and (self.stopping or time.monotonic() > closes))",
-        "(index and time.monotonic() > closes)",
+        "(index and (self.stopping or now > closes))",
+        "(index and now > closes)",
     ),
     Mutant(
         "a stop goes on to the next batch",
@@ -318,8 +318,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "caused events of a transaction are dropped",
         CALLS,
-        "                        if messages:\n",
-        "                        if messages and not self._claimer.shared:\n",
+        "                    if messages:\n",
+        "                    if messages and not self._claimer.shared:\n",
     ),
     Mutant(
         "review: a transaction without an outbox keeps effects whose events were not stored",
@@ -361,9 +361,23 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a delivery stays current after its handler",
-        HANDLING,
-        "            current.reset(token)\n        return ()",
-        "            pass\n        return ()",
+        CALLS,
+        "            current.set(None)\n",
+        "",
+    ),
+    Mutant(
+        "small objects nest as deep as they like",
+        "envelope.py",
+        """MAX_DEPTH * len(b'{"":}')""",
+        "MAX_DEPTH * 7",
+        ("tests/unit/test_envelope.py",),
+    ),
+    Mutant(
+        "only the first of a batch is ever current",
+        CALLS,
+        "                        current.set(scope)\n",
+        "                        index or current.set(scope)\n",
+        ("tests/unit/test_context.py",),
     ),
     Mutant(
         "review: an event that counts as false is left out of the claim",
@@ -398,7 +412,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the search for a culprit never closes its transaction",
         CALLS,
-        "            if self.stopping or time.monotonic() > closes:\n                for",
+        "            if self.stopping or limit.clock() > closes:\n                for",
         "            if False:\n                for",
     ),
     Mutant(
@@ -416,11 +430,12 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a duplicate is passed to a batch handler",
         CALLS,
-        "                    self.pass_over(turn, index)\n                elif",
+        "                    self.pass_over(turn, index)\n                    continue\n",
         """                    self.pass_over(turn, index)
                     if self._handling.at_once and claim.states[index].state is State.DONE:
                         together.append(index)
-                elif""",
+                    continue
+""",
     ),
     Mutant(
         "a failed batch acknowledges the rest",
@@ -471,8 +486,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what each event of a batch caused is laid to the first",
         HANDLING,
-        "else self._wrap(result, Scope(delivery, position))",
-        "else self._wrap(result, Scope(deliveries[0], position))",
+        "else self.wrap(result, Scope(delivery, position))",
+        "else self.wrap(result, Scope(deliveries[0], position))",
     ),
     Mutant(
         "a batch handler that returns too few results is taken at its word",

@@ -35,6 +35,7 @@ class Limit:
         "_started",
         "_stuck",
         "_task",
+        "clock",
         "over",
         "scope",
     )
@@ -48,6 +49,7 @@ class Limit:
     ) -> None:
         self._seconds, self._patience, self._stuck = seconds, patience, stuck or _nobody
         self._loop = asyncio.get_running_loop()
+        self.clock = self._loop.time
         self._late: set[Limit] = set() if late is None else late
         self.over: float | None = None
         """When the time of the current event was over, by the loop's clock; None while it is not."""
@@ -75,9 +77,9 @@ class Limit:
             self._handle.cancel()
             self._handle = None
 
-    def begin(self, scope: Scope | None = None) -> None:
-        """The next event starts now."""
-        self._started = self._loop.time()
+    def begin(self, scope: Scope | None = None, now: float | None = None) -> None:
+        """The next event starts now, which whoever has just looked at the `clock` knows."""
+        self._started = self.clock() if now is None else now
         self.scope = scope
 
     def end(self) -> None:
@@ -98,7 +100,7 @@ class Limit:
 
     def _look(self) -> None:
         wait = self._seconds
-        now = self._loop.time()
+        now = self.clock()
         if self._overdue is not None:
             wait = self._overdue - now
             if wait <= 0:

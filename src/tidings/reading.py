@@ -20,25 +20,23 @@ _RETRY: Final = Route.RETRY
 
 def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
     """What cannot be read is decided here already, and so is what is none of this handler's business."""
-    work = Work(delivery)
     try:
         if delivery.route is _RETRY:
             if is_discarded(delivery):
-                work.decision = Done(skipped=True)
-                return work
+                return Work(delivery, None, Done(skipped=True))
             if not delivery.failures:
                 restore(delivery)
         delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
-        work.event = handler.reader.read(envelope)
-        if work.event is None:
-            work.decision = Done(skipped=True)
-        elif delivery.failures:
+        if (event := handler.reader.read(envelope)) is None:
+            return Work(delivery, None, Done(skipped=True))
+        work = Work(delivery, event)
+        if delivery.failures:
             grouping.set_apart(work)
+        return work
     except UndecodableEvent as error:
-        work.decision = decide(without_any_of_ours(error), delivery, handler.rules.retry)
+        return Work(delivery, None, decide(without_any_of_ours(error), delivery, handler.rules.retry))
     except Exception as error:
-        work.decision = decide(error, delivery, handler.rules.retry)
-    return work
+        return Work(delivery, None, decide(error, delivery, handler.rules.retry))
 
 
 def look_again(works: Sequence[Work], handler: Handler, grouping: Grouping) -> None:
