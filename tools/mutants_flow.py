@@ -416,6 +416,12 @@ FLOW: tuple[Mutant, ...] = (
         "            if False:\n                for",
     ),
     Mutant(
+        "what was put off for lack of time has its repeats acknowledged",
+        CALLS,
+        "                    self.pass_over(turn, index)\n                    self._leave_out_repeats(turn, index)\n",
+        "                    self.pass_over(turn, index)\n",
+    ),
+    Mutant(
         "a search that has no time begins anew with the whole batch, for ever",
         CALLS,
         "work.most = len(part) // 2  # of",

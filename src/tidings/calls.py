@@ -129,6 +129,7 @@ class Calls:
             if self.stopping or limit.clock() > closes:
                 for index in (index for part in parts for index in part):
                     self.pass_over(turn, index)
+                    self._leave_out_repeats(turn, index)
                 return
 
     def _is_next(self, turn: Turn, index: int) -> bool:
@@ -137,9 +138,9 @@ class Calls:
         self.pass_over(turn, index)
         return False
 
-    def _leave_out_repeats(self, turn: Turn, failed: int) -> None:
-        """What counted as known because of an event of this claim that failed is not known."""
-        for index in [index for index in turn.decided if index > failed]:
+    def _leave_out_repeats(self, turn: Turn, undone: int) -> None:
+        """What counted as known because of an event of this claim that was not applied is not known."""
+        for index in [index for index in turn.decided if index > undone]:
             if turn.claim.states[index].state is not State.NEW and not self._is_next(turn, index):
                 turn.decided.pop(index, None)
 
