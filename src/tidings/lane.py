@@ -122,7 +122,8 @@ class Shared:
         lanes, now = self._lanes, time.time()
         many = len(lanes)
         for delivery in deliveries:
-            delivery.arrived = now
+            if not delivery.arrived:
+                delivery.arrived = now
             lanes[(delivery.slot or 0) % many if many > 1 else 0].queue.append(delivery)
         for lane in lanes:
             if lane.queue:
@@ -173,7 +174,8 @@ class Competing(Shared):
     def take(self, deliveries: Sequence[Delivery], /) -> None:
         now = time.time()
         for delivery in deliveries:
-            delivery.arrived = now
+            if not delivery.arrived:
+                delivery.arrived = now
         self._lanes[0].queue.extend(deliveries)
         left = len(deliveries)
         for lane in self._lanes:

@@ -26,7 +26,7 @@ from tidings.brokers.kafka.commits import Commits
 from tidings.brokers.kafka.link import ASKED, Link, made, reason
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.tracks import Batch, Track, token_of
+from tidings.brokers.kafka.tracks import Batch, Track
 from tidings.delivery import Route
 from tidings.ports import Subscription
 
@@ -188,9 +188,10 @@ class Pump:
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""
-        if batch := self._arrivals.batch(records, self.tracks):
-            self._taken += len(batch)
-            self._taken_bytes += sum(token_of(one).size for one in batch)
+        batch = self._arrivals.batch(records, self.tracks)
+        if batch.deliveries:
+            self._taken += len(batch.deliveries)
+            self._taken_bytes += batch.size
             self._soon(self._owner.take, batch)
 
     def _anew(self, old: Track, offset: int) -> Track:
