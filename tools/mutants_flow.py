@@ -198,10 +198,16 @@ FLOW: tuple[Mutant, ...] = (
         "            if True:\n",
     ),
     Mutant(
+        "what was put behind another is grouped with all that come before that one",
+        GROUPING,
+        "works[: 1 + firsts.index(True) if",
+        "works[: 2 + firsts.index(True) if",
+    ),
+    Mutant(
         "what was put behind the events of its key is grouped with them again, for ever",
         GROUPING,
-        "if index and work.first), most)]",
-        "if False), most)]",
+        "if True in firsts else most]",
+        "if False else most]",
     ),
     Mutant(
         "an error that tells nobody's fault fails the first event of its batch",
@@ -504,8 +510,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what failed by itself is forgotten when others of its transaction are taken back",
         GROUPING,
-        "        if failure is not None and work.decision is None:\n",
-        "        if failure is not None and len(group) == 1 and work.decision is None:\n",
+        "        if work.failure is None:\n",
+        "        if work.failure is None or len(group) > 1:\n",
         ("tests/walk/test_walk.py",),
     ),
 )
