@@ -17,8 +17,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "taskiq: what cannot be decoded is passed over and never settled",
         PIPELINE,
-        "works = [read(delivery, self._handler, self._grouping) for delivery in batch]",
-        "works = [read(one, self._handler, self._grouping) for one in batch]\n"
+        "works = read(batch, self._handler, self._grouping)",
+        "works = read(batch, self._handler, self._grouping)\n"
         "        works = [work for work in works if not isinstance(work.decision, DeadLettered)]",
     ),
     Mutant(
@@ -242,8 +242,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what has failed before takes the others back again",
         "reading.py",
-        "            grouping.set_apart(work)\n",
-        "            pass\n",
+        "                grouping.set_apart(work)\n",
+        "                pass\n",
     ),
     Mutant(
         "what has failed before is handled alone for ever, while all goes well",
@@ -356,14 +356,14 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the count of a held copy is read from its header again",
         "reading.py",
-        "            if not delivery.failures:\n",
-        "            if True:\n",
+        "                if not delivery.failures:\n",
+        "                if True:\n",
     ),
     Mutant(
         "the failures of a retry copy are forgotten",
         "reading.py",
-        "                restore(delivery)\n",
-        "                pass\n",
+        "                    restore(delivery)\n",
+        "                    pass\n",
     ),
     Mutant(
         "a delivery stays current after its handler",

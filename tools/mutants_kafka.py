@@ -173,8 +173,8 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "what was found out about one event's headers counts for the next",
         "arrivals.py",
-        "if self._headers is not None and pairs == self._pairs:",
-        "if self._headers is not None:",
+        "elif pairs == self._pairs and self._common is not None:",
+        "elif self._common is not None:",
     ),
     bug(
         "what was found out about one partition counts for the next record",

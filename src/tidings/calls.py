@@ -74,7 +74,7 @@ class Calls:
                     else:
                         scope = Scope(delivery, position)
                         current.set(scope)
-                        limit.begin(scope, now)
+                        limit.started, limit.scope = now, scope
                         try:
                             result = await call(work.event, claim, delivery)
                         except asyncio.CancelledError as error:

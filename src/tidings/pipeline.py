@@ -75,7 +75,7 @@ class Pipeline:
         cancellation or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
-        works = [read(delivery, self._handler, self._grouping) for delivery in batch]
+        works = read(batch, self._handler, self._grouping)
         try:
             if trouble := await self._trouble(self._look_up(batch, works, in_place=holds is not None)):
                 return list(batch), trouble

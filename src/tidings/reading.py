@@ -18,25 +18,32 @@ _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
 
 
-def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
+_SKIPPED: Final = Done(skipped=True)
+
+
+def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
     """What cannot be read is decided here already, and so is what is none of this handler's business."""
-    try:
-        if delivery.route is _RETRY:
-            if is_discarded(delivery):
-                return Work(delivery, None, Done(skipped=True))
-            if not delivery.failures:
-                restore(delivery)
-        delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
-        if (event := handler.reader.read(envelope)) is None:
-            return Work(delivery, None, Done(skipped=True))
-        work = Work(delivery, event)
-        if delivery.failures:
-            grouping.set_apart(work)
-        return work
-    except UndecodableEvent as error:
-        return Work(delivery, None, decide(without_any_of_ours(error), delivery, handler.rules.retry))
-    except Exception as error:
-        return Work(delivery, None, decide(error, delivery, handler.rules.retry))
+    works: list[Work] = []
+    event_in = handler.reader.read
+    for delivery in batch:
+        try:
+            if delivery.route is _RETRY:
+                if is_discarded(delivery):
+                    works.append(Work(delivery, None, _SKIPPED))
+                    continue
+                if not delivery.failures:
+                    restore(delivery)
+            delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
+            event = event_in(envelope)
+            work = Work(delivery, event, _SKIPPED if event is None else None)
+            if delivery.failures and event is not None:
+                grouping.set_apart(work)
+        except UndecodableEvent as error:
+            work = Work(delivery, None, decide(without_any_of_ours(error), delivery, handler.rules.retry))
+        except Exception as error:
+            work = Work(delivery, None, decide(error, delivery, handler.rules.retry))
+        works.append(work)
+    return works
 
 
 def look_again(works: Sequence[Work], handler: Handler, grouping: Grouping) -> None:
