@@ -244,10 +244,10 @@ KAFKA: tuple[Mutant, ...] = (
         "and delivery not in queued",
     ),
     bug(
-        "what is acknowledged of one partition counts for the next",
+        "what went with its partition is acknowledged with the others of its wave",
         "feed.py",
-        "            if delivery.token is not known:\n",
-        "            if known is None:\n",
+        "is_ours = track.progress.open, track.owner is self and not track.gone",
+        "is_ours = track.progress.open, track.owner is self",
     ),
     bug(
         "a wave is told to the feed of its first delivery alone",
