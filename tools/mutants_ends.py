@@ -10,6 +10,26 @@ LETTERS = "dead_letters.py"
 
 ENDS: tuple[Mutant, ...] = (
     Mutant(
+        "what the broker did not confirm counts as told where all was acknowledged",
+        SETTLING,
+        "if len(gone) < len(told) or list(errors) != [None] * len(told):",
+        "if len(gone) < len(told):",
+        ("tests/unit/test_settling.py",),
+    ),
+    Mutant(
+        "what was given back alive is not remembered where the broker confirmed everything",
+        SETTLING,
+        "if len(gone) < len(told) or list(errors) != [None] * len(told):",
+        "if list(errors) != [None] * len(told):",
+    ),
+    Mutant(
+        "a batch of nothing but letters is acknowledged without them",
+        SETTLING,
+        "    if _kinds(ended) <= _KNOWN:\n",
+        "    if _kinds(ended) <= {*_KNOWN, DeadLettered}:\n",
+        ("tests/unit/test_settling.py",),
+    ),
+    Mutant(
         "dramatiq: a hand-off that failed is passed over, and the message acknowledged",
         SETTLING,
         "            if not failed:\n",

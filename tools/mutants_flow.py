@@ -17,8 +17,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "taskiq: what cannot be decoded is passed over and never settled",
         PIPELINE,
-        "works = [read(delivery, self._handler, self._grouping) for delivery in batch]",
-        "works = [read(one, self._handler, self._grouping) for one in batch]\n"
+        "works = read(batch, self._handler, self._grouping)",
+        "works = read(batch, self._handler, self._grouping)\n"
         "        works = [work for work in works if not isinstance(work.decision, DeadLettered)]",
     ),
     Mutant(
@@ -43,9 +43,9 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a failure is treated as done",
         CALLS,
-        """                        self.failed(turn, index, error)
+        """                    self.failed(turn, index, error)
 """,
-        """                        turn.decided[index] = DONE
+        """                    decided[index] = DONE
 """,
     ),
     Mutant(
@@ -69,8 +69,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "sketch: a handler may run for ever",
         CALLS,
-        "with turn.limit as limit:",
-        "for limit in [turn.limit]:",
+        "        with limit:\n",
+        "        if limit:\n",
     ),
     Mutant(
         "sketch: a shutdown leaves its deliveries unsettled",
@@ -158,7 +158,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a batch never closes",
         CALLS,
-        "(index and (self.stopping or time.monotonic() > closes))",
+        "(index and (self.stopping or now > closes))",
         "(index and self.stopping)",
     ),
     Mutant(
@@ -170,8 +170,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a stop does not end the batch",
         CALLS,
-        "(index and (self.stopping or time.monotonic() > closes))",
-        "(index and time.monotonic() > closes)",
+        "(index and (self.stopping or now > closes))",
+        "(index and now > closes)",
     ),
     Mutant(
         "a stop goes on to the next batch",
@@ -198,10 +198,16 @@ FLOW: tuple[Mutant, ...] = (
         "            if True:\n",
     ),
     Mutant(
+        "what was put behind another is grouped with all that come before that one",
+        GROUPING,
+        "works[: 1 + firsts.index(True) if",
+        "works[: 2 + firsts.index(True) if",
+    ),
+    Mutant(
         "what was put behind the events of its key is grouped with them again, for ever",
         GROUPING,
-        "if index and work.first), most)]",
-        "if False), most)]",
+        "if True in firsts else most]",
+        "if False else most]",
     ),
     Mutant(
         "an error that tells nobody's fault fails the first event of its batch",
@@ -236,8 +242,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what has failed before takes the others back again",
         "reading.py",
-        "            grouping.set_apart(work)\n",
-        "            pass\n",
+        "                grouping.set_apart(work)\n",
+        "                pass\n",
     ),
     Mutant(
         "what has failed before is handled alone for ever, while all goes well",
@@ -318,8 +324,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "caused events of a transaction are dropped",
         CALLS,
-        "                        if messages:\n",
-        "                        if messages and not self._claimer.shared:\n",
+        "                    if messages:\n",
+        "                    if messages and not self._claimer.shared:\n",
     ),
     Mutant(
         "review: a transaction without an outbox keeps effects whose events were not stored",
@@ -350,20 +356,34 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the count of a held copy is read from its header again",
         "reading.py",
-        "            if not delivery.failures:\n",
-        "            if True:\n",
+        "                if not delivery.failures:\n",
+        "                if True:\n",
     ),
     Mutant(
         "the failures of a retry copy are forgotten",
         "reading.py",
-        "                restore(delivery)\n",
-        "                pass\n",
+        "                    restore(delivery)\n",
+        "                    pass\n",
     ),
     Mutant(
         "a delivery stays current after its handler",
-        HANDLING,
-        "            current.reset(token)\n        return ()",
-        "            pass\n        return ()",
+        CALLS,
+        "            current.set(None)\n",
+        "",
+    ),
+    Mutant(
+        "small objects nest as deep as they like",
+        "envelope.py",
+        """MAX_DEPTH * len(b'{"":}')""",
+        "MAX_DEPTH * 7",
+        ("tests/unit/test_envelope.py",),
+    ),
+    Mutant(
+        "only the first of a batch is ever current",
+        CALLS,
+        "                        current.set(scope)\n",
+        "                        index or current.set(scope)\n",
+        ("tests/unit/test_context.py",),
     ),
     Mutant(
         "review: an event that counts as false is left out of the claim",
@@ -398,8 +418,14 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the search for a culprit never closes its transaction",
         CALLS,
-        "            if self.stopping or time.monotonic() > closes:\n                for",
+        "            if self.stopping or limit.clock() > closes:\n                for",
         "            if False:\n                for",
+    ),
+    Mutant(
+        "what was put off for lack of time has its repeats acknowledged",
+        CALLS,
+        "                    self.pass_over(turn, index)\n                    self._leave_out_repeats(turn, index)\n",
+        "                    self.pass_over(turn, index)\n",
     ),
     Mutant(
         "a search that has no time begins anew with the whole batch, for ever",
@@ -416,11 +442,12 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a duplicate is passed to a batch handler",
         CALLS,
-        "                    self.pass_over(turn, index)\n                elif",
+        "                    self.pass_over(turn, index)\n                    continue\n",
         """                    self.pass_over(turn, index)
                     if self._handling.at_once and claim.states[index].state is State.DONE:
                         together.append(index)
-                elif""",
+                    continue
+""",
     ),
     Mutant(
         "a failed batch acknowledges the rest",
@@ -471,8 +498,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what each event of a batch caused is laid to the first",
         HANDLING,
-        "else self._wrap(result, Scope(delivery, position))",
-        "else self._wrap(result, Scope(deliveries[0], position))",
+        "else self.wrap(result, Scope(delivery, position))",
+        "else self.wrap(result, Scope(deliveries[0], position))",
     ),
     Mutant(
         "a batch handler that returns too few results is taken at its word",
@@ -483,8 +510,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "what failed by itself is forgotten when others of its transaction are taken back",
         GROUPING,
-        "        if failure is not None and work.decision is None:\n",
-        "        if failure is not None and len(group) == 1 and work.decision is None:\n",
+        "        if work.failure is None:\n",
+        "        if work.failure is None or len(group) > 1:\n",
         ("tests/walk/test_walk.py",),
     ),
 )

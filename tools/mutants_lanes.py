@@ -36,13 +36,13 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "the time of a batch counts for each of its events",
         "limit.py",
-        "and (wait := self._started + self._seconds - now) <= 0:",
+        "and (wait := self.started + self._seconds - now) <= 0:",
         "and (wait := 0.0) <= 0:",
     ),
     Mutant(
         "a timeout strikes between events",
         "limit.py",
-        "        self._started = self._overdue = None\n",
+        "        self.started = self._overdue = None\n",
         "        self._overdue = None\n",
     ),
     Mutant(
@@ -158,8 +158,8 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "what came together is in its lane by its place, not by its key",
         "lane.py",
-        "lanes[(delivery.slot or 0) % many if many > 1 else 0].queue.append(delivery)",
-        "lanes[len(delivery.origin) % many if many > 1 else 0].queue.append(delivery)",
+        "lanes[(delivery.slot or 0) % many].queue.append(delivery)",
+        "lanes[len(delivery.origin) % many].queue.append(delivery)",
         ("tests/unit/test_lane.py",),
     ),
     Mutant(

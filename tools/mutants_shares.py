@@ -103,7 +103,7 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: a batch that runs goes on with what is to go",
         "grouping.py",
-        "if any(work.delivery.withdrawn for work in works):",
+        "if any([work.delivery.withdrawn for work in works]):",
         "if False:",
     ),
 )

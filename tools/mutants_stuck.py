@@ -29,8 +29,8 @@ STUCK: tuple[Mutant, ...] = (
     bug(
         "a call that took its time-out is left behind later",
         "limit.py",
-        "self._started = self._overdue = None",
-        "self._started = None",
+        "self.started = self._overdue = None",
+        "self.started = None",
     ),
     bug("a call without a limit is left behind", "limit.py", "if self._patience is not None:", "if True:"),
     bug(

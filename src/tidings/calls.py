@@ -6,11 +6,12 @@ whatever the claim holds.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 from typing import Final
 
 from tidings.claims import Claimer
+from tidings.context import Scope, current
 from tidings.delivery import Decision, Done
 from tidings.errors import FailedEvents
 from tidings.grouping import UNLIMITED, Work
@@ -47,32 +48,54 @@ class Calls:
             WorldError, TransactionEnded: what a handler's error meant was the store's.
         """
         together: list[int] = []
-        claim, late, closes = turn.claim, self._handling.late, time.monotonic() + BATCH_SECONDS
+        handling, claim, limit, left_out, decided = self._handling, turn.claim, turn.limit, turn.left_out, turn.decided
+        call, position, late, results = handling.call, handling.position, handling.late, handling.late.results
         states, new = claim.states, State.NEW  # to find a member of an enum is dear, up to Python 3.11
-        with turn.limit as limit:
+        closes = limit.clock() + BATCH_SECONDS
+        with limit:
             for index, work in enumerate(turn.group):
+                now = limit.clock()
                 if (
                     states[index].state is not new
-                    or (index and (self.stopping or time.monotonic() > closes))
-                    or (turn.left_out and not turn.left_out.isdisjoint(self.names(work)))
+                    or (index and (self.stopping or now > closes))
+                    or (left_out and not left_out.isdisjoint(self.names(work)))
                     or (late.names and late.holds(self.names(work), work.delivery))
                 ):
                     self.pass_over(turn, index)
-                elif self._handling.at_once:
+                    continue
+                if handling.at_once:
                     together.append(index)
-                else:
-                    turn.works = [work]
-                    try:
-                        messages = turn.still(await self._handling.handle(work.event, work.delivery, claim, limit))
-                    except Exception as error:
-                        turn.still(without_ours(error))
-                        if self._claimer.shared and not self._stands_alone(turn, error):
-                            raise self._blamed([work], error) from error
-                        self.failed(turn, index, error)
+                    continue
+                turn.works = [work]
+                delivery = work.delivery
+                try:  # for each event, so it is written out rather than called
+                    if results and delivery in results:
+                        messages = handling.came(delivery)
                     else:
-                        turn.decided[index] = DONE
-                        if messages:
-                            turn.caused.extend((index, message) for message in messages)
+                        scope = Scope(delivery, position)
+                        current.set(scope)
+                        limit.started, limit.scope = now, scope
+                        try:
+                            result = await call(work.event, claim, delivery)
+                        except asyncio.CancelledError as error:
+                            if (meant := handling.meant(limit)) is None:
+                                raise
+                            raise meant from error
+                        finally:
+                            limit.end()
+                        messages = () if result is None else handling.wrap(result, scope)
+                    if turn.left:
+                        turn.still(messages)
+                except Exception as error:
+                    turn.still(without_ours(error))
+                    if self._claimer.shared and not self._stands_alone(turn, error):
+                        raise self._blamed([work], error) from error
+                    self.failed(turn, index, error)
+                else:
+                    decided[index] = DONE
+                    if messages:
+                        turn.caused.extend((index, message) for message in messages)
+            current.set(None)
             if together:
                 await self._in_parts(turn, together, limit, closes)
 
@@ -103,9 +126,10 @@ class Calls:
                 for index, messages in zip(part, caused_by_each, strict=True):
                     turn.decided[index] = DONE
                     turn.caused.extend((index, message) for message in messages)
-            if self.stopping or time.monotonic() > closes:
+            if self.stopping or limit.clock() > closes:
                 for index in (index for part in parts for index in part):
                     self.pass_over(turn, index)
+                    self._leave_out_repeats(turn, index)
                 return
 
     def _is_next(self, turn: Turn, index: int) -> bool:
@@ -114,9 +138,9 @@ class Calls:
         self.pass_over(turn, index)
         return False
 
-    def _leave_out_repeats(self, turn: Turn, failed: int) -> None:
-        """What counted as known because of an event of this claim that failed is not known."""
-        for index in [index for index in turn.decided if index > failed]:
+    def _leave_out_repeats(self, turn: Turn, undone: int) -> None:
+        """What counted as known because of an event of this claim that was not applied is not known."""
+        for index in [index for index in turn.decided if index > undone]:
             if turn.claim.states[index].state is not State.NEW and not self._is_next(turn, index):
                 turn.decided.pop(index, None)
 

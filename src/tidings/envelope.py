@@ -44,6 +44,8 @@ class _Base64(msgspec.Struct):
 
 _BACKSLASH: Final = ord("\\")
 _BRACKET: Final = ord("[")
+_TOO_DEEP_FROM: Final = MAX_DEPTH * len(b'{"":}')
+"""Objects that nest deeper than may be have so many bytes at least; to count what opens them takes long."""
 _NO_DATA: Final = msgspec.Raw()
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Envelope).decode
@@ -125,8 +127,7 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
         not body
         or _BACKSLASH in body
         or _BRACKET in body
-        or len(body) > MAX_EVENT_BYTES
-        or body.count(b"{") > MAX_DEPTH
+        or (len(body) > _TOO_DEEP_FROM and (len(body) > MAX_EVENT_BYTES or body.count(b"{") > MAX_DEPTH))
     ):
         _check_bytes(body)  # most bodies need no more than these looks, and a byte is looked for fastest as a number
     if _MARK in headers and not _says_structured(headers):

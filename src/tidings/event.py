@@ -187,9 +187,8 @@ def event_id(event: Event) -> str:
     return stamp_of(event).id
 
 
-def set_stamp(event: Event, stamp: object) -> None:
-    """Give a decoded event the id and time that it travelled with: anything with `id` and `time`."""
-    _set_stamp(event, stamp)
+set_stamp: Callable[[Event, object], None] = _set_stamp
+"""Gives a decoded event the id and time that it travelled with: anything with `id` and `time`."""
 
 
 def spec_of(event: Event | type[Event]) -> EventSpec:

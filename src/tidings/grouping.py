@@ -43,8 +43,10 @@ class Work(msgspec.Struct, eq=False):
 def keep_failures(group: list[Work], names: Callable[[Work], list[str]]) -> None:
     """What failed has failed, also where the rest was taken back; but not behind what it has to wait for."""
     for index, work in enumerate(group):
+        if work.failure is None:
+            continue
         failure, work.failure = work.failure, None
-        if failure is not None and work.decision is None:
+        if work.decision is None:
             before = {name for earlier in group[:index] for name in names(earlier)}
             if before.isdisjoint(names(work)):
                 work.decision = failure
@@ -68,10 +70,11 @@ class Grouping:
             for work in [work for work in works if work.delivery.key and holds.blocks(work.delivery.key)]:
                 holds.follow(work.delivery.key or "", work.delivery)
                 works.remove(work)
-        if any(work.delivery.withdrawn for work in works):
+        if any([work.delivery.withdrawn for work in works]):
             return []  # its lane takes out what another process is to have, and comes again with the rest
         most = min(self._now, works[0].most) if works else 0
-        return works[: next((index for index, work in enumerate(works[:most]) if index and work.first), most)]
+        firsts = [work.first for work in works[1:most]]
+        return works[: 1 + firsts.index(True) if True in firsts else most]
 
     def set_apart(self, work: Work) -> None:
         """It has failed before. While others fail too it is handled alone: it is likely to take them back again.

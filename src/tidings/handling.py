@@ -9,7 +9,6 @@ from typing import Any
 from tidings.context import Scope, current
 from tidings.delivery import Delivery, Message
 from tidings.errors import InvalidEvent
-from tidings.event import Event
 from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.limit import Limit
@@ -51,60 +50,37 @@ class Late:
 
 
 class Handling:
-    """Calls a handler, and makes messages of what it returns."""
+    """How a handler is called, and how messages are made of what it returns: one by one by `Calls`, or all at once."""
 
     def __init__(self, handler: Handler, call: Call, wrap: Wrap) -> None:
         self._handler = handler
-        self._position = handler.position
-        self._call = call
-        self._wrap = wrap
+        self.position = handler.position
+        self.call = call
+        self.wrap = wrap
         self.late = Late()
         self._results = self.late.results
         self.at_once = handler.batches
         """It takes all new events of a claim in one call; otherwise each has a call of its own."""
 
-    async def handle(self, event: Event, delivery: Delivery, claim: Claim, limit: Limit) -> Sequence[Message]:
-        """Call the function for one event, and return what it caused. The hot path: written out rather than called.
-
-        Raises:
-            Exception: whatever the function raises; the event is not applied then.
-            TimeoutError: it took longer than the handler's `timeout`.
-            InvalidEvent: what it returned are no events.
-        """
-        if self._results and delivery in self._results:
-            return self._late(delivery)
-        scope = Scope(delivery, self._position)
-        token = current.set(scope)
-        limit.begin(scope)
-        try:
-            result = await self._call(event, claim, delivery)
-        except asyncio.CancelledError as error:
-            if (meant := self._meant(limit)) is None:
-                raise
-            raise meant from error
-        finally:
-            limit.end()
-            current.reset(token)
-        return () if result is None else self._wrap(result, scope)
-
     async def handle_all(self, works: Sequence[Work], claim: Claim, limit: Limit) -> Sequence[Sequence[Message]]:
         """Call a batch handler for all of them, and return what each caused; when it raises, none is applied.
 
         Raises:
-            Exception: as for `handle`; the `timeout` is for the call, however many events it is given.
+            Exception: whatever the function raises.
+            TimeoutError: it took longer than the handler's `timeout`, however many events it was given.
             InvalidEvent: it returned no events, or not one result for each event.
         """
         deliveries = [work.delivery for work in works]
         if self._results and any(delivery in self._results for delivery in deliveries):
             return await self._handle_rest(works, claim, limit)
-        position = self._position
+        position = self.position
         scope = Scope(deliveries[0], position, together=True)
         token = current.set(scope)
         limit.begin(scope)
         try:
-            results = await self._call([work.event for work in works], claim, deliveries)
+            results = await self.call([work.event for work in works], claim, deliveries)
         except asyncio.CancelledError as error:
-            if (meant := self._meant(limit)) is None:
+            if (meant := self.meant(limit)) is None:
                 raise
             raise meant from error
         finally:
@@ -119,11 +95,12 @@ class Handling:
                 " returns None, or a list with one entry for each event, in their order: what it caused, or None"
             )
         return [
-            () if result is None else self._wrap(result, Scope(delivery, position))
+            () if result is None else self.wrap(result, Scope(delivery, position))
             for result, delivery in zip(results, deliveries, strict=True)
         ]
 
-    def _late(self, delivery: Delivery) -> Sequence[Message]:
+    def came(self, delivery: Delivery) -> Sequence[Message]:
+        """What came of a call that was late; raises what it raised."""
         came = self.late.take(delivery)
         if isinstance(came, Exception):
             raise came
@@ -134,9 +111,9 @@ class Handling:
         """Of some it is known what came of their call; the function is called for the others."""
         rest = [work for work in works if work.delivery not in self._results]
         found = iter(await self.handle_all(rest, claim, limit) if rest else ())
-        return [self._late(one.delivery) if one.delivery in self._results else next(found) for one in works]
+        return [self.came(one.delivery) if one.delivery in self._results else next(found) for one in works]
 
-    def _meant(self, limit: Limit) -> Exception | None:
+    def meant(self, limit: Limit) -> Exception | None:
         """What a cancellation is an error of, where it is not our own."""
         if limit.took_back():
             return TimeoutError(f"the handler ran longer than {self._handler.rules.timeout:g} s")

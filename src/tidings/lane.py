@@ -98,6 +98,14 @@ def oldest_in(lanes: Sequence[Lane]) -> float | None:
     return min((moment for moment in times() if moment), default=None)
 
 
+def _have_arrived(deliveries: Sequence[Delivery]) -> None:
+    """Note when, where it is not known already."""
+    now = time.time()
+    for delivery in deliveries:
+        if not delivery.arrived:
+            delivery.arrived = now
+
+
 class Shared:
     """The lanes of an ordered position: takes deliveries in, and gives up what another process is to have.
 
@@ -126,11 +134,13 @@ class Shared:
 
     def take(self, deliveries: Sequence[Delivery], /) -> None:
         """What came together, in its order; see `ports.Sink`."""
-        lanes, now = self._lanes, time.time()
-        many = len(lanes)
-        for delivery in deliveries:
-            delivery.arrived = now
-            lanes[(delivery.slot or 0) % many if many > 1 else 0].queue.append(delivery)
+        lanes, many = self._lanes, len(self._lanes)
+        _have_arrived(deliveries)
+        if many == 1:
+            lanes[0].queue.extend(deliveries)
+        else:
+            for delivery in deliveries:
+                lanes[(delivery.slot or 0) % many].queue.append(delivery)
         for lane in lanes:
             if lane.queue:
                 lane.wake()
@@ -179,9 +189,7 @@ class Competing(Shared):
         self.take((delivery,))
 
     def take(self, deliveries: Sequence[Delivery], /) -> None:
-        now = time.time()
-        for delivery in deliveries:
-            delivery.arrived = now
+        _have_arrived(deliveries)
         self._lanes[0].queue.extend(deliveries)
         left = len(deliveries)
         for lane in self._lanes:

@@ -32,11 +32,12 @@ class Limit:
         "_overdue",
         "_patience",
         "_seconds",
-        "_started",
         "_stuck",
         "_task",
+        "clock",
         "over",
         "scope",
+        "started",
     )
 
     def __init__(
@@ -48,11 +49,13 @@ class Limit:
     ) -> None:
         self._seconds, self._patience, self._stuck = seconds, patience, stuck or _nobody
         self._loop = asyncio.get_running_loop()
+        self.clock = self._loop.time
         self._late: set[Limit] = set() if late is None else late
         self.over: float | None = None
         """When the time of the current event was over, by the loop's clock; None while it is not."""
         self._task: asyncio.Task[object] | None = None
-        self._started: float | None = None
+        self.started: float | None = None
+        """When the current event started, by the `clock`; set where no `begin` is called."""
         self._overdue: float | None = None
         """When an event that was cancelled must have ended."""
         self._expired = False
@@ -77,12 +80,12 @@ class Limit:
 
     def begin(self, scope: Scope | None = None) -> None:
         """The next event starts now."""
-        self._started = self._loop.time()
+        self.started = self.clock()
         self.scope = scope
 
     def end(self) -> None:
         """The current event has ended, whichever way: a timeout that it swallowed is taken back."""
-        self._started = self._overdue = None
+        self.started = self._overdue = None
         if self.over is not None:
             self.over = None
             self._late.discard(self)
@@ -98,7 +101,7 @@ class Limit:
 
     def _look(self) -> None:
         wait = self._seconds
-        now = self._loop.time()
+        now = self.clock()
         if self._overdue is not None:
             wait = self._overdue - now
             if wait <= 0:
@@ -107,9 +110,9 @@ class Limit:
                 self._stuck()
                 if self._handle is None:  # left behind
                     return
-        elif self._started is not None and (wait := self._started + self._seconds - now) <= 0:
+        elif self.started is not None and (wait := self.started + self._seconds - now) <= 0:
             self._expired = True
-            self._started, self.over = None, now
+            self.started, self.over = None, now
             self._late.add(self)
             wait = self._seconds
             if self._patience is not None:

@@ -75,9 +75,9 @@ class Pipeline:
         cancellation or a mistake in here; whatever was neither decided nor held has been given back then.
         """
         began = time.monotonic()
-        works = [read(delivery, self._handler, self._grouping) for delivery in batch]
+        works = read(batch, self._handler, self._grouping)
         try:
-            if trouble := await self._trouble(self._look_up(works, in_place=holds is not None)):
+            if trouble := await self._trouble(self._look_up(batch, works, in_place=holds is not None)):
                 return list(batch), trouble
             while True:
                 if any(work.decision for work in works):
@@ -97,8 +97,8 @@ class Pipeline:
             raise
         return [work.delivery for work in works], trouble
 
-    async def _look_up(self, works: list[Work], *, in_place: bool) -> None:
-        if await self.settler.counts.ready([work.delivery for work in works], in_place=in_place):
+    async def _look_up(self, batch: Sequence[Delivery], works: list[Work], *, in_place: bool) -> None:
+        if await self.settler.counts.ready(batch, in_place=in_place):
             look_again(works, self._handler, self._grouping)
 
     async def _trouble(self, step: Awaitable[None]) -> str:

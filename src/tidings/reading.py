@@ -18,27 +18,32 @@ _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
 
 
-def read(delivery: Delivery, handler: Handler, grouping: Grouping) -> Work:
+_SKIPPED: Final = Done(skipped=True)
+
+
+def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
     """What cannot be read is decided here already, and so is what is none of this handler's business."""
-    work = Work(delivery)
-    try:
-        if delivery.route is _RETRY:
-            if is_discarded(delivery):
-                work.decision = Done(skipped=True)
-                return work
-            if not delivery.failures:
-                restore(delivery)
-        delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
-        work.event = handler.reader.read(envelope)
-        if work.event is None:
-            work.decision = Done(skipped=True)
-        elif delivery.failures:
-            grouping.set_apart(work)
-    except UndecodableEvent as error:
-        work.decision = decide(without_any_of_ours(error), delivery, handler.rules.retry)
-    except Exception as error:
-        work.decision = decide(error, delivery, handler.rules.retry)
-    return work
+    works: list[Work] = []
+    event_in = handler.reader.read
+    for delivery in batch:
+        try:
+            if delivery.route is _RETRY:
+                if is_discarded(delivery):
+                    works.append(Work(delivery, None, _SKIPPED))
+                    continue
+                if not delivery.failures:
+                    restore(delivery)
+            delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
+            event = event_in(envelope)
+            work = Work(delivery, event, _SKIPPED if event is None else None)
+            if delivery.failures and event is not None:
+                grouping.set_apart(work)
+        except UndecodableEvent as error:
+            work = Work(delivery, None, decide(without_any_of_ours(error), delivery, handler.rules.retry))
+        except Exception as error:
+            work = Work(delivery, None, decide(error, delivery, handler.rules.retry))
+        works.append(work)
+    return works
 
 
 def look_again(works: Sequence[Work], handler: Handler, grouping: Grouping) -> None:

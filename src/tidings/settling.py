@@ -91,7 +91,7 @@ class Settler:
         """
         if holds is None:
             return more
-        kinds = {type(decision) for _, decision in ended}
+        kinds = _kinds(ended)
         if self.holding is not None:
             return more and not self.holding.keys and kinds <= _KNOWN
         return (more or DeadLettered in kinds) and kinds <= {*_KNOWN, DeadLettered}
@@ -149,7 +149,7 @@ class Settler:
             )
         if verdicts:
             await self._tell(ended, verdicts, outcomes)
-        self._notify([Settled(ended[place][0], outcome) for place, outcome in enumerate(outcomes)], began)
+        self._notify(list(map(Settled, [delivery for delivery, _ in ended], outcomes)), began)
         if self._watchers:
             self._watchers.stage(self._position, "settle", time.monotonic() - settling)
         if failed:
@@ -158,18 +158,20 @@ class Settler:
     async def _tell(self, ended: Ended, verdicts: Verdicts, outcomes: list[Outcome]) -> None:
         """Tell the broker, and remember what it confirmed."""
         points.at(points.BEFORE_ACK)
-        told = self._broker.settle([(ended[place][0], verdict) for place, verdict in verdicts])
-        errors = await _answers(told, len(verdicts))
+        told = [(ended[place][0], verdict) for place, verdict in verdicts]
+        errors = await _answers(self._broker.settle(told), len(told))
         points.at(points.AFTER_ACK)
-        gone: list[Delivery] = []
-        for (place, verdict), failure in zip(verdicts, errors, strict=True):
-            delivery, decision = ended[place]
-            if failure is not None:
-                outcomes[place] = Unsettled(decision, describe(failure))
-            if failure is None and verdict is ACK:
-                gone.append(delivery)
-            else:
-                self.counts.survived(delivery)  # it comes again, and nobody died of it
+        gone = [delivery for delivery, verdict in told if verdict is ACK]
+        if len(gone) < len(told) or list(errors) != [None] * len(told):  # else there is nothing to say of each
+            gone.clear()
+            for (place, verdict), failure in zip(verdicts, errors, strict=True):
+                delivery, decision = ended[place]
+                if failure is not None:
+                    outcomes[place] = Unsettled(decision, describe(failure))
+                if failure is None and verdict is ACK:
+                    gone.append(delivery)
+                else:
+                    self.counts.survived(delivery)  # it comes again, and nobody died of it
         await self.counts.ended(gone)
         if self.holding is not None and self.holding.keys:
             self.holding.acknowledged(gone)
@@ -235,11 +237,17 @@ def went_wrong(decision: Decision) -> bool:
     return isinstance(decision, Retried) and decision.error is not None
 
 
+def _kinds(ended: Ended) -> set[type[Decision]]:
+    return {type(decision) for _, decision in ended}
+
+
 def _sorted(ended: Ended, holds: Holds | None) -> tuple[Verdicts, list[int], list[Delivery]]:
     """What the broker can be told at once, what needs a copy first, and what failed and is held here."""
     verdicts: Verdicts = []
     copies: list[int] = []
     failed: list[Delivery] = []
+    if _kinds(ended) <= _KNOWN:
+        return [(place, ACK) for place in range(len(ended))], copies, failed
     for place, (delivery, decision) in enumerate(ended):
         if isinstance(decision, (Done, Duplicate)):
             verdicts.append((place, ACK))

@@ -313,7 +313,7 @@ class Worker:
         """
         every = self._switch.off or self._subscription.ordered
         seen = ended if every else [one for one in ended if not one[0].failures]
-        wrong = sum(type(decision) is not Done and went_wrong(decision) for _, decision in seen)
+        wrong = sum([went_wrong(decision) for _, decision in seen if type(decision) is not Done])
         if not self._switch.count(len(seen), wrong):
             return
         if self._switch.off:

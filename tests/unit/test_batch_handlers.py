@@ -224,6 +224,22 @@ async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_tr
     assert [claim.closed == "cleanly" for claim in store.claims].count(False) == 1, "that of the culprit, alone"
 
 
+async def test_P3_the_same_event_twice_is_no_duplicate_of_one_that_a_search_had_no_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.02)
+    store, whole = that_undoes(), Whole("c3")
+
+    async def slow(events: list[Placed]) -> Any:
+        await asyncio.sleep(0.03)
+        return await whole(events)
+
+    bench = Bench(slow, store)
+    await bench.pipeline.process(batch("a1", "b2", "c3", "a1"))
+    first, _ = (outcome.kind for event, outcome in bench.watcher.outcomes if event == "a1")
+    assert first == "done", "only then its repeat may be acknowledged"
+
+
 async def test_P3_a_lock_in_a_part_takes_back_the_whole_and_blames_nobody() -> None:
     store = that_undoes()
 

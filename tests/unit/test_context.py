@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.parts import Placed, delivery, handler_of
-from tidings.claims import NoClaim
+from tidings.calls import Calls
+from tidings.claims import Claimer, NoClaim
 from tidings.context import Scope, current, derived_id
 from tidings.delivery import Route
+from tidings.grouping import Work
 from tidings.handling import Handling
-from tidings.limit import Limit
+from tidings.leaving import Leaving
 from tidings.publisher import Wrapper
 
 NAMES = st.text(min_size=1, max_size=20)
@@ -60,9 +62,11 @@ async def test_a_delivery_is_current_while_its_handler_runs_and_no_longer() -> N
         scope = current.get()
         seen.append(scope.delivery if scope else None)
 
-    handling = Handling(handler_of(handle, Placed), call, Wrapper("stock", [], "structured").caused)
-    one = delivery(read=True)
-    with Limit(5.0) as limit:
-        await handling.handle(Placed(order_id="a"), one, NoClaim(1), limit)
-        seen.append(current.get())
-    assert seen == [one, None]
+    handler = handler_of(handle, Placed)
+    handling = Handling(handler, call, Wrapper("stock", [], "structured").caused)
+    calls = Calls(handler, Claimer(handler, None, None), handling)
+    works = [Work(delivery(name, read=True), Placed(order_id=name)) for name in ("a", "b")]
+    turn = Leaving(handler, handling.late, fenced=False).turn(works, NoClaim(2))
+    await calls.run(turn)
+    seen.append(current.get())
+    assert seen == [works[0].delivery, works[1].delivery, None]

@@ -280,6 +280,15 @@ def test_nothing_is_decoded_that_nests_too_deep() -> None:
     assert refused(b'{"a":' * 100_000).code in ("not-json", "too-deep")
 
 
+def test_objects_of_the_fewest_bytes_nest_no_deeper_than_others() -> None:
+    def nested(depth: int) -> bytes:
+        data = b'{"":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
+        return body(data=...)[:-1] + b',"data":' + data + b"}"
+
+    assert read_envelope(nested(63), {}).id == "17"
+    assert refused(nested(64)).code == "too-deep"
+
+
 def test_base64_hides_nothing_from_the_limits() -> None:
     deep = base64.b64encode(b"[" * 100 + b"]" * 100).decode()
     assert refused(body(data=..., data_base64=deep)).code == "too-deep"

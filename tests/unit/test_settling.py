@@ -84,6 +84,23 @@ async def test_P2_a_wave_is_told_in_one_round_trip_and_its_copies_in_another() -
     assert dict(setup.broker.verdicts()) == {"a1": ACK, "a2": ACK, "a3": Release(0.25), "a4": ACK, "a5": ACK}
 
 
+async def test_what_is_given_back_alive_is_not_what_kills_its_process() -> None:
+    setup = Setup()
+    often = delivery("a", 1, read=True)
+    often.delivered = 9
+    assert setup.settler.counts.suspect([often]) == 0
+    await setup.settler.settle([(delivery("b", 2, read=True), Done()), (often, BUSY)], None, time.monotonic())
+    often.delivered = 10
+    assert setup.settler.counts.suspect([often]) is None
+
+
+async def test_P2_of_a_wave_of_acknowledgements_those_are_unsettled_that_the_broker_did_not_confirm() -> None:
+    setup = Setup()
+    setup.broker.refuse_settle = lambda told: BrokerUnavailable("away") if told[0].event_id == "a2" else None
+    await setup.settle(Done(), Done(), Duplicate())
+    assert [kind.kind for _, kind in setup.watcher.outcomes] == ["done", "unsettled", "duplicate"]
+
+
 async def test_P3_a_failure_is_acknowledged_once_its_copy_is_stored() -> None:
     setup = Setup()
     await setup.settle(AGAIN)

@@ -6,14 +6,15 @@ mostly are of one partition and have the same headers: what was found out about 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
-from tidings.brokers.kafka.records import Pairs, RecordHeaders, due_of, headers_of, pairs_of, stream_of, type_of
-from tidings.brokers.kafka.tracks import Batch, Token, Track
+from tidings.brokers.kafka.records import Pairs, due_of, headers_of, stream_of, type_of
+from tidings.brokers.kafka.tracks import Batch, Track
 from tidings.delivery import Delivery, Route
 from tidings.partition import slot_of
 from tidings.ports import Subscription
@@ -35,55 +36,77 @@ class Arrivals:
         self._pairs: Pairs = ()
         self._headers: Mapping[str, str] | None = None
         """Of an event with `_pairs`, which is for this position; None while there is none."""
+        self._common: Mapping[str, str] | None = None
+        """The same, once it was met for the second time: then most likely there are many, and they share it."""
 
     def batch(self, records: Sequence[Record], tracks: Mapping[tuple[str, int], Track]) -> Batch:
         """Those that are for this position; the others are passed over, without a look at their body."""
-        batch: Batch = []
-        place: tuple[str | None, int | None] | None = None
-        topic, number, event = "", 0, Route.EVENT
+        deliveries: list[Delivery] = []
+        ends: dict[Track, int] = {}
+        due: dict[Delivery, float] = {}
+        size, now, slots, slot = 0, time.time(), self._slots, None
+        topic, number, event, is_event = "", -1, Route.EVENT, False
         track: Track | None = None
         for record in records:
             if (error := record.error()) is not None:
                 self._note(error)
                 continue
-            if (here := (record.topic(), record.partition())) != place:
-                place = here
-                topic, number = here[0] or "", here[1] or 0
+            if record.partition() != number or record.topic() != topic:
+                if track is not None:
+                    ends[track] = track.progress.seen
+                topic, number = record.topic() or "", record.partition() or 0
                 track = tracks.get((topic, number))
+                is_event = track is not None and track.route is event
             if track is None:
                 continue
-            offset = record.offset() or 0
-            if offset < track.progress.seen:
+            offset, progress = record.offset() or 0, track.progress
+            if offset < progress.seen:
+                ends[track] = progress.seen
                 track = self._anew(track, offset)
-            progress, is_event = track.progress, track.route is event
-            pairs = pairs_of(record)
-            headers = self._headers_of(pairs) if is_event else headers_of(pairs)
+                progress = track.progress
+            pairs: Pairs = record.headers() or ()  # type: ignore[assignment]  # of what was received, values are bytes
+            if not is_event:
+                headers: Mapping[str, str] | None = headers_of(pairs)
+            elif pairs == self._pairs and self._common is not None:
+                headers = self._common
+            else:
+                headers = self._headers_of(pairs)
             if headers is None or (offset < progress.known and progress.is_done(offset)):
                 progress.skip(offset)
                 continue
-            progress.take(offset)
             body = record.value() or b""
-            token = Token(track, offset, len(body), 0.0 if is_event else due_of(pairs))
+            size += len(body)
+            if slots:
+                slot = None if (key := record.key()) is None else slot_of(key.decode("utf-8", "replace"))
             delivery = Delivery(
-                body, topic if is_event else stream_of(pairs, topic), (topic, number, offset), token, headers
+                body,
+                topic if is_event else stream_of(pairs, topic),
+                (topic, number, offset),
+                track,
+                headers,
+                slot,
+                1 + progress.delivered(offset) if offset < progress.bound else 1,
+                track.route,
+                0,
+                record.timestamp()[1] / 1000,
+                now,
             )
-            delivery.route = track.route
-            delivery.stored = record.timestamp()[1] / 1000
-            if self._slots and (key := record.key()) is not None:
-                delivery.slot = slot_of(key.decode("utf-8", "replace"))
-            if offset < progress.bound:
-                delivery.delivered = 1 + progress.delivered(offset)
-            batch.append(delivery)
-        return batch
+            progress.open[offset] = delivery
+            progress.seen = offset + 1
+            deliveries.append(delivery)
+            if not is_event and (moment := due_of(pairs)):
+                due[delivery] = moment
+        if track is not None:
+            ends[track] = track.progress.seen
+        return Batch(deliveries, size, ends, due)
 
     def _headers_of(self, pairs: Pairs) -> Mapping[str, str] | None:
         """The headers of an event; None where its type was not asked for. One that says none is the handler's."""
         if self._headers is not None and pairs == self._pairs:
-            if isinstance(self._headers, RecordHeaders):  # for the second time: then most likely for many
-                self._headers = MappingProxyType(dict(self._headers))
-            return self._headers
+            self._common = MappingProxyType(dict(self._headers))
+            return self._common
         kind = type_of(pairs)
         if kind is not None and kind not in self._types:
             return None
-        self._pairs, self._headers = pairs, headers_of(pairs)
+        self._pairs, self._headers, self._common = pairs, headers_of(pairs), None
         return self._headers

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
 from typing import Any
 
 from tidings.brokers.kafka.feed import KafkaFeed, OrderedFeed
@@ -17,7 +16,7 @@ from tidings.brokers.kafka.positions import ensure_positions, existing_positions
 from tidings.brokers.kafka.publishing import Publisher
 from tidings.brokers.kafka.reading import Reading
 from tidings.brokers.kafka.topics import ensure_topics
-from tidings.brokers.kafka.tracks import Token
+from tidings.brokers.kafka.tracks import Track
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Message, Route, Verdict
 from tidings.errors import MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
@@ -135,7 +134,7 @@ class KafkaBroker:
         if self._link is None:
             return [_not_open("settle")] * len(verdicts)
         results: list[Exception | None] = []
-        for owner, some in groupby(verdicts, _owner):  # a wave is of one position
+        for owner, some in _by_owner(verdicts):  # a wave is of one position
             if isinstance(owner, KafkaFeed):
                 results += owner.settle(some)
                 continue
@@ -170,9 +169,19 @@ class KafkaBroker:
         return await copies(self._link, position)
 
 
-def _owner(verdict: tuple[Delivery, Verdict]) -> object:
-    token = verdict[0].token
-    return token.track.owner if isinstance(token, Token) else None
+def _by_owner(
+    verdicts: Sequence[tuple[Delivery, Verdict]],
+) -> Iterator[tuple[object, Sequence[tuple[Delivery, Verdict]]]]:
+    """Neighbours that came from one feed, or from nobody here; most have their partition's track in common as well."""
+    begin, owner, known = 0, None, None
+    for place, (delivery, _) in enumerate(verdicts):
+        if delivery.token is not known:
+            known = delivery.token
+            other = known.owner if isinstance(known, Track) else None
+            if other is not owner:
+                yield owner, verdicts[begin:place]
+                begin, owner = place, other
+    yield owner, verdicts[begin:]
 
 
 def _not_open(what: str) -> TidingsError:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -19,9 +19,9 @@ from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import keeps, topic_settings
-from tidings.brokers.kafka.tracks import Batch, Token, Track, token_of
+from tidings.brokers.kafka.tracks import Batch, Track, offset_of, track_of
 from tidings.brokers.kafka.waiting import Waiting, trim
-from tidings.delivery import Ack, Delivery, Route, Verdict
+from tidings.delivery import ACK, Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
 from tidings.ports import Backlog, Recalls, Sink, Subscription
 
@@ -46,12 +46,11 @@ class KafkaFeed:
         self._sink = sink
         self._many: Callable[[Sequence[Delivery]], None] | None = getattr(sink, "take", None)
         """For whatever came together; see `ports.Sink`."""
-        self.held: dict[Token, Delivery] = {}
-        """Whatever is with us and not settled, but for copies that wait for their time."""
         self._given = self._given_bytes = 0
-        self._queue: deque[Token] = deque()
+        """Handed over and not settled. What is with us stands in `Progress.open` of its track."""
+        self._queue: deque[Delivery] = deque()
         """With us, and not handed over yet: the limits are reached."""
-        self._returned: list[Token] = []
+        self._returned: list[Delivery] = []
         slots = subscription.ordered and subscription.slots
         self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, slots)
         """What may not be handed over before its time: copies, and what was given back for a while."""
@@ -96,108 +95,95 @@ class KafkaFeed:
 
     def take(self, batch: Batch) -> None:
         """A batch from the pump."""
-        now = 0.0
-        some: list[Delivery] = []
-        for delivery in batch:
-            token = token_of(delivery)
-            if token.track.gone or self._stopping:
-                token.is_open = False
-                self._let_pump(token)
-            elif token.due and token.due > (now := now or time.time()):
-                self._let_pump(token)
-                self._waiting.add(token, delivery, token.due)
-            else:
-                self.held[token] = delivery
-                if self._queue or not self._has_room(token):
-                    self._queue.append(token)
-                else:
-                    self._given_now(token)
-                    some.append(delivery)
-        self._hand(some)
+        for track, end in batch.ends.items():
+            track.came = max(track.came, end)
+        if self._stopping or batch.due or any(track.gone for track in batch.ends):
+            self._queue.extend(self._to_be_handed(batch))
+        else:
+            self._queue.extend(batch.deliveries)
+        self._fill()
         self._nudge()
 
-    def _has_room(self, token: Token) -> bool:
-        """Whether it may be handed over; one may always."""
-        given, limits = self._given, self.subscription
-        return not given or (
-            given < limits.max_in_flight and self._given_bytes + token.size <= limits.max_in_flight_bytes
-        )
+    def _to_be_handed(self, batch: Batch) -> Iterator[Delivery]:
+        """Those of a batch that are for now, and ours."""
+        now = time.time()
+        for delivery in batch.deliveries:
+            if track_of(delivery).gone or self._stopping:
+                self._let(delivery)
+            elif (due := batch.due.get(delivery, 0.0)) > now:
+                self._let(delivery)
+                self._waiting.add(delivery, due)
+            else:
+                yield delivery
 
-    def _given_now(self, token: Token) -> None:
-        token.given = True
-        self._given += 1
-        self._given_bytes += token.size
-        progress = token.track.progress
-        if token.offset >= progress.handed:
-            progress.handed = token.offset + 1
+    def _fill(self) -> None:
+        """Hand over what there is room for; one may always be."""
+        queue = self._queue
+        room = min(self.subscription.max_in_flight - self._given, len(queue))
+        if room <= 0 or self._stopping:
+            return
+        some = [queue.popleft() for _ in range(room)]
+        size = sum([len(delivery.body) for delivery in some])
+        left = self.subscription.max_in_flight_bytes - self._given_bytes
+        while size > left and len(some) > (not self._given):
+            size -= len(some[-1].body)
+            queue.appendleft(some.pop())
+        if some:
+            self._given += len(some)
+            self._given_bytes += size
+            _mark(some)
+            self._hand(some)
 
     def _hand(self, deliveries: Sequence[Delivery]) -> None:
         if self._many is None:
             for delivery in deliveries:
                 self._sink(delivery)
-        elif deliveries:
+        else:
             self._many(deliveries)
-
-    def _let_pump(self, token: Token) -> None:
-        """It counts no more as taken by the pump."""
-        self.released += 1
-        self.released_bytes += token.size
 
     def _nudge(self) -> None:
         """There may be room for more: once for many that were let go."""
         if self.pump.waits:
             self.pump.wake.set()
 
-    def _let(self, token: Token) -> Delivery | None:
-        """It is not with us any more."""
-        token.is_open = False
-        delivery = self.held.pop(token, None)
-        if delivery is not None:
-            if token.given:
-                self._given -= 1
-                self._given_bytes -= token.size
-            self._let_pump(token)
-        return delivery
+    def _let(self, delivery: Delivery) -> None:
+        """It is not with us any more, and counts no more as taken by the pump."""
+        track_of(delivery).progress.open[offset_of(delivery)] = None
+        self.released += 1
+        self.released_bytes += len(delivery.body)
 
-    def _fill(self) -> None:
-        """Hand over what there is room for."""
-        queue, held = self._queue, self.held
-        some: list[Delivery] = []
-        while queue and not self._stopping:
-            token = queue[0]
-            if token.is_open:
-                if not self._has_room(token):
-                    break
-                self._given_now(token)
-                some.append(held[token])
-            queue.popleft()
-        self._hand(some)
-
-    def _came(self, token: Token, delivery: Delivery) -> None:
-        """Its time has come: it is with us again."""
+    def _keep(self, delivery: Delivery) -> None:
+        """It is with us again."""
+        track_of(delivery).progress.open[offset_of(delivery)] = delivery
         self.released -= 1
-        self.released_bytes -= token.size
-        self.held[token] = delivery
-        self._queue.append(token)
+        self.released_bytes -= len(delivery.body)
+
+    def _came(self, delivery: Delivery) -> None:
+        """Its time has come."""
+        self._keep(delivery)
+        self._queue.append(delivery)
         self._fill()
 
     # ── what becomes of them ────────────────────────────────────────────────────────────────────────────────────────
 
-    def settle(self, verdicts: Iterable[tuple[Delivery, Verdict]]) -> list[Exception | None]:
+    def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> list[Exception | None]:
         """Note what became of deliveries; with the next commit the cluster knows. There may be room for more then."""
-        held, count, size = self.held, 0, 0
-        results: list[Exception | None] = []
-        for delivery, verdict in verdicts:
-            token = token_of(delivery)
-            plain = type(verdict) is Ack and token.is_open and token.given and not token.track.gone
-            if plain and held.pop(token, None) is not None:
-                token.is_open = False
-                token.track.progress.done(token.offset)
+        results: list[Exception | None] = [None] * len(verdicts)
+        count, size = 0, 0
+        known: object = None
+        is_ours = False
+        still: dict[int, Delivery | None] = {}
+        for place, (delivery, verdict) in enumerate(verdicts):  # neighbours mostly are of one partition
+            if delivery.token is not known:
+                known = track = track_of(delivery)
+                still, is_ours = track.progress.open, track.owner is self and not track.gone
+            offset: int = delivery.origin[2]  # type: ignore[assignment]  # `offset_of`, written out
+            if is_ours and verdict is ACK and still.get(offset) is delivery:
+                del still[offset]
                 count += 1
-                size += token.size
-                results.append(None)
+                size += len(delivery.body)
             else:
-                results.append(self._settle(delivery, token, verdict))
+                results[place] = self._settle(delivery, verdict)
         self._given -= count
         self._given_bytes -= size
         self.released += count
@@ -205,30 +191,28 @@ class KafkaFeed:
         self._settled()
         return results
 
-    def _settle(self, delivery: Delivery, token: Token, verdict: Verdict) -> Exception | None:
-        if not token.is_open or token not in self.held:
-            if token.track.gone:
-                return BrokerUnavailable(
-                    f"{delivery!r} went to another process with its partition, and is delivered there"
-                )
-            return MisuseError(f"{delivery!r} is not ours to settle: it was settled or given back before")
-        self._let(token)
-        if token.track.gone:
+    def _settle(self, delivery: Delivery, verdict: Verdict) -> Exception | None:
+        track, offset = track_of(delivery), offset_of(delivery)
+        is_open = track.progress.open.get(offset) is delivery
+        if is_open:
+            self._take_back(delivery)
+        if track.gone:
             return BrokerUnavailable(f"{delivery!r} went to another process with its partition, and is delivered there")
+        if not is_open:
+            return MisuseError(f"{delivery!r} is not ours to settle: it was settled or given back before")
         if isinstance(verdict, Ack):
-            token.track.progress.done(token.offset)
+            track.progress.done(offset)
         elif not self._stopping:
-            self._again(token, delivery, verdict.after)
+            self._again(delivery, verdict.after)
         return None
 
-    def _again(self, token: Token, delivery: Delivery, after: float) -> None:
+    def _again(self, delivery: Delivery, after: float) -> None:
         """It was given back: it comes again, not before `after` seconds have passed, and before what is new."""
-        again = Token(token.track, token.offset, token.size, time.time() + after)
         fresh = Delivery(
             body=delivery.body,
             stream=delivery.stream,
             origin=delivery.origin,
-            token=again,
+            token=delivery.token,
             headers=delivery.headers,
             slot=delivery.slot,
             delivered=delivery.delivered + 1,
@@ -236,17 +220,16 @@ class KafkaFeed:
             stored=delivery.stored,
         )
         if after > 0:
-            self._waiting.add(again, fresh, again.due)
+            self._waiting.add(fresh, time.time() + after)
             return
-        self.released -= 1
-        self.released_bytes -= again.size
-        self.held[again] = fresh
-        self._returned.append(again)
+        self._keep(fresh)
+        self._returned.append(fresh)
 
     def _settled(self) -> None:
         """What came back goes first, in its order."""
-        self._queue.extendleft(reversed(self._returned))
-        self._returned.clear()
+        if self._returned:
+            self._queue.extendleft(reversed(self._returned))
+            self._returned.clear()
         self._fill()
         self._nudge()
 
@@ -259,26 +242,25 @@ class KafkaFeed:
 
     async def let_go(self, tracks: Sequence[Track]) -> None:
         """Partitions are to go to another process: drop what is not begun, and wait for the events that run."""
-        leaving = set(tracks)
-        self._drop(leaving, given=False)
+        self._drop(set(tracks))
         ends = time.monotonic() + PATIENCE
         if isinstance(self._sink, Recalls):
-            running = list(self._given_of(leaving).values())
+            running = self._given_of(tracks)
             for delivery in running:
                 delivery.withdrawn = True
             if running and not await self._sink.give_up(running, PATIENCE):
-                await self._told(leaving, ends)
+                await self._told(tracks, ends)
                 self.lost(tracks)
                 return
-        while self._given_of(leaving) and time.monotonic() < ends and not self._closed:  # noqa: ASYNC110  # limited
+        while self._given_of(tracks) and time.monotonic() < ends and not self._closed:  # noqa: ASYNC110  # limited
             await asyncio.sleep(LOOK)
         self.lost(tracks)
 
-    async def _told(self, leaving: set[Track], ends: float) -> None:
+    async def _told(self, tracks: Sequence[Track], ends: float) -> None:
         """Nothing of it runs any more. What has run is told in a moment, and what was not begun never is."""
         before = -1
         while True:
-            left = len(self._given_of(leaving))
+            left = len(self._given_of(tracks))
             if left in (0, before) or time.monotonic() > ends:
                 return
             before = left
@@ -286,23 +268,36 @@ class KafkaFeed:
 
     def lost(self, tracks: Sequence[Track]) -> None:
         """They are another process's: whatever runs here of them may not be begun, nor settled, any more."""
-        leaving = set(tracks)
         for track in tracks:
             track.gone = True
-        for delivery in self._given_of(leaving).values():
+        self._drop(set(tracks))
+        for delivery in self._given_of(tracks):
             delivery.withdrawn = True
-        self._drop(leaving, given=True)
+            self._take_back(delivery)
         self._fill()
         self._nudge()
 
-    def _given_of(self, tracks: set[Track]) -> dict[Token, Delivery]:
-        return {token: one for token, one in self.held.items() if token.given and token.track in tracks}
+    def _given_of(self, tracks: Iterable[Track]) -> list[Delivery]:
+        """What of these is with a handler: all that came and is open, but for what is to be handed over yet."""
+        queued = set(self._queue)
+        return [
+            delivery
+            for track in tracks
+            for offset, delivery in track.progress.open.copy().items()  # the pump adds to it meanwhile
+            if delivery is not None and offset < track.came and delivery not in queued
+        ]
 
-    def _drop(self, tracks: set[Track], *, given: bool) -> None:
-        """Forget what is with us of these, handed over or not."""
-        for token in [one for one in self.held if one.track in tracks and (given or not one.given)]:
-            self._let(token)
-        self._queue = deque(token for token in self._queue if token.is_open)
+    def _take_back(self, delivery: Delivery) -> None:
+        """It was handed over, and is not with us any more."""
+        self._let(delivery)
+        self._given -= 1
+        self._given_bytes -= len(delivery.body)
+
+    def _drop(self, tracks: Collection[Track]) -> None:
+        """Forget what is with us of these and not handed over."""
+        for delivery in [one for one in self._queue if track_of(one) in tracks]:
+            self._let(delivery)
+        self._queue = deque(one for one in self._queue if track_of(one) not in tracks)
         self._waiting.drop(tracks)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -314,8 +309,8 @@ class KafkaFeed:
         self._stopping = self.pump.stopping = True
         self.pump.wake.set()
         self._waiting.end()
-        for token in [one for one in self.held if not one.given]:
-            self._let(token)
+        for delivery in self._queue:
+            self._let(delivery)
         self._queue.clear()
 
     async def close(self) -> None:
@@ -324,8 +319,8 @@ class KafkaFeed:
             return
         await self.stop()
         self._closed = self.pump.closing = True
-        for token in list(self.held):
-            self._let(token)
+        for delivery in self._given_of(list(self.pump.tracks.values())):
+            self._take_back(delivery)
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
@@ -370,6 +365,22 @@ class KafkaFeed:
     async def keeps(self) -> timedelta | None:
         """How long the stream keeps its events now, whatever the code says; None is without end."""
         return keeps(await topic_settings(self._link, self.subscription.stream))
+
+
+def _mark(handed: Sequence[Delivery]) -> None:
+    """Remember how far each partition was handed over."""
+    last = handed[0]
+    for delivery in handed:
+        if delivery.token is not last.token:
+            _mark_one(last)
+        last = delivery
+    _mark_one(last)
+
+
+def _mark_one(delivery: Delivery) -> None:
+    progress, end = track_of(delivery).progress, offset_of(delivery) + 1
+    if end > progress.handed:
+        progress.handed = end
 
 
 class OrderedFeed(KafkaFeed):

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from typing import Final
 
+from tidings.delivery import Delivery
+
 MOST_TEXT: Final = 4000
 """Kafka keeps 4,096 bytes beside an offset unless told otherwise."""
 MOST_BOUNDS: Final = 8
@@ -29,7 +31,7 @@ _TEXT = re.compile(r"1;(\d{1,18});([\d,]*);([\d,]*)")
 class Progress:
     """One partition, while this process has it.
 
-    A thread enters what comes in (`take`, `skip`), the event loop what is done (`done`); each is one step of a dict.
+    A thread enters what comes in (`take`, `skip`), the event loop what becomes of it; each is one step of a dict.
     """
 
     __slots__ = ("_committed_window", "_earlier", "_last_seen", "_was_open", "bound", "handed", "known", "open", "seen")
@@ -45,8 +47,8 @@ class Progress:
         self._earlier = [start + bound for bound in bounds]
         self.bound = max(self._earlier, default=start)
         """Nothing from here on was handed to anybody before."""
-        self.open: dict[int, None] = {}
-        """Taken and not done, in order."""
+        self.open: dict[int, Delivery | None] = {}
+        """Taken and not done, in order, each as it is to be settled; None for what is not with us, or waits."""
         self.seen = start
         """The first that was not taken yet."""
         self.handed = start
@@ -64,9 +66,9 @@ class Progress:
         """How many processes before this one were, or may have been, handed it."""
         return sum(offset < bound for bound in self._earlier)
 
-    def take(self, offset: int) -> None:
+    def take(self, offset: int, delivery: Delivery | None = None) -> None:
         """It is for this position, and with us from now on. Offsets come in their order."""
-        self.open[offset] = None
+        self.open[offset] = delivery
         self.seen = offset + 1
 
     def skip(self, offset: int) -> None:

@@ -26,7 +26,7 @@ from tidings.brokers.kafka.commits import Commits
 from tidings.brokers.kafka.link import ASKED, Link, made, reason
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.tracks import Batch, Track, token_of
+from tidings.brokers.kafka.tracks import Batch, Track
 from tidings.delivery import Route
 from tidings.ports import Subscription
 
@@ -36,8 +36,8 @@ MOST: Final = 500
 """Records in one batch."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
-GATHER: Final = 0.005
-"""Seconds that are waited for more room where it is for a few only."""
+GATHER: Final = 0.002
+"""Seconds that are waited for more room where it is for a few only: what is here lasts longer."""
 UNPOLLED: Final = 0.5
 """Seconds without room after which the partitions are paused and polling goes on."""
 BEGIN_WITHIN: Final = 30.0
@@ -157,7 +157,7 @@ class Pump:
             if self._paused:
                 self._paused = False
                 consumer.resume(consumer.assignment())
-            elif 4 * room < self._most:  # there is enough to do, and each batch costs a hop: soon it will be for more
+            elif room < min(MOST, self._most // 4):  # there is enough to do, and each batch costs a hop
                 time.sleep(GATHER)
                 room = self._has_room() or -1
             return room
@@ -188,9 +188,10 @@ class Pump:
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""
-        if batch := self._arrivals.batch(records, self.tracks):
-            self._taken += len(batch)
-            self._taken_bytes += sum(token_of(one).size for one in batch)
+        batch = self._arrivals.batch(records, self.tracks)
+        if batch.deliveries:
+            self._taken += len(batch.deliveries)
+            self._taken_bytes += batch.size
             self._soon(self._owner.take, batch)
 
     def _anew(self, old: Track, offset: int) -> Track:

@@ -1,8 +1,6 @@
-"""The partitions that a process has, and what opens a delivery of them."""
+"""The partitions that a process has, and what comes of them."""
 
 from __future__ import annotations
-
-from typing import TypeAlias
 
 import msgspec
 
@@ -11,9 +9,9 @@ from tidings.delivery import Delivery, Route
 
 
 class Track:
-    """One partition of a topic, while this process has it."""
+    """One partition of a topic, while this process has it. It opens its deliveries: it is the token of each."""
 
-    __slots__ = ("gone", "number", "owner", "progress", "route", "text", "topic", "trimmed")
+    __slots__ = ("came", "gone", "number", "owner", "progress", "route", "text", "topic", "trimmed")
 
     def __init__(self, owner: object, topic: str, number: int, route: Route, progress: Progress) -> None:
         self.owner = owner
@@ -21,6 +19,8 @@ class Track:
         self.number = number
         self.route = route
         self.progress = progress
+        self.came = progress.seen
+        """The first that has not come to the event loop yet."""
         self.text = (-1, "")
         """What was committed last."""
         self.trimmed = 0
@@ -29,26 +29,38 @@ class Track:
         """It belongs to another process, or is about to."""
 
 
-class Token(msgspec.Struct, eq=False, gc=False):
-    """Opens a delivery: where it stands, and whether it is still ours to settle.
-
-    The garbage collector does not look at it: there is one for each event, and a feed that is closed holds none.
-    """
+class Place(msgspec.Struct, eq=False, frozen=True):
+    """Where a message stands whose bytes may not be here, and how many they are."""
 
     track: Track
     offset: int
     size: int
-    due: float
-    given: bool = False
-    """With a handler; else it waits here."""
-    is_open: bool = True
 
 
-def token_of(delivery: Delivery) -> Token:
+class Batch(msgspec.Struct, eq=False):
+    """Deliveries of one position that came together, in their order."""
+
+    deliveries: list[Delivery]
+    size: int
+    """Bytes of their bodies."""
+    ends: dict[Track, int]
+    """By partition, the first that comes after them."""
+    due: dict[Delivery, float]
+    """Of copies, before which moment they must not be handed over, Unix seconds; left out where there is none."""
+
+
+def track_of(delivery: Delivery) -> Track:
     """What opens a delivery of this broker."""
-    token: Token = delivery.token  # type: ignore[assignment]  # nobody else's comes here
-    return token
+    track: Track = delivery.token  # type: ignore[assignment]  # nobody else's comes here
+    return track
 
 
-Batch: TypeAlias = list[Delivery]
-"""Deliveries of one position, each with its token."""
+def offset_of(delivery: Delivery) -> int:
+    """Where a delivery of this broker stands in its partition."""
+    offset: int = delivery.origin[2]  # type: ignore[assignment]  # as `arrivals` writes it
+    return offset
+
+
+def place_of(delivery: Delivery) -> Place:
+    """Where a delivery of this broker stands."""
+    return Place(track_of(delivery), offset_of(delivery), len(delivery.body))

@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from typing import Final
@@ -21,7 +21,7 @@ from confluent_kafka import Message as Record
 
 from tidings.brokers.kafka.link import Link, code_of, made, reason
 from tidings.brokers.kafka.records import delivery_of, pairs_of
-from tidings.brokers.kafka.tracks import Token, Track
+from tidings.brokers.kafka.tracks import Place, Track, place_of
 from tidings.delivery import Delivery, Route
 from tidings.errors import TidingsError
 
@@ -34,13 +34,13 @@ NEAR: Final = 200
 FETCH_WITHIN: Final = 10.0
 AGAIN: Final = 1.0
 
-Due = tuple[float, int, Token, Delivery | None]
+Due = tuple[float, int, Place, Delivery | None]
 
 
 class Waiting:
     """What may not be handed over before its time, by when that is."""
 
-    def __init__(self, link: Link, limit: int, ready: Callable[[Token, Delivery], None], slots: bool) -> None:
+    def __init__(self, link: Link, limit: int, ready: Callable[[Delivery], None], slots: bool) -> None:
         self._link = link
         self._limit = limit
         self._ready = ready
@@ -50,31 +50,32 @@ class Waiting:
         self._timer: asyncio.TimerHandle | None = None
         self._bytes = 0
         self._fetching: asyncio.Task[None] | None = None
-        self._lacking: list[Token] = []
+        self._lacking: list[Place] = []
         """They are due, and are being fetched."""
         self._ended = False
 
-    def add(self, token: Token, delivery: Delivery, due: float) -> None:
+    def add(self, delivery: Delivery, due: float) -> None:
+        place = place_of(delivery)
         kept: Delivery | None = delivery
-        if token.track.route is Route.RETRY and self._bytes + token.size > self._limit:
+        if place.track.route is Route.RETRY and self._bytes + place.size > self._limit:
             kept = None
         else:
-            self._bytes += token.size
-        heapq.heappush(self._heap, (due, next(self._numbers), token, kept))
-        if self._heap[0][2] is token:
+            self._bytes += place.size
+        heapq.heappush(self._heap, (due, next(self._numbers), place, kept))
+        if self._heap[0][2] is place:
             self._set_timer()
 
     def copies(self) -> int:
         """How many copies on the retry route wait."""
-        waiting = [token for _, _, token, _ in self._heap] + self._lacking
-        return sum(token.track.route is Route.RETRY and not token.track.gone for token in waiting)
+        waiting = [place for _, _, place, _ in self._heap] + self._lacking
+        return sum(place.track.route is Route.RETRY and not place.track.gone for place in waiting)
 
-    def drop(self, tracks: set[Track]) -> None:
+    def drop(self, tracks: Collection[Track]) -> None:
         """Forget those of partitions that go."""
         self._heap = [one for one in self._heap if one[2].track not in tracks]
         heapq.heapify(self._heap)
-        self._bytes = sum(token.size for _, _, token, kept in self._heap if kept is not None)
-        self._lacking = [token for token in self._lacking if token.track not in tracks]
+        self._bytes = sum(place.size for _, _, place, kept in self._heap if kept is not None)
+        self._lacking = [place for place in self._lacking if place.track not in tracks]
         self._set_timer()
 
     def end(self) -> None:
@@ -98,14 +99,14 @@ class Waiting:
         self._timer = None
         now = time.time()
         while self._heap and self._heap[0][0] <= now and not self._ended:
-            _, _, token, delivery = heapq.heappop(self._heap)
-            if token.track.gone:
+            _, _, place, delivery = heapq.heappop(self._heap)
+            if place.track.gone:
                 continue
             if delivery is None:
-                self._lacking.append(token)
+                self._lacking.append(place)
             else:
-                self._bytes -= token.size
-                self._ready(token, delivery)
+                self._bytes -= place.size
+                self._ready(delivery)
         if self._lacking and (self._fetching is None or self._fetching.done()):
             self._fetching = asyncio.create_task(self._fetch(), name="tidings-kafka-copies")
         self._set_timer()
@@ -113,48 +114,48 @@ class Waiting:
     async def _fetch(self) -> None:
         """Get those back whose bytes were not kept."""
         while self._lacking:
-            tokens = sorted(self._lacking, key=lambda one: (one.track.number, one.offset))[:NEAR]
+            places = sorted(self._lacking, key=lambda one: (one.track.number, one.offset))[:NEAR]
             try:
                 loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._link.reads, fetch, self._link, tokens)
+                found = await loop.run_in_executor(self._link.reads, fetch, self._link, places)
             except Exception as error:
-                log.warning("%d copies that are due cannot be fetched yet: %s", len(tokens), reason(error))
+                log.warning("%d copies that are due cannot be fetched yet: %s", len(places), reason(error))
                 await asyncio.sleep(AGAIN)
                 continue
-            for token in tokens:
-                if token not in self._lacking:
+            for place in places:
+                if place not in self._lacking:
                     continue
-                if (record := found.get((token.track.number, token.offset))) is not None:
-                    self._lacking.remove(token)
-                    self._ready(token, _delivery(record, token, self._slots))
+                if (record := found.get((place.track.number, place.offset))) is not None:
+                    self._lacking.remove(place)
+                    self._ready(_delivery(record, place, self._slots))
             if not found:
                 await asyncio.sleep(AGAIN)
 
 
-def _delivery(record: Record, token: Token, slots: bool) -> Delivery:
-    delivery = delivery_of(record, pairs_of(record), Route.RETRY, token=token, slots=slots)
-    delivery.delivered = 1 + token.track.progress.delivered(token.offset)
+def _delivery(record: Record, place: Place, slots: bool) -> Delivery:
+    delivery = delivery_of(record, pairs_of(record), Route.RETRY, token=place.track, slots=slots)
+    delivery.delivered = 1 + place.track.progress.delivered(place.offset)
     return delivery
 
 
-def fetch(link: Link, tokens: Sequence[Token]) -> dict[tuple[int, int], Record]:
+def fetch(link: Link, places: Sequence[Place]) -> dict[tuple[int, int], Record]:
     """Records by their places, in the order of which they are asked for; what cannot be had in time is left out."""
     found: dict[tuple[int, int], Record] = {}
     consumer = made(Consumer, link.settings(link.options.reader()), link.options.where)
     ends = time.monotonic() + FETCH_WITHIN
     at = (-1, -1)
     try:
-        for token in tokens:
-            place = (token.track.number, token.offset)
-            if at[0] != place[0] or not at[1] <= place[1] <= at[1] + NEAR:
-                consumer.assign([TopicPartition(token.track.topic, *place)])
-                at = place
-            while at[1] <= place[1] and time.monotonic() < ends:
+        for place in places:
+            number, offset = place.track.number, place.offset
+            if at[0] != number or not at[1] <= offset <= at[1] + NEAR:
+                consumer.assign([TopicPartition(place.track.topic, number, offset)])
+                at = (number, offset)
+            while at[1] <= offset and time.monotonic() < ends:
                 record = consumer.poll(0.2)
                 if record is not None and record.error() is None:
-                    at = (place[0], (record.offset() or 0) + 1)
-                    if record.offset() == place[1]:
-                        found[place] = record
+                    at = (number, (record.offset() or 0) + 1)
+                    if record.offset() == offset:
+                        found[number, offset] = record
         return found
     finally:
         consumer.close()

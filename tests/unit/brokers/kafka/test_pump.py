@@ -14,8 +14,8 @@ from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.pump import MOST, Pump
-from tidings.brokers.kafka.tracks import Batch, Track, token_of
+from tidings.brokers.kafka.pump import GATHER, MOST, Pump
+from tidings.brokers.kafka.tracks import Batch, Track, offset_of
 from tidings.delivery import Route
 from tidings.partition import slot_of
 from tidings.ports import Subscription
@@ -61,7 +61,7 @@ async def pump(owner: Owner) -> AsyncIterator[Pump]:
 
 
 def offsets(batch: Batch) -> list[int]:
-    return [token_of(one).offset for one in batch]
+    return [offset_of(one) for one in batch.deliveries]
 
 
 async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothing(pump: Pump) -> None:
@@ -86,14 +86,14 @@ async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_ap
     )
     came = [record(5), record(5, partition=1), record(6), traced, record(7), record(7, partition=2)]
     batch = pump._arrivals.batch(came, pump.tracks)
-    assert [one.origin for one in batch] == [
+    assert [one.origin for one in batch.deliveries] == [
         ("order", 0, 5),
         ("order", 1, 5),
         ("order", 0, 6),
         ("order", 1, 6),
         ("order", 0, 7),
     ]
-    assert [dict(one.headers) for one in batch] == [{}, {}, {}, {"traceparent": "00-1"}, {}]
+    assert [dict(one.headers) for one in batch.deliveries] == [{}, {}, {}, {"traceparent": "00-1"}, {}]
     assert {pump.tracks["order", number].progress.seen for number in (0, 1)} == {8, 7}
 
 
@@ -101,8 +101,8 @@ async def test_the_headers_that_neighbours_share_cannot_be_changed(pump: Pump) -
     headers: list[tuple[str, str | bytes | None]] = [("tidings.type", b"order.placed"), ("x-own", "é".encode())]
     came = [Record(topic="order", partition=0, offset=at, value=b"1", headers=headers) for at in (5, 6, 7)]
     batch = pump._arrivals.batch(came, pump.tracks)
-    assert [dict(one.headers) for one in batch] == 3 * [{"x-own": "é"}]
-    for one in batch:
+    assert [dict(one.headers) for one in batch.deliveries] == 3 * [{"x-own": "é"}]
+    for one in batch.deliveries:
         assert not hasattr(one.headers, "__setitem__")
 
 
@@ -110,7 +110,7 @@ async def test_the_slot_of_a_key_is_worked_out_only_where_somebody_looks_at_it()
     def slots(subscription: Subscription) -> list[int | None]:
         arrivals = Arrivals(subscription, note=print, anew=lambda track, offset: track)
         tracks = {("order", 0): Track(None, "order", 0, Route.EVENT, Progress(5))}
-        return [one.slot for one in arrivals.batch([record(5)], tracks)]
+        return [one.slot for one in arrivals.batch([record(5)], tracks).deliveries]
 
     assert slots(SUBSCRIPTION) == [slot_of("k")]
     assert slots(msgspec.structs.replace(SUBSCRIPTION, slots=False)) == [None]
@@ -128,7 +128,7 @@ async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_
     pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True)))
     batch = pump._arrivals.batch([record(offset) for offset in range(5, 11)], pump.tracks)
     assert offsets(batch) == [5, 7, 8, 9, 10]
-    assert [delivery.delivered for delivery in batch] == [2, 2, 2, 1, 1]
+    assert [delivery.delivered for delivery in batch.deliveries] == [2, 2, 2, 1, 1]
 
 
 async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_that_repeats_itself(
@@ -154,5 +154,16 @@ async def test_a_little_room_is_used_as_well(pump: Pump, owner: Owner) -> None:
     assert pump._room(consumer) == min(MOST, pump._most)
 
 
+async def test_room_for_many_is_used_at_once(pump: Pump, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("tidings.brokers.kafka.pump.time.sleep", waited.append)
+    consumer: Any = object()
+    pump._taken = pump._most
+    owner.released = MOST
+    assert (pump._room(consumer), waited) == (MOST, []), "no batch is larger, whatever the room"
+    owner.released = 10
+    assert (pump._room(consumer), waited) == (10, [GATHER])
+
+
 async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:
-    assert pump._arrivals.batch([record(0, partition=3), record(0, topic="other")], pump.tracks) == []
+    assert offsets(pump._arrivals.batch([record(0, partition=3), record(0, topic="other")], pump.tracks)) == []
