@@ -291,8 +291,7 @@ class Pump:
         tracks = self._leaving(places)
         try:
             if tracks:
-                letting_go = asyncio.run_coroutine_threadsafe(self._owner.let_go(tracks), self._loop)
-                letting_go.result(self._patience + ASKED)
+                self._let_go(tracks)
         except Exception as error:
             log.warning(
                 "%s: %d partitions go to another process while events of them run: %s",
@@ -307,6 +306,15 @@ class Pump:
         except Exception:
             log.exception("%s: what was done could not be committed", self._subscription.position)
         self._unassign(consumer, places)
+
+    def _let_go(self, tracks: list[Track]) -> None:
+        letting_go = self._owner.let_go(tracks)
+        try:
+            going = asyncio.run_coroutine_threadsafe(letting_go, self._loop)
+        except RuntimeError:  # the loop has ended, and nobody has closed the feed
+            letting_go.close()
+            raise
+        going.result(self._patience + ASKED)
 
     def _lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         """The group has gone on without this process: nothing may be said of them any more."""
