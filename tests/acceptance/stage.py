@@ -129,6 +129,15 @@ class Stage:
         """Wait until nothing waits at, or is open at, any position of the server."""
         await self.wait(lambda: not backlog(self.server.url))
 
+    async def outbox_empty(self) -> None:
+        """Wait until all that handlers caused is published; a stop leaves to the next process what is held still."""
+
+        def left() -> int:
+            with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=20)) as connection:
+                return int(connection.execute("SELECT count(*) FROM tidings_outbox").fetchone()[0])
+
+        await self.wait(lambda: not left())
+
     async def judge(self, handler: str, events: Iterable[Any]) -> None:
         """Nothing is lost and nothing was applied twice."""
         wanted = {(event.order_id, event.number) for event in events}

@@ -47,6 +47,7 @@ async def judge(stage: Stage, events: list[Placed]) -> None:
         numbers.setdefault(row.key, []).append(row.number)
     assert all(found == sorted(found) for found in numbers.values()), "out of order"
     assert await stage.letters() == []
+    await stage.outbox_empty()
     assert await asyncio.to_thread(after.end, signal.SIGTERM) == 0
     reader = broker_from(stage.broker)
     await reader.open(Plan(service="reader"))
