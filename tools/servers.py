@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 
 from tools.services.kafka import Kafka, jars
-from tools.services.kafka_old import OLD_POM
 from tools.services.mariadb import MariaDB
 from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
@@ -71,9 +70,8 @@ SERVERS: dict[str, Callable[[], str]] = {
     **{kind.name: _version_of(kind) for kind in PROGRAMS if kind is not RabbitMQ},
     RabbitMQ.name: rabbitmq,
     "Kafka's jars": lambda: f"gathered by Maven in {jars()}",
-    "an old Kafka's jars": lambda: f"gathered by Maven in {jars(OLD_POM)}",
 }
-"""What the tests need, and how to find out its version; whatever that raises is why it cannot be had."""
+"""What `make test` needs, and how to find out its version; whatever that raises is why it cannot be had."""
 
 
 def missing() -> list[str]:

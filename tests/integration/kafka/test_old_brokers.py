@@ -15,7 +15,7 @@ from tidings.errors import ConfigurationError
 from tools.services.kafka import Kafka
 from tools.services.kafka_old import OldKafka
 
-pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
+pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.proves(broker="kafka")]
 
 
 @pytest.fixture(scope="module")
