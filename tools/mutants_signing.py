@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from tools.mutants_kit import Mutant
 
-_OLD = ("tests/integration/kafka/test_old_brokers.py",)
+_OLD = tuple(
+    f"tests/integration/kafka/test_old_brokers.py::{test}"
+    for test in (
+        "test_P1_P3_an_old_broker_that_is_killed_loses_nothing_that_it_confirmed",
+        "test_brokers_that_are_too_old_to_assign_are_named_at_the_start",
+        "test_the_doctor_says_how_old_a_broker_is_and_what_it_lacks",
+    )
+)
 _PUBLISHING = ("tests/integration/kafka/test_publishing.py",)
 _UNIT = ("tests/unit/brokers/kafka",)
 _MADE = "            context = ssl.create_default_context(cafile=self.tls_ca)\n"
