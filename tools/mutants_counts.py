@@ -89,8 +89,8 @@ COUNTS: tuple[Mutant, ...] = (
     Mutant(
         "the healthy are buried with the one that kills: deaths in company count",
         COUNTING,
-        "failed, deaths, alive = (_noted(found, kind, one) for kind in _KINDS)",
-        "failed, deaths, alive = _noted(found, _KINDS[0], one), Count(one.delivered - 1, 1.0), Count()",
+        'failed, deaths = _noted(found, "failed", one), _noted(found, "alone", one)',
+        'failed, deaths = _noted(found, "failed", one), Count(one.delivered - 1, 1.0)',
         HERE,
     ),
     Mutant(
@@ -124,8 +124,15 @@ COUNTS: tuple[Mutant, ...] = (
     Mutant(
         "that an event was given back alive is noted for ever",
         COUNTING,
-        "            for kind in _KINDS:\n                self._clear(kind, one)\n",
-        '            for kind in ("failed", "alone"):\n                self._clear(kind, one)\n',
+        "            if known is not None and known.noted:\n",
+        "            if known is None:\n",
+        HERE,
+    ),
+    Mutant(
+        "what was recalled from a process is in its memory for ever",
+        COUNTING,
+        'self._unwritten[f"alive/{origin}"] = _text',
+        'self._standing.add(origin)\n                self._unwritten[f"alive/{origin}"] = _text',
         HERE,
     ),
     Mutant(

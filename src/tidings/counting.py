@@ -37,7 +37,6 @@ REMEMBERED: Final = 4096
 """Of how many messages it is remembered that they were given back from here alive."""
 GOODBYE: Final = 2.0
 """Seconds that a process which stops takes to note what it gives back."""
-_KINDS: Final = ("failed", "alone", "alive")
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -110,10 +109,10 @@ class Counts:
     async def _look_up(self, deliveries: Iterable[Delivery]) -> None:
         found = await self._notes.read()
         for one in deliveries:
-            failed, deaths, alive = (_noted(found, kind, one) for kind in _KINDS)
-            self._standing.update(name for name in (_name(kind, one) for kind in _KINDS) if name in found)
-            if alive.times > self._alive_at(one):
-                self._survived[one.origin_text] = Survivor(alive.times, alive.times, _bytes_of(one))
+            failed, deaths = _noted(found, "failed", one), _noted(found, "alone", one)
+            self._standing.update(name for name in (_name("failed", one), _name("alone", one)) if name in found)
+            if alive := _noted(found, "alive", one).times:
+                self._survived[one.origin_text] = Survivor(max(alive, self._alive_at(one)), alive, _bytes_of(one))
             if deaths.times:
                 self._deaths[one.origin_text] = deaths
             if failed.times > one.failures or deaths.times:
@@ -140,10 +139,13 @@ class Counts:
         if not self._standing and not self._survived:
             return
         for one in deliveries:
-            for kind in _KINDS:
-                self._clear(kind, one)
-            self._survived.pop(one.origin_text, None)
-            self._deaths.pop(one.origin_text, None)
+            known = self._survived.pop(one.origin_text, None)
+            if known is not None and known.noted:
+                self._unwritten[_name("alive", one)] = ""
+            if self._standing:
+                for kind in ("failed", "alone"):
+                    self._clear(kind, one)
+                self._deaths.pop(one.origin_text, None)
         await self._try_to_write("that an event has ended")
 
     def survived(self, delivery: Delivery) -> None:
@@ -161,7 +163,7 @@ class Counts:
             self.survived(one)
         for origin, known in self._survived.items():
             if known.delivered - known.noted >= SUSPICIOUS:  # else it is no suspect for the next one, either
-                self._put(f"alive/{origin}", Count(known.delivered), known.of)
+                self._unwritten[f"alive/{origin}"] = _text(Count(known.delivered), known.of)
                 self._survived[origin] = Survivor(known.delivered, known.delivered, known.of)
 
     async def note_survivors(self, given_back: Iterable[Delivery]) -> None:
@@ -211,11 +213,9 @@ class Counts:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _set(self, kind: str, delivery: Delivery, count: Count) -> None:
-        self._put(_name(kind, delivery), count, _bytes_of(delivery))
-
-    def _put(self, name: str, count: Count, of: str) -> None:
+        name = _name(kind, delivery)
         self._standing.add(name)
-        self._unwritten[name] = f"{count.times} {count.first:.3f} {of}"
+        self._unwritten[name] = _text(count, _bytes_of(delivery))
 
     def _clear(self, kind: str, delivery: Delivery) -> None:
         name = _name(kind, delivery)
@@ -241,6 +241,10 @@ class Counts:
 
 def _name(kind: str, delivery: Delivery) -> str:
     return f"{kind}/{delivery.origin_text}"
+
+
+def _text(count: Count, of: str) -> str:
+    return f"{count.times} {count.first:.3f} {of}"
 
 
 def _bytes_of(delivery: Delivery) -> str:

@@ -16,8 +16,6 @@ from tidings.traces import without_any_of_ours
 
 _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
-
-
 _SKIPPED: Final = Done(skipped=True)
 
 

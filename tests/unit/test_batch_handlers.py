@@ -206,17 +206,22 @@ async def test_what_is_known_of_a_key_is_told_also_behind_one_that_failed() -> N
     assert len(store.claims) == 1
 
 
-async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_transaction(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.02)
-    store, whole = that_undoes(), Whole("c3")
+def _slowly(whole: Whole) -> Callable[[list[Placed]], Awaitable[Any]]:
+    """Longer than the time for which a search goes on here."""
 
     async def slow(events: list[Placed]) -> Any:
         await asyncio.sleep(0.03)
         return await whole(events)
 
-    bench = Bench(slow, store)
+    return slow
+
+
+async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "BATCH_SECONDS", 0.02)
+    store, whole = that_undoes(), Whole("c3")
+    bench = Bench(_slowly(whole), store)
     await bench.pipeline.process(batch(*EIGHT))
     assert bench.outcomes == {**dict.fromkeys(set(EIGHT) - {"c3"}, "done"), "c3": "retry"}
     assert [len(names) for names in whole.seen] == [8, 4, 2, 2, 1, 1, 4]
@@ -229,12 +234,7 @@ async def test_P3_the_same_event_twice_is_no_duplicate_of_one_that_a_search_had_
 ) -> None:
     monkeypatch.setattr(calls, "BATCH_SECONDS", 0.02)
     store, whole = that_undoes(), Whole("c3")
-
-    async def slow(events: list[Placed]) -> Any:
-        await asyncio.sleep(0.03)
-        return await whole(events)
-
-    bench = Bench(slow, store)
+    bench = Bench(_slowly(whole), store)
     await bench.pipeline.process(batch("a1", "b2", "c3", "a1"))
     first, _ = (outcome.kind for event, outcome in bench.watcher.outcomes if event == "a1")
     assert first == "done", "only then its repeat may be acknowledged"

@@ -232,6 +232,16 @@ async def test_what_was_taken_from_a_process_that_lives_is_said_with_its_next_ba
     assert list(await broker.notes()) == ["alive/order@1"]
 
 
+async def test_P11_what_is_recalled_again_and_again_and_ends_elsewhere_is_forgotten_here() -> None:
+    counts = Counts(Broker(), POSITION)
+    for first in range(1, 3 * REMEMBERED, 512):
+        counts.recalled([again(number, SUSPICIOUS) for number in range(first, first + 512)])
+        await counts.ready([], in_place=True)
+    assert len(counts._survived) <= REMEMBERED
+    assert not counts._standing
+    assert not counts._unwritten
+
+
 async def test_what_cannot_be_noted_goes_back_all_the_same_and_is_a_suspect_then() -> None:
     broker = Broker()
     broker.away = True

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
+from tests.stranger import speaking
 from tidings.brokers import broker_from
 from tidings.brokers.rabbitmq.broker import RabbitBroker, check_version
 from tidings.delivery import Route
@@ -41,18 +38,6 @@ async def test_a_virtual_host_that_is_not_there_is_named(rabbitmq_url: str) -> N
 async def test_a_server_that_is_not_there_is_named_within_the_time() -> None:
     said = await failed(f"amqp://me:hunter2@127.0.0.1:{free_port()}?connect_timeout=1s", BrokerUnavailable)
     assert "nothing listens on amqp://127.0.0.1:" in said
-
-
-@asynccontextmanager
-async def speaking(words: bytes) -> AsyncIterator[int]:
-    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(words)
-        await reader.read(100)
-        writer.close()
-
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x03\x01\x00\x00", b"\xff" * 64, b""])

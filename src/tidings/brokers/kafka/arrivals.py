@@ -13,7 +13,7 @@ from types import MappingProxyType
 from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
-from tidings.brokers.kafka.records import Pairs, due_of, headers_of, stream_of, type_of
+from tidings.brokers.kafka.records import Pairs, due_of, headers_in, headers_of, stream_of, type_of
 from tidings.brokers.kafka.tracks import Batch, Track
 from tidings.delivery import Delivery, Route
 from tidings.partition import slot_of
@@ -64,7 +64,7 @@ class Arrivals:
                 ends[track] = progress.seen
                 track = self._anew(track, offset)
                 progress = track.progress
-            pairs: Pairs = record.headers() or ()  # type: ignore[assignment]  # of what was received, values are bytes
+            pairs = headers_in(record) or ()
             if not is_event:
                 headers: Mapping[str, str] | None = headers_of(pairs)
             elif pairs == self._pairs and self._common is not None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import retry_topic
@@ -172,12 +172,12 @@ class KafkaFeed:
         count, size = 0, 0
         known: object = None
         is_ours = False
-        still: dict[int, Delivery | None] = {}
+        still: dict[Any, Delivery | None] = {}
         for place, (delivery, verdict) in enumerate(verdicts):  # neighbours mostly are of one partition
             if delivery.token is not known:
                 known = track = track_of(delivery)
                 still, is_ours = track.progress.open, track.owner is self and not track.gone
-            offset: int = delivery.origin[2]  # type: ignore[assignment]  # `offset_of`, written out
+            offset = delivery.origin[2]  # `offset_of`, written out
             if is_ours and verdict is ACK and still.get(offset) is delivery:
                 del still[offset]
                 count += 1

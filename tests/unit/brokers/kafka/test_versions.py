@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.stranger import speaking
 from tidings.brokers.kafka import versions
 from tidings.brokers.kafka.doctor import _release
 from tidings.brokers.kafka.options import parse
@@ -39,18 +37,6 @@ def test_what_counts_no_copies_is_to_be_told_how_many() -> None:
     assert _release(parse("kafka://host?replication=1"), ancient).level == "fine"
 
 
-@asynccontextmanager
-async def answering(words: bytes) -> AsyncIterator[int]:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(words)
-        await reader.read(100)
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
 def framed(words: bytes) -> bytes:
     return struct.pack(">i", len(words)) + words
 
@@ -68,13 +54,13 @@ def framed(words: bytes) -> bytes:
     ],
 )
 async def test_what_is_no_answer_is_not_taken_for_one(words: bytes) -> None:
-    async with answering(words) as port:
+    async with speaking(words) as port:
         with pytest.raises(CannotBeAsked, match=r"127\.0\.0\.1"):
             await versions.ask(parse("kafka://host"), "127.0.0.1", port)
 
 
 async def test_a_broker_that_cannot_be_asked_is_not_refused(caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(b"") as port:
+    async with speaking(b"") as port:
         await must_assign(parse("kafka://host?group.protocol=consumer"), {1: ("127.0.0.1", port)})
     assert "is not known" in caplog.text
     with pytest.raises(CannotBeAsked, match=r"ssl\.keystore\.location"):
