@@ -47,6 +47,13 @@ KAFKA: tuple[Mutant, ...] = (
         "            ahead = seen + window\n",
         "",
     ),
+    bug(
+        "each time a partition comes back its process counts as another one",
+        "progress.py",
+        "        self._who = who\n",
+        "        self._who = who + hex(id(self))\n",
+        ("tests/unit/brokers/kafka/test_progress.py",),
+    ),
     bug("a publish waits for one copy", "options.py", '"acks": "all"', '"acks": "1"'),
     bug("positions move on by themselves", "options.py", '"enable.auto.commit": False', '"enable.auto.commit": True'),
     bug(

@@ -139,6 +139,25 @@ async def test_P8_who_cannot_know_whether_it_still_belongs_to_its_group_begins_n
             await rig.broker.close()
 
 
+async def test_P4_P6_who_lives_and_loses_its_partitions_again_and_again_counts_as_one_process(tmp_path: Path) -> None:
+    with Kafka(tmp_path / "own") as own:
+        rig = Rig(KafkaBroker(f"{own.url}?{QUICK}"), position())
+        try:
+            await rig.broker.open(plan(rig.subscription))
+            await rig.subscribe()
+            await rig.publish(rig.message(b"1"))
+            await until(lambda: len(rig.got) == 1)
+            for times in range(2, 6):
+                own.pause()
+                await until(lambda: not rig.feed.pump.tracks)
+                own.resume()
+                await until(lambda: len(rig.got) == times)  # noqa: B023  # it is awaited here
+            assert [one.delivered for one in rig.got] == [1, 2, 2, 2, 2]
+        finally:
+            own.resume()
+            await rig.broker.close()
+
+
 async def test_P6_P11_copies_that_wait_long_are_kept_by_their_place_and_come_in_time(connect: Connect) -> None:
     rig = await connect(position(max_in_flight_bytes=4000))
     due = time.time() + 2.0

@@ -2,18 +2,20 @@
 
 Events complete out of order, and Kafka keeps one number for each partition: the first offset that is not done. What
 lies behind it and is done already, and how often each was delivered, would be forgotten with the process. So both stand
-beside the number, in the text that Kafka keeps with it: ``1;<seen>;<bounds>;<lengths>``, all counted from the number,
+beside the number, in the text that Kafka keeps with it: ``2;<seen>;<bounds>;<lengths>``, all counted from the number,
 
 * `seen`: up to here it is known what is done; everything behind it is not,
-* `bounds`: what lies before the first was delivered by one process at least, before the second by two, and so on,
+* `bounds`: of each process that had the partition its name, and before which offset it was handed what there is,
 * `lengths`: so many are open, then so many done, then open again, up to `seen`.
+
+A process that is given a partition again finds its own name there: it lives, and counts once, however often that is.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Final
 
@@ -25,18 +27,30 @@ MOST_BOUNDS: Final = 8
 WINDOW: Final = 4096
 """So many messages behind what is known to have been delivered count as delivered when a process dies."""
 
-_TEXT = re.compile(r"1;(\d{1,18});([\d,]*);([\d,]*)")
+_TEXT = re.compile(r"2;(\d{1,18});((?:\w+:\d{1,18},)*);([\d,]*)")
 
 
 class Progress:
-    """One partition, while this process has it.
+    """One partition, while this process has it. `who` is the process: a word that no other has.
 
     A thread enters what comes in (`take`, `skip`), the event loop what becomes of it; each is one step of a dict.
     """
 
-    __slots__ = ("_committed_window", "_earlier", "_last_seen", "_was_open", "bound", "handed", "known", "open", "seen")
+    __slots__ = (
+        "_committed_window",
+        "_earlier",
+        "_last_seen",
+        "_was_open",
+        "_who",
+        "bound",
+        "handed",
+        "known",
+        "open",
+        "seen",
+    )
 
-    def __init__(self, start: int, text: str | None = "") -> None:
+    def __init__(self, start: int, text: str | None, who: str) -> None:
+        self._who = who
         seen, bounds, lengths = _read(text)
         self.known = start + seen
         """Of what lies before this it is known whether it is done."""
@@ -44,8 +58,8 @@ class Progress:
         for length in lengths:
             edges.append(edges[-1] + length)
         self._was_open = edges
-        self._earlier = [start + bound for bound in bounds]
-        self.bound = max(self._earlier, default=start)
+        self._earlier = {one: start + bound for one, bound in bounds.items()}
+        self.bound = max(self._earlier.values(), default=start)
         """Nothing from here on was handed to anybody before."""
         self.open: dict[int, Delivery | None] = {}
         """Taken and not done, in order, each as it is to be settled; None for what is not with us, or waits."""
@@ -63,8 +77,8 @@ class Progress:
         return bisect_right(self._was_open, offset) % 2 == 0
 
     def delivered(self, offset: int) -> int:
-        """How many processes before this one were, or may have been, handed it."""
-        return sum(offset < bound for bound in self._earlier)
+        """How many processes were, or may have been, handed it; this one too, where it had the partition before."""
+        return sum(offset < bound for bound in self._earlier.values())
 
     def take(self, offset: int, delivery: Delivery | None = None) -> None:
         """It is for this position, and with us from now on. Offsets come in their order."""
@@ -102,12 +116,11 @@ class Progress:
             ahead = seen + window
         return mark, _write(mark, seen, self._bounds(ahead), still)
 
-    def _bounds(self, ahead: int) -> list[int]:
-        """What lies before `ahead` counts once more than it did."""
-        before = [*self._earlier, 0]
-        more = [max(before[0], ahead)]
-        more += [max(bound, min(ahead, above)) for above, bound in pairwise(before)]
-        return more[:MOST_BOUNDS]
+    def _bounds(self, ahead: int) -> dict[str, int]:
+        """Before which offset each process was handed what there is, this one up to `ahead`; the nearest are left."""
+        own = max(self._earlier.get(self._who, ahead), ahead)
+        others = [(one, bound) for one, bound in self._earlier.items() if one != self._who]
+        return dict([(self._who, own), *sorted(others, key=lambda one: -one[1])][:MOST_BOUNDS])
 
 
 def open_in(start: int, text: str | None, end: int) -> int:
@@ -117,21 +130,22 @@ def open_in(start: int, text: str | None, end: int) -> int:
     return max(0, end - start - sum(lengths[1::2]) - behind)
 
 
-def _read(text: str | None) -> tuple[int, list[int], list[int]]:
+def _read(text: str | None) -> tuple[int, dict[str, int], list[int]]:
     found = _TEXT.fullmatch(text or "")
     if found is None:
-        return 0, [], []  # nobody's, or nothing: then nothing is known
-    return int(found[1]), _numbers(found[2]), _numbers(found[3])
+        return 0, {}, []  # nobody's, or nothing: then nothing is known
+    bounds = dict(one.split(":") for one in found[2].split(",") if one)
+    return (
+        int(found[1]),
+        {who: int(bound) for who, bound in bounds.items()},
+        [int(one) for one in found[3].split(",") if one],
+    )
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(one) for one in text.split(",") if one]
-
-
-def _write(mark: int, seen: int, bounds: Sequence[int], still: Sequence[int]) -> str:
-    head = [bound - mark for bound in bounds if bound > mark]
+def _write(mark: int, seen: int, bounds: Mapping[str, int], still: Sequence[int]) -> str:
+    head = "".join(f"{who}:{bound - mark}," for who, bound in bounds.items() if bound > mark)
     lengths: list[int] = []
-    known, room = seen, MOST_TEXT - 20 * (len(head) + 2)
+    known, room = seen, MOST_TEXT - len(head) - 40
     for begin, end in _runs(still):
         more = [begin - mark - sum(lengths), end - begin] if lengths else [end - begin]
         room -= sum(len(str(one)) + 1 for one in more)
@@ -139,7 +153,7 @@ def _write(mark: int, seen: int, bounds: Sequence[int], still: Sequence[int]) ->
             known = begin  # what is done behind this comes again
             break
         lengths += more
-    return f"1;{known - mark};{_join(head)};{_join(lengths)}"
+    return f"2;{known - mark};{head};{','.join(map(str, lengths))}"
 
 
 def _runs(still: Sequence[int]) -> Iterable[tuple[int, int]]:
@@ -149,7 +163,3 @@ def _runs(still: Sequence[int]) -> Iterable[tuple[int, int]]:
     breaks = [place for place, (one, other) in enumerate(pairwise(still), 1) if other != one + 1]
     for begin, end in pairwise(chain([0], breaks, [len(still)])):
         yield still[begin], still[end - 1] + 1
-
-
-def _join(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ class Pump:
         self._subscription = subscription
         self._patience = patience
         self._retry = retry_topic(subscription.position)
+        self._who = secrets.token_hex(6)
         self._arrivals = Arrivals(subscription, note=self._note, anew=self._anew)
         self._loop = asyncio.get_running_loop()
         self.tracks: dict[tuple[str, int], Track] = {}
@@ -207,7 +209,7 @@ class Pump:
         )
         old.gone = True
         self._soon(self._owner.lost, [old])
-        new = Track(self._owner, old.topic, old.number, old.route, Progress(offset))
+        new = Track(self._owner, old.topic, old.number, old.route, Progress(offset, None, self._who))
         self.tracks[old.topic, old.number] = new
         return new
 
@@ -249,7 +251,9 @@ class Pump:
             for place in begins:
                 route = Route.EVENT if place.topic == self._subscription.stream else Route.RETRY
                 start = place.offset if place.offset >= 0 else 0
-                track = Track(self._owner, place.topic, place.partition, route, Progress(start, place.metadata))
+                track = Track(
+                    self._owner, place.topic, place.partition, route, Progress(start, place.metadata, self._who)
+                )
                 self.tracks[place.topic, place.partition] = track
                 new.append(track)
             if new:

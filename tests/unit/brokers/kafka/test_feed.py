@@ -63,7 +63,7 @@ async def feed(link: Link, sink: Many) -> AsyncIterator[KafkaFeed]:
 def some(feed: KafkaFeed, *offsets: int, size: int = 10) -> list[Delivery]:
     """What comes of one partition."""
     key = ("order", 0)
-    track = feed.pump.tracks.setdefault(key, Track(feed, "order", 0, Route.EVENT, Progress(0)))
+    track = feed.pump.tracks.setdefault(key, Track(feed, "order", 0, Route.EVENT, Progress(0, None, "us")))
     came = [Delivery(b"x" * size, "order", (*key, one), track) for one in offsets]
     for offset, delivery in zip(offsets, came, strict=True):
         track.progress.take(offset, delivery)
@@ -138,7 +138,7 @@ async def test_a_sink_that_takes_one_at_a_time_is_handed_one_at_a_time(link: Lin
 def other(feed: KafkaFeed, number: int, *offsets: int, route: Route = Route.EVENT) -> list[Delivery]:
     """What comes of another partition."""
     topic = "order" if route is Route.EVENT else "tidings.retry.stock.reserve"
-    track = feed.pump.tracks.setdefault((topic, number), Track(feed, topic, number, route, Progress(0)))
+    track = feed.pump.tracks.setdefault((topic, number), Track(feed, topic, number, route, Progress(0, None, "us")))
     came = [Delivery(b"x" * 10, "order", (topic, number, one), track) for one in offsets]
     for offset, delivery in zip(offsets, came, strict=True):
         track.progress.take(offset, delivery)

@@ -53,7 +53,7 @@ async def owner() -> Owner:
 async def pump(owner: Owner) -> AsyncIterator[Pump]:
     link = Link(parse("kafka://127.0.0.1:1"), "tidings test")
     pump = Pump(owner, link, SUBSCRIPTION, 1.0)
-    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(5))
+    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(5, None, "us"))
     yield pump
     assert pump._made is not None
     pump._made.close()
@@ -76,7 +76,7 @@ async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothi
 
 
 async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_apart(pump: Pump, owner: Owner) -> None:
-    pump.tracks["order", 1] = Track(owner, "order", 1, Route.EVENT, Progress(5))
+    pump.tracks["order", 1] = Track(owner, "order", 1, Route.EVENT, Progress(5, None, "us"))
     traced = Record(
         topic="order",
         partition=1,
@@ -109,7 +109,7 @@ async def test_the_headers_that_neighbours_share_cannot_be_changed(pump: Pump) -
 async def test_the_slot_of_a_key_is_worked_out_only_where_somebody_looks_at_it() -> None:
     def slots(subscription: Subscription) -> list[int | None]:
         arrivals = Arrivals(subscription, note=print, anew=lambda track, offset: track)
-        tracks = {("order", 0): Track(None, "order", 0, Route.EVENT, Progress(5))}
+        tracks = {("order", 0): Track(None, "order", 0, Route.EVENT, Progress(5, None, "us"))}
         return [one.slot for one in arrivals.batch([record(5)], tracks).deliveries]
 
     assert slots(SUBSCRIPTION) == [slot_of("k")]
@@ -120,12 +120,12 @@ async def test_the_slot_of_a_key_is_worked_out_only_where_somebody_looks_at_it()
 async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_counted(
     pump: Pump, owner: Owner
 ) -> None:
-    before = Progress(5)
+    before = Progress(5, None, "us")
     for offset in range(5, 9):
         before.take(offset)
         before.handed = offset + 1
     before.done(6)
-    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True)))
+    pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True), "us"))
     batch = pump._arrivals.batch([record(offset) for offset in range(5, 11)], pump.tracks)
     assert offsets(batch) == [5, 7, 8, 9, 10]
     assert [delivery.delivered for delivery in batch.deliveries] == [2, 2, 2, 1, 1]
