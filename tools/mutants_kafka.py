@@ -23,6 +23,15 @@ KAFKA: tuple[Mutant, ...] = (
         ("tests/conformance/test_kafka.py::TestKafka::test_P1_a_message_without_bytes_that_comes_alone_is_taken",),
     ),
     bug(
+        "whoever begins to follow notes lives through their past",
+        "../_standing.py",
+        "only_last(found) if route is Route.NOTE else ",
+        "",
+        (
+            "tests/conformance/test_memory.py::TestMemory::test_who_begins_to_follow_notes_hears_what_stands_and_not_what_stood",
+        ),
+    ),
+    bug(
         "the offset passes what is not done",
         "progress.py",
         "        mark = still[0] if still else seen\n        ahead",

@@ -221,8 +221,9 @@ class Broker(Protocol):
         """Read a log from its beginning without a position: all events of a stream, or all dead letters.
 
         Ends where the log ended when the call was made, unless `follow`. Of `Route.NOTE` it reads those of one
-        position, named by `stream`, in the order in which they were written; of several under one name only the last
-        need be kept. An adapter may forget one with an empty body, which takes the name back, after an hour.
+        position, named by `stream`, in the order in which they were written; of several under one name that were
+        written before the call it gives only the last. An adapter may forget one with an empty body, which takes the
+        name back, after an hour.
         """
 
     async def close(self) -> None:

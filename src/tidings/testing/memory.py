@@ -21,6 +21,7 @@ from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
+from tidings.brokers._standing import of_log
 from tidings.delivery import Ack, Delivery, Message, Route, Verdict
 from tidings.envelope import read_envelope
 from tidings.errors import BrokerUnavailable, MisuseError
@@ -119,7 +120,8 @@ class MemoryBroker:
     ) -> AsyncIterator[Delivery]:
         """Read a log from its beginning: all events of a stream, or all dead letters."""
         source = self._server.log(route, stream)
-        return self._read(route, stream, len(source.entries), since.timestamp() if since else 0.0, follow)
+        earliest = since.timestamp() if since else 0.0
+        return of_log(route, self._read(route, stream, len(source.entries), earliest, follow))
 
     async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
         """The positions of a service that exist, each with the types it takes."""
@@ -254,11 +256,15 @@ class MemoryBroker:
             return None
         return BrokerUnavailable(f"{delivery!r} was given back or settled before; it is no longer ours")
 
-    async def _read(self, route: Route, stream: str, end: int, since: float, follow: bool) -> AsyncIterator[Delivery]:
+    async def _read(
+        self, route: Route, stream: str, end: int, since: float, follow: bool
+    ) -> AsyncIterator[Delivery | None]:
         source = self._server.log(route, stream)
         at = 0
         while follow or at < end:
-            for entry in source.entries[at : None if follow else end]:
+            if at == end:
+                yield None
+            for entry in source.entries[at : end if at < end else None]:
                 at += 1
                 if entry.at >= since and (route is not Route.NOTE or entry.message.position == stream):
                     yield source.delivery(entry, stored=entry.at)

@@ -19,6 +19,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
+from tidings.brokers._standing import of_log
 from tidings.brokers.kafka.link import Link, made, reason
 from tidings.brokers.kafka.names import topic_to_read
 from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, offsets
@@ -198,8 +199,14 @@ class Reading:
         self._link = link
         self._tails: dict[str, Tail] = {}
 
-    async def read(self, route: Route, stream: str, since: datetime | None, follow: bool) -> AsyncIterator[Delivery]:
+    def read(self, route: Route, stream: str, since: datetime | None, follow: bool) -> AsyncIterator[Delivery]:
         """See `ports.Broker.read`."""
+        return of_log(route, self._read(route, stream, since, follow))
+
+    async def _read(
+        self, route: Route, stream: str, since: datetime | None, follow: bool
+    ) -> AsyncIterator[Delivery | None]:
+        """The log, and None where all that stood has come."""
         topic = topic_to_read(route, stream)
         if topic not in self._link.partitions:
             await self._link.refresh()
@@ -216,6 +223,7 @@ class Reading:
                 seen[record.partition() or 0] = record.offset() or 0
                 if (delivery := _logged(record, route, stream)) is not None:
                     yield delivery
+            yield None
             while tail is not None:
                 for record in await coming.get():
                     new = (record.offset() or 0) > seen.get(record.partition() or 0, -1)

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+from tidings.brokers._standing import of_log
 from tidings.brokers.rabbitmq import names
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.feed import RabbitFeed
 from tidings.brokers.rabbitmq.options import Options, parse
 from tidings.brokers.rabbitmq.ordered import OrderedFeed
 from tidings.brokers.rabbitmq.publishing import Publisher
-from tidings.brokers.rabbitmq.reading import offset_of, read_log
+from tidings.brokers.rabbitmq.reading import end_of, offset_of, read_log
 from tidings.brokers.rabbitmq.settling import settle
 from tidings.brokers.rabbitmq.topology import NO_HISTORY, Position, Topology, encoded
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Header, Message, Route, Verdict
@@ -171,23 +172,30 @@ class RabbitBroker:
             raise _not_open("read")
         if route not in _LOGS:
             raise ConfigurationError(NO_HISTORY)
-        return self._read(self._inward, route, stream, since, follow)
+        return of_log(route, self._read(self._inward, route, stream, since, follow))
 
     async def _read(
         self, connection: Connection, route: Route, position: str, since: datetime | None, follow: bool
-    ) -> AsyncIterator[Delivery]:
+    ) -> AsyncIterator[Delivery | None]:
+        """The log; and of what is followed None, where all that stood has come."""
         queue = _LOGS[route]
+        end, behind = await end_of(connection, queue, follow=True) if follow else -1, -1
+        if follow and end < 0:
+            yield None
         async for content in read_log(connection, queue, since=since, follow=follow):
-            if route is Route.NOTE and content.headers.get(Header.HANDLER) != position:
-                continue
-            yield Delivery(
-                body=content.body,
-                stream=content.headers.get(Header.STREAM) or queue,
-                origin=(queue, offset_of(content)),
-                token=None,
-                headers=content.headers,
-                route=route,
-            )
+            offset = offset_of(content)
+            if route is not Route.NOTE or content.headers.get(Header.HANDLER) == position:
+                yield Delivery(
+                    body=content.body,
+                    stream=content.headers.get(Header.STREAM) or queue,
+                    origin=(queue, offset),
+                    token=None,
+                    headers=content.headers,
+                    route=route,
+                )
+            if behind < end <= offset:
+                yield None
+            behind = offset
 
     async def positions(self, service: str) -> Mapping[str, Sequence[str]]:
         """The positions of a service that exist, each with the types it takes; see `ports.Positions`."""

@@ -42,7 +42,7 @@ async def read_log(
         ConfigurationError: there is no such log.
     """
     start: Any = "first" if since is None else since.astimezone(UTC)
-    end = -1 if follow else await _end(connection, queue)
+    end = -1 if follow else await end_of(connection, queue)
     at = -1
     until = time.monotonic() + ANSWER
     while follow or at < end:
@@ -64,8 +64,8 @@ async def read_log(
         await asyncio.sleep(PAUSE)
 
 
-async def _end(connection: Connection, queue: str) -> int:
-    """The place of the last message, or -1."""
+async def end_of(connection: Connection, queue: str, *, follow: bool = False) -> int:
+    """The place of the last message of a log, or -1. For the errors see `read_log`."""
     until = time.monotonic() + ANSWER
     while True:
         try:
@@ -80,7 +80,7 @@ async def _end(connection: Connection, queue: str) -> int:
                 await _closed(channel)
             return offset_of(last[-1]) if last else -1
         except BrokerUnavailable as error:
-            _check_there(queue, error)
+            _check_there(queue, error, follow)
             if time.monotonic() > until:
                 raise
         await asyncio.sleep(PAUSE)

@@ -42,6 +42,29 @@ class Noting:
         assert await Notes(client, position).read() == wanted
         await disturbing
 
+    async def test_who_begins_to_follow_notes_hears_what_stands_and_not_what_stood(self, bench: Bench) -> None:
+        position = bench.subscription().position
+        client, reader = await bench.client(), await bench.client()
+        for number in range(5):
+            await Notes(client, position).write({"control/paused": f"order {number}", "other": str(number)})
+            await Notes(client, position).write({"control/paused": ""})
+        found: list[tuple[str, str]] = []
+
+        async def follow() -> None:
+            async for name, text in Notes(reader, position).follow():
+                if text or name != "control/paused":
+                    found.append((name, text))
+
+        following = asyncio.create_task(follow())
+        try:
+            await bench.until(lambda: bool(found) or following.done(), "what stands")
+            await Notes(client, position).write({"control/paused": "the last"})
+            await bench.until(lambda: len(found) > 1 or following.done(), "what came")
+            assert found == [("other", "4"), ("control/paused", "the last")]
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
     async def test_notes_can_be_followed_through_a_restart(self, bench: Bench) -> None:
         position = bench.subscription().position
         client, reader = await bench.client(), await bench.client()
