@@ -174,6 +174,23 @@ KAFKA: tuple[Mutant, ...] = (
         PUBLISHING,
     ),
     bug(
+        "a producer that cannot go on is kept",
+        "publishing.py",
+        "                if fatal and ",
+        "                if not fatal and fatal and ",
+        (f"{PUBLISHING[0]}::test_P1_P10_a_producer_that_cannot_go_on_is_made_anew",),
+    ),
+    bug(
+        "nobody hears the reports of a producer that was made anew",
+        "publishing.py",
+        "        self._producer = producer = made(Producer, self._link.settings(settings), self._where)\n",
+        "        before = getattr(self, '_producer', None)\n"
+        "        producer = made(Producer, self._link.settings(settings), self._where)\n"
+        "        self._producer = producer if before is None else before\n"
+        "        self._loop.call_later(0.05, lambda: setattr(self, '_producer', producer))\n",
+        (f"{PUBLISHING[0]}::test_P1_P10_a_producer_that_cannot_go_on_is_made_anew",),
+    ),
+    bug(
         "what has no key falls anywhere",
         "publishing.py",
         "        if record.topic not in places:\n",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 
-from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until
+from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.delivery import Route
@@ -39,6 +40,35 @@ async def test_P1_a_publish_ends_in_its_time_and_a_repeat_of_it_is_stored_once(t
             assert stored == [b"warm", b"1"]
         finally:
             own.resume()
+            await rig.broker.close()
+
+
+async def test_P1_P10_a_producer_that_cannot_go_on_is_made_anew(tmp_path: Path) -> None:
+    """A cluster that has lost what it had stored, and with it how far each producer was, refuses what comes next."""
+    with Kafka(tmp_path / "own") as own:
+        rig = Rig(KafkaBroker(f"{own.url}?{QUICK}"), position())
+        try:
+            await rig.broker.open(plan(rig.subscription))
+            await rig.publish(rig.message(b"kept"))
+            own.stop()
+            shutil.copytree(own.folder / "data", tmp_path / "copy")
+            own.start()
+            for _ in range(2):
+                await rig.publish(rig.message(b"lost by the cluster"))
+            own.stop()
+            shutil.rmtree(own.folder / "data")
+            shutil.copytree(tmp_path / "copy", own.folder / "data")
+            own.start()
+            message = rig.message(b"after")
+
+            async def publish() -> object:
+                return await rig.broker.publish([message], timeout=3)
+
+            await until_equal(publish, [None], 30)
+            await rig.publish(*(rig.message(b"%d" % n) for n in range(3)))
+            stored = [one.body async for one in rig.broker.read(Route.EVENT, rig.subscription.stream)]
+            assert stored == [b"kept", b"after", b"0", b"1", b"2"]
+        finally:
             await rig.broker.close()
 
 

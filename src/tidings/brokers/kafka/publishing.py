@@ -28,8 +28,8 @@ log = logging.getLogger("tidings.kafka")
 
 PAUSE: Final = 0.01
 """Seconds until there may be room again where too much is on its way."""
-JUST_MADE: Final = 2.0
-"""Seconds in which a fatal error is taken for one of the producer before."""
+MADE_AGAIN: Final = 2.0
+"""Seconds from one producer to the next: it may meet what the last one could not go on with."""
 KNOWN_WITHIN: Final = 5.0
 """Seconds until a topic that was there, and is denied, is taken for gone."""
 DENIED_PAUSE: Final = 0.1
@@ -88,20 +88,32 @@ class Publisher:
         """By id: who waits for the report."""
         self._checking = asyncio.Lock()
         self._closed = self._closing = False
-        self._producer = self._made()
+        self._loop = asyncio.get_running_loop()
+        self._begin()
 
-    def _made(self) -> Producer:
+    def _begin(self) -> None:
+        """Have a producer, and hear its reports."""
         self._made_at = time.monotonic()
         settings = {"message.max.bytes": MAX_MESSAGE, **self._link.options.producer()}
-        producer = made(Producer, self._link.settings(settings), self._where)
-        thread = threading.Thread(target=self._poll, args=(producer,), name="tidings-kafka-reports", daemon=True)
-        thread.start()
-        return producer
+        self._producer = producer = made(Producer, self._link.settings(settings), self._where)
+        # Not before it is the one that counts: a thread that is begun may run first.
+        threading.Thread(target=self._poll, args=(producer,), name="tidings-kafka-reports", daemon=True).start()
 
     def _poll(self, producer: Producer) -> None:
-        """Hear the reports, until this producer is replaced or closed and all have come."""
-        while producer is getattr(self, "_producer", producer) and not self._closed:
-            producer.poll(0.1)
+        """Hear the reports, until this producer is replaced or closed and all have come.
+
+        What it cannot go on with (trap 77) the library says once, and only to whoever polls.
+        """
+        fatal = ""
+        while producer is self._producer and not self._closed:
+            try:
+                producer.poll(0.1)
+                if fatal and time.monotonic() - self._made_at > MADE_AGAIN:
+                    self._loop.call_soon_threadsafe(self._replace, producer, fatal)
+            except KafkaException as error:
+                fatal = reason(error)
+            except RuntimeError:
+                return  # the loop has ended
         if not self._closed:
             producer.flush(FLUSH)  # it was replaced: what it had is told that it is not known to be stored
 
@@ -275,9 +287,6 @@ class Publisher:
 
     def _meaning(self, error: KafkaError, message: Message) -> Exception:
         code = error.code()
-        if error.fatal() or code == KafkaError._FATAL:
-            self._replace(error)
-            return BrokerUnavailable(f"{_MAYBE}: {error.str()}")
         if code in _TOO_LARGE:
             return _too_large(f"{message.type} {message.id}: {error.str()}")
         if code in _NOWHERE:
@@ -293,14 +302,17 @@ class Publisher:
             )
         return BrokerUnavailable(f"{_MAYBE}: {error.str()}{self._because()}")
 
-    def _replace(self, error: KafkaError) -> None:
+    def _replace(self, old: Producer, why: str) -> None:
         """After a fatal error a producer stores nothing any more (trap 77)."""
-        old = self._producer
-        if self._closing or time.monotonic() - self._made_at < JUST_MADE:
-            return  # all that was on its way says the same
-        log.error("the producer for %s cannot go on and is made anew: %s", self._where, error.str())
-        self._producer = self._made()
-        old.purge()
+        if self._closing or old is not self._producer:
+            return
+        log.error("the producer for %s cannot go on and is made anew: %s", self._where, why)
+        try:
+            self._begin()
+        except TidingsError as error:
+            log.error("the producer for %s cannot be made anew yet: %s", self._where, error)
+        else:
+            old.purge()
 
     def _because(self) -> str:
         return f" ({self._link.trouble})" if self._link.trouble else ""
