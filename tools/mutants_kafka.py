@@ -191,6 +191,13 @@ KAFKA: tuple[Mutant, ...] = (
         (f"{PUBLISHING[0]}::test_P1_P10_a_producer_that_cannot_go_on_is_made_anew",),
     ),
     bug(
+        "what was paused when it went stands still when it comes back",
+        "pump.py",
+        "(consumer.pause if self._paused else consumer.resume)(starts)",
+        "(consumer.pause if self._paused else list)(starts)",
+        (f"{POSITIONS[0]}::test_a_partition_that_went_while_there_was_no_room_is_read_on_when_it_comes_back",),
+    ),
+    bug(
         "what has no key falls anywhere",
         "publishing.py",
         "        if record.topic not in places:\n",

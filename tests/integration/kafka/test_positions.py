@@ -19,7 +19,7 @@ from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import EARLIEST, committed_of, offsets
 from tidings.brokers.kafka.waiting import trim
-from tidings.delivery import Release
+from tidings.delivery import ACK, Release
 from tools.services.kafka import Kafka
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
@@ -118,6 +118,32 @@ async def test_P8_a_partition_that_goes_waits_for_the_events_that_run(connect: C
     assert second.got, "the second has no partition"
     assert all(body.startswith(b"after") for body in second.bodies), "what had been done came again"
     assert second.feed.tenure >= 1
+
+
+async def test_a_partition_that_went_while_there_was_no_room_is_read_on_when_it_comes_back(connect: Connect) -> None:
+    first = await connect(position(max_in_flight=4))
+    await first.publish(*(first.message(b"%d" % n, f"key {n}") for n in range(100)))
+    await until(lambda: len(first.got) == 4 and first.feed.pump._paused)
+    joining = asyncio.create_task(connect(first.subscription))
+    await asyncio.sleep(1.0)
+    assert first.feed.pump._paused
+    settling = asyncio.create_task(_settle_all(first))
+    try:
+        second = await joining
+        await until(lambda: second.got)
+        await second.feed.close()
+        await until(lambda: len(set(first.bodies)) == 100)
+    finally:
+        settling.cancel()
+
+
+async def _settle_all(rig: Rig) -> None:
+    done = 0
+    while True:
+        some = rig.got[done:]
+        await rig.broker.settle([(one, ACK) for one in some])
+        done += len(some)
+        await asyncio.sleep(0.01)
 
 
 async def test_P8_who_cannot_know_whether_it_still_belongs_to_its_group_begins_nothing(tmp_path: Path) -> None:

@@ -261,8 +261,8 @@ class Pump:
             # What is gone from the beginning of a partition is found out by asking for it, without another question.
             starts = [TopicPartition(one.topic, one.partition, max(one.offset, 0)) for one in begins]
             consumer.incremental_assign(starts)
-            if self._paused and starts:
-                consumer.pause(starts)
+            if starts:  # the library remembers what was paused when it went, and leaves it so when it comes back
+                (consumer.pause if self._paused else consumer.resume)(starts)
             self.commits.now(consumer, new, final=False)
             self._well()
             if new:
