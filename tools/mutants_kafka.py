@@ -198,6 +198,20 @@ KAFKA: tuple[Mutant, ...] = (
         (f"{POSITIONS[0]}::test_a_partition_that_went_while_there_was_no_room_is_read_on_when_it_comes_back",),
     ),
     bug(
+        "all copies that are due are fetched at once",
+        "waiting.py",
+        "            if brought := self._queued(brought):\n",
+        "            if (brought := self._queued(brought)) and not brought:\n",
+        (f"{POSITIONS[0]}::test_P11_copies_that_are_due_at_once_are_fetched_as_there_is_room_for_them",),
+    ),
+    bug(
+        "what was given back for a while makes room for more",
+        "feed.py",
+        "            if track_of(fresh).route is Route.EVENT:  # it keeps",
+        "            if track_of(fresh).route is Route.NOTE:  # it keeps",
+        (f"{POSITIONS[0]}::test_P11_what_is_given_back_for_a_while_keeps_its_room",),
+    ),
+    bug(
         "what has no key falls anywhere",
         "publishing.py",
         "        if record.topic not in places:\n",

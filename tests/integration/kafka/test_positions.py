@@ -205,6 +205,51 @@ async def test_P6_P11_copies_that_wait_long_are_kept_by_their_place_and_come_in_
     assert {int(body.split()[0]) for body in rig.bodies} == set(range(30))
 
 
+async def test_P11_copies_that_are_due_at_once_are_fetched_as_there_is_room_for_them(connect: Connect) -> None:
+    rig = await connect(position(max_in_flight_bytes=120_000))
+    due = time.time() + 2.0
+    await rig.publish(*(rig.copy(b"%d " % n + b"x" * 10_000, due, key=f"k{n}") for n in range(60)))
+
+    def here() -> int:
+        waiting = sum(len(one.body) for one in rig.feed._queue)
+        return rig.feed._given_bytes + waiting
+
+    await until(lambda: rig.got)
+    most, done, ends = 0, 0, time.monotonic() + 3.0
+    while done < 60:
+        await asyncio.sleep(0.02)
+        most = max(most, here())
+        if time.monotonic() > ends:
+            flying = rig.got[done:]
+            await rig.ack(*flying)
+            done += len(flying)
+    assert most < 240_000, "whatever is due is here at once"
+    assert {int(body.split()[0]) for body in rig.bodies} == set(range(60))
+
+
+async def test_P11_what_is_given_back_for_a_while_keeps_its_room(connect: Connect) -> None:
+    rig = await connect(position(max_in_flight=10))
+    await rig.publish(*(rig.message(b"%d" % n, f"key {n}") for n in range(60)))
+    done = 0
+
+    async def settle() -> None:
+        nonlocal done
+        some = rig.got[done:]
+        done += len(some)
+        first = [(one, Release(3.0)) for one in some if one.delivered == 1]
+        await rig.broker.settle([*first, *((one, ACK) for one in some if one.delivered > 1)])
+        await asyncio.sleep(0.02)
+
+    until_then = time.monotonic() + 2.0
+    while time.monotonic() < until_then:
+        await settle()
+    assert len(rig.got) <= 20, "all that is stored comes, and waits here"
+    async with asyncio.timeout(30):
+        while len(rig.got) < 120:
+            await settle()
+    assert sorted(rig.bodies) == sorted(b"%d" % n for n in range(60) for _ in range(2))
+
+
 def _more(rig: Rig, done: int) -> bool:
     return len(rig.got) > done
 

@@ -19,7 +19,7 @@ from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import keeps, topic_settings
-from tidings.brokers.kafka.tracks import Batch, Track, offset_of, track_of
+from tidings.brokers.kafka.tracks import Batch, Track, again, offset_of, track_of
 from tidings.brokers.kafka.waiting import Waiting, trim
 from tidings.delivery import ACK, Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
@@ -52,7 +52,8 @@ class KafkaFeed:
         """With us, and not handed over yet: the limits are reached."""
         self._returned: list[Delivery] = []
         slots = subscription.ordered and subscription.slots
-        self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, self._came, slots)
+        owner = (self._came, self._let, self._queued)
+        self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, *owner, slots)
         """What may not be handed over before its time: copies, and what was given back for a while."""
         self._tending: asyncio.Task[None] | None = None
         self.released = self.released_bytes = 0
@@ -160,9 +161,16 @@ class KafkaFeed:
 
     def _came(self, delivery: Delivery) -> None:
         """Its time has come."""
+        if track_of(delivery).route is Route.EVENT:
+            self._let(delivery)  # which had kept its room
         self._keep(delivery)
         self._queue.append(delivery)
         self._fill()
+
+    def _queued(self, deliveries: Collection[Delivery]) -> list[Delivery]:
+        """Those for which there was no room yet."""
+        queued = set(self._queue) if deliveries else ()
+        return [delivery for delivery in deliveries if delivery in queued]
 
     # ── what becomes of them ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -208,18 +216,11 @@ class KafkaFeed:
 
     def _again(self, delivery: Delivery, after: float) -> None:
         """It was given back: it comes again, not before `after` seconds have passed, and before what is new."""
-        fresh = Delivery(
-            body=delivery.body,
-            stream=delivery.stream,
-            origin=delivery.origin,
-            token=delivery.token,
-            headers=delivery.headers,
-            slot=delivery.slot,
-            delivered=delivery.delivered + 1,
-            route=delivery.route,
-            stored=delivery.stored,
-        )
+        fresh = again(delivery)
         if after > 0:
+            if track_of(fresh).route is Route.EVENT:  # it keeps its room, or all that is stored would come to wait here
+                self.released -= 1
+                self.released_bytes -= len(fresh.body)
             self._waiting.add(fresh, time.time() + after)
             return
         self._keep(fresh)

@@ -64,3 +64,18 @@ def offset_of(delivery: Delivery) -> int:
 def place_of(delivery: Delivery) -> Place:
     """Where a delivery of this broker stands."""
     return Place(track_of(delivery), offset_of(delivery), len(delivery.body))
+
+
+def again(delivery: Delivery) -> Delivery:
+    """A delivery of this broker as it comes once more; nothing of what was found out about it is kept."""
+    return Delivery(
+        body=delivery.body,
+        stream=delivery.stream,
+        origin=delivery.origin,
+        token=delivery.token,
+        headers=delivery.headers,
+        slot=delivery.slot,
+        delivered=delivery.delivered + 1,
+        route=delivery.route,
+        stored=delivery.stored,
+    )

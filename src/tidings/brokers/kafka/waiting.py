@@ -11,9 +11,9 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from itertools import count
+from itertools import accumulate, count
 from typing import Final
 
 from confluent_kafka import Consumer, TopicPartition
@@ -33,6 +33,7 @@ NEAR: Final = 200
 """Records that are read over rather than asked for anew."""
 FETCH_WITHIN: Final = 10.0
 AGAIN: Final = 1.0
+LOOK: Final = 0.02
 
 Due = tuple[float, int, Place, Delivery | None]
 
@@ -40,10 +41,21 @@ Due = tuple[float, int, Place, Delivery | None]
 class Waiting:
     """What may not be handed over before its time, by when that is."""
 
-    def __init__(self, link: Link, limit: int, ready: Callable[[Delivery], None], slots: bool) -> None:
+    def __init__(
+        self,
+        link: Link,
+        limit: int,
+        ready: Callable[[Delivery], None],
+        forgotten: Callable[[Delivery], None],
+        queued: Callable[[Collection[Delivery]], list[Delivery]],
+        slots: bool,
+    ) -> None:
         self._link = link
         self._limit = limit
         self._ready = ready
+        self._forgotten = forgotten
+        """Told of events, which keep their room while they wait, when they do not any more."""
+        self._queued = queued
         self._slots = slots
         self._heap: list[Due] = []
         self._numbers = count()
@@ -72,7 +84,8 @@ class Waiting:
 
     def drop(self, tracks: Collection[Track]) -> None:
         """Forget those of partitions that go."""
-        self._heap = [one for one in self._heap if one[2].track not in tracks]
+        before, self._heap = self._heap, [one for one in self._heap if one[2].track not in tracks]
+        self._forget(one for one in before if one[2].track in tracks)
         heapq.heapify(self._heap)
         self._bytes = sum(place.size for _, _, place, kept in self._heap if kept is not None)
         self._lacking = [place for place in self._lacking if place.track not in tracks]
@@ -81,11 +94,17 @@ class Waiting:
     def end(self) -> None:
         """Hand nothing over any more."""
         self._ended = True
+        self._forget(self._heap)
         self._heap.clear()
         self._lacking.clear()
         self._set_timer()
         if self._fetching is not None:
             self._fetching.cancel()
+
+    def _forget(self, some: Iterable[Due]) -> None:
+        for _, _, place, delivery in some:
+            if delivery is not None and place.track.route is Route.EVENT:
+                self._forgotten(delivery)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -99,8 +118,10 @@ class Waiting:
         self._timer = None
         now = time.time()
         while self._heap and self._heap[0][0] <= now and not self._ended:
-            _, _, place, delivery = heapq.heappop(self._heap)
+            first = heapq.heappop(self._heap)
+            _, _, place, delivery = first
             if place.track.gone:
+                self._forget([first])
                 continue
             if delivery is None:
                 self._lacking.append(place)
@@ -112,9 +133,13 @@ class Waiting:
         self._set_timer()
 
     async def _fetch(self) -> None:
-        """Get those back whose bytes were not kept."""
+        """Get those back whose bytes were not kept: a few, and the next when these were handed over."""
+        brought: list[Delivery] = []
         while self._lacking:
-            places = sorted(self._lacking, key=lambda one: (one.track.number, one.offset))[:NEAR]
+            if brought := self._queued(brought):
+                await asyncio.sleep(LOOK)
+                continue
+            places = self._portion()
             try:
                 loop = asyncio.get_running_loop()
                 found = await loop.run_in_executor(self._link.reads, fetch, self._link, places)
@@ -127,9 +152,16 @@ class Waiting:
                     continue
                 if (record := found.get((place.track.number, place.offset))) is not None:
                     self._lacking.remove(place)
-                    self._ready(_delivery(record, place, self._slots))
+                    brought.append(delivery := _delivery(record, place, self._slots))
+                    self._ready(delivery)
             if not found:
                 await asyncio.sleep(AGAIN)
+
+    def _portion(self) -> list[Place]:
+        """Neighbours among what is due, as many as may be here."""
+        places = sorted(self._lacking, key=lambda one: (one.track.number, one.offset))[:NEAR]
+        sizes = accumulate(place.size for place in places)
+        return [place for place, size in zip(places, sizes, strict=True) if size <= self._limit] or places[:1]
 
 
 def _delivery(record: Record, place: Place, slots: bool) -> Delivery:
