@@ -212,6 +212,13 @@ KAFKA: tuple[Mutant, ...] = (
         (f"{POSITIONS[0]}::test_P11_what_is_given_back_for_a_while_keeps_its_room",),
     ),
     bug(
+        "nobody takes from a retry route that grew later than its stream",
+        "pump.py",
+        "        if not alone or self.stopping:\n",
+        "        if not alone or alone:\n",
+        (f"{POSITIONS[0]}::test_P6_copies_come_from_a_partition_of_the_retry_route_that_is_younger_than_its_twin",),
+    ),
+    bug(
         "what has no key falls anywhere",
         "publishing.py",
         "        if record.topic not in places:\n",

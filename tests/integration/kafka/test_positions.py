@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it is there
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
 from tidings.brokers.kafka.broker import KafkaBroker
@@ -144,6 +144,21 @@ async def _settle_all(rig: Rig) -> None:
         await rig.broker.settle([(one, ACK) for one in some])
         done += len(some)
         await asyncio.sleep(0.01)
+
+
+async def test_P6_copies_come_from_a_partition_of_the_retry_route_that_is_younger_than_its_twin(
+    connect: Connect, kafka: Kafka
+) -> None:
+    """As where a stream was given more partitions while processes run, of which the next that starts takes care."""
+    url = f"{kafka.url}?{QUICK}&topic.metadata.refresh.interval.ms=300"
+    first = await connect(url=url)
+    stream = first.subscription.stream
+    admin = AdminClient({"bootstrap.servers": kafka.address})
+    admin.create_partitions([NewPartitions(stream, 8)])[stream].result(10)
+    await until(lambda: len([one for topic, one in first.feed.pump.tracks if topic == stream]) == 8)
+    second = await connect(first.subscription, subscribe=False)
+    await second.publish(*(second.copy(b"%d" % n, key=f"key {n}") for n in range(64)))
+    await until(lambda: len(first.got) == 64)
 
 
 async def test_P8_who_cannot_know_whether_it_still_belongs_to_its_group_begins_nothing(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ BEGIN_WITHIN: Final = 30.0
 """Seconds that a new partition may take until it is known how far its predecessor was."""
 AGAIN: Final = 1.0
 """Seconds until a consumer that cannot go on is made anew."""
+LOOK_FOR_TWINS: Final = 5.0
+"""Seconds between two looks whether a partition without a twin has one by now."""
 
 
 class Owner(Protocol):
@@ -91,6 +93,7 @@ class Pump:
         self._paused = False
         self.trouble = ""
         self._broken = ""
+        self._next_look = 0.0
         self.joined = asyncio.Event()
         """The group gave this process a part."""
         self.ended = asyncio.Event()
@@ -135,6 +138,9 @@ class Pump:
                 elif room == 0 and (record := consumer.poll(POLL)) is not None:
                     self._hand([record])  # of what is paused nothing should come, and nothing may be passed over
                 self.commits.tend(consumer)
+                if time.monotonic() > self._next_look:
+                    self._next_look = time.monotonic() + LOOK_FOR_TWINS
+                    self._look_for_twins(consumer)
             if self.closing:
                 # Before the end, which no rebalance can reach any more: what is done is done, and the rest goes back.
                 self.commits.now(consumer, list(self.tracks.values()), final=True, between=lambda: consumer.poll(POLL))
@@ -247,29 +253,48 @@ class Pump:
                 consumer.incremental_assign(places)
                 consumer.pause(places)
                 return
-            new = []
-            for place in begins:
-                route = Route.EVENT if place.topic == self._subscription.stream else Route.RETRY
-                start = place.offset if place.offset >= 0 else 0
-                track = Track(
-                    self._owner, place.topic, place.partition, route, Progress(start, place.metadata, self._who)
-                )
-                self.tracks[place.topic, place.partition] = track
-                new.append(track)
-            if new:
-                self._soon(self._owner.began)
-            # What is gone from the beginning of a partition is found out by asking for it, without another question.
-            starts = [TopicPartition(one.topic, one.partition, max(one.offset, 0)) for one in begins]
-            consumer.incremental_assign(starts)
-            if starts:  # the library remembers what was paused when it went, and leaves it so when it comes back
-                (consumer.pause if self._paused else consumer.resume)(starts)
-            self.commits.now(consumer, new, final=False)
+            new = self._take_up(consumer, begins)
             self._well()
             if new:
                 self._soon(self.joined.set)
         except Exception as error:
             log.exception("%s: new partitions could not be taken", self._subscription.position)
             self._broken = f"the consumer of {self._subscription.position} cannot take partitions: {reason(error)}"
+
+    def _take_up(self, consumer: Consumer, begins: Sequence[TopicPartition]) -> list[Track]:
+        """Take from these, each from where its predecessor was."""
+        new = []
+        for place in begins:
+            route = Route.EVENT if place.topic == self._subscription.stream else Route.RETRY
+            start = place.offset if place.offset >= 0 else 0
+            progress = Progress(start, place.metadata, self._who)
+            track = Track(self._owner, place.topic, place.partition, route, progress)
+            self.tracks[place.topic, place.partition] = track
+            new.append(track)
+        if new:
+            self._soon(self._owner.began)
+        # What is gone from the beginning of a partition is found out by asking for it, without another question.
+        starts = [TopicPartition(one.topic, one.partition, max(one.offset, 0)) for one in begins]
+        consumer.incremental_assign(starts)
+        if starts:  # the library remembers what was paused when it went, and leaves it so when it comes back
+            (consumer.pause if self._paused else consumer.resume)(starts)
+        self.commits.now(consumer, new, final=False)
+        return new
+
+    def _look_for_twins(self, consumer: Consumer) -> None:
+        """A twin may be younger than its partition, or not have been known when that came."""
+        stream = self._subscription.stream
+        alone = [one for topic, one in list(self.tracks) if topic == stream and (self._retry, one) not in self.tracks]
+        if not alone or self.stopping:
+            return
+        try:
+            found = consumer.list_topics(self._retry, timeout=ASKED).topics.get(self._retry)
+        except KafkaException as error:
+            log.debug("%s: %s", self._subscription.position, reason(error))
+            return
+        asked = [TopicPartition(self._retry, number) for number in alone if found and number in found.partitions]
+        if asked and (begins := self._begins(consumer, asked)) is not None:
+            self._take_up(consumer, begins)
 
     def _topics(self, number: int) -> list[str]:
         """The stream's, and the retry route's where it has such a partition."""
