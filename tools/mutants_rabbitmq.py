@@ -20,6 +20,13 @@ RABBITMQ: tuple[Mutant, ...] = (
         'b"\\x01" if mandatory else b"\\x00"',
         'b"\\x00" if mandatory else b"\\x00"',
     ),
+    _bug(
+        "what a server does not take is sent to it again and again",
+        "publishing.py",
+        "                await channel.link.drained()\n",
+        "                pass\n",
+        "supervision.py::test_P11_what_a_server_does_not_take_is_not_sent_again_and_again",
+    ),
     _bug("a hand-back throws the message away", "frames.py", "_confirm.pack(tag, 2)", "_confirm.pack(tag, 0)"),
     _bug(
         "a copy comes too early",

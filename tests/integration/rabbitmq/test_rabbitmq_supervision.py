@@ -103,6 +103,21 @@ async def test_trap_118_a_server_that_takes_no_messages_is_trouble_and_a_publish
     await works(rig, b"after")
 
 
+async def test_P11_what_a_server_does_not_take_is_not_sent_again_and_again(server: RabbitMQ, connect: Connect) -> None:
+    rig = await connect(server.url)
+    await works(rig, b"before")
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "1000GB")
+    body = b"during" + b"x" * 1_000_000
+    for _ in range(20):
+        (error,) = await rig.broker.publish([rig.message(body, id="the-same")], timeout=0.3)
+        assert error is not None
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "50MB")
+    for one in rig.open:
+        await rig.broker.settle([(one, ACK)])
+    await works(rig, b"after")
+    assert rig.bodies.count(body) <= 10, "what was tried while the server took nothing was kept here, all of it"
+
+
 async def test_P8_a_process_that_was_cut_off_drops_what_it_has_before_another_gets_it(
     proxy: Proxy, rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ class Link(asyncio.Protocol):
         self._channels: dict[int, Channel] = {}
         self._next = 1
         self._answers: asyncio.Queue[Frame] = asyncio.Queue()
+        self._full = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._lost = asyncio.Event()
@@ -191,7 +192,7 @@ class Link(asyncio.Protocol):
             self._write(HEARTBEAT_FRAME)
 
     async def drained(self) -> None:
-        """Wait until the way out has room; raises BrokerUnavailable when it has ended."""
+        """Wait until the way out has room and the server takes messages; raises BrokerUnavailable when it has ended."""
         await self._writable.wait()
         if not self.up:
             raise BrokerUnavailable(f"the connection was lost: {self.ended}")
@@ -220,10 +221,18 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=1024 * 1024)
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._full = True
+        self._look()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._full = False
+        self._look()
+
+    def _look(self) -> None:
+        if self.up and (self._full or self.blocked):
+            self._writable.clear()
+        else:
+            self._writable.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone.set()
@@ -260,9 +269,11 @@ class Link(asyncio.Protocol):
         _, _, frame = pamqp.frame.unmarshal(raw)
         if isinstance(frame, commands.Connection.Blocked):
             self.blocked = frame.reason or "no reason given"
+            self._look()
             log.warning("%s: the server takes no messages just now: %s", self._name, self.blocked)
         elif isinstance(frame, commands.Connection.Unblocked):
             self.blocked = ""
+            self._look()
             log.warning("%s: the server takes messages again", self._name)
         elif isinstance(frame, commands.Connection.Close):
             self._say(commands.Connection.CloseOk())

@@ -97,6 +97,13 @@ class Confirming:
     async def send(self, wave: Sequence[Frame], timeout: float) -> None:
         """Send, and wait for the answers until the time is over. Raises BrokerUnavailable if nothing was sent."""
         channel, state = self.channel, _Wave(len(wave))
+        end = time.monotonic() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                # What is written all the same piles up here, and is stored once more for each time that it was tried.
+                await channel.link.drained()
+        except TimeoutError:
+            raise BrokerUnavailable("the server takes nothing just now") from None
         if not channel.open:
             raise channel.why
         first = self._sent + 1
@@ -108,8 +115,7 @@ class Confirming:
             parts.append(frames.message(channel.number, frame.exchange, frame.routing_key, frame.header, body, most))
         try:
             channel.link.send(b"".join(parts))
-            async with asyncio.timeout(timeout):
-                await channel.link.drained()
+            async with asyncio.timeout(max(end - time.monotonic(), 0.001)):
                 await state.done.wait()
         except (TimeoutError, BrokerUnavailable):
             pass  # what has no answer is not known
@@ -236,7 +242,7 @@ class Publisher:
                 await self._let_go_of(confirming)
             except BrokerUnavailable as error:
                 for index in left:
-                    results[index] = BrokerUnavailable(f"nothing was sent: {error}")
+                    results[index] = BrokerUnavailable(f"nothing was sent: {self._connection.trouble or error}")
                 return
             again: list[int] = []
             for index in left:
