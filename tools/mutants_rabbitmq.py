@@ -27,6 +27,13 @@ RABBITMQ: tuple[Mutant, ...] = (
         "                pass\n",
         "supervision.py::test_P11_what_a_server_does_not_take_is_not_sent_again_and_again",
     ),
+    _bug(
+        "processes talk where they acknowledge",
+        "ordered.py",
+        "self._others_changed, self._outward)",
+        "self._others_changed, self._connection)",
+        "supervision.py::test_P3_trap_118_what_is_done_is_acknowledged_while_a_server_takes_no_messages",
+    ),
     _bug("a hand-back throws the message away", "frames.py", "_confirm.pack(tag, 2)", "_confirm.pack(tag, 0)"),
     _bug(
         "a copy comes too early",

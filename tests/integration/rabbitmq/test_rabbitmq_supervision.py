@@ -103,6 +103,21 @@ async def test_trap_118_a_server_that_takes_no_messages_is_trouble_and_a_publish
     await works(rig, b"after")
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_P3_trap_118_what_is_done_is_acknowledged_while_a_server_takes_no_messages(
+    server: RabbitMQ, connect: Connect, ordered: bool
+) -> None:
+    """Or what stands in its memory could never leave it."""
+    rig = await connect(server.url, position(ordered=ordered))
+    await rig.publish(*(b"%d" % n for n in range(4)))
+    await until(lambda: len(rig.got) == 4)
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "1000GB")
+    await asyncio.sleep(3.0)  # in which the processes of an ordered position say a word or two
+    assert await rig.broker.settle([(one, ACK) for one in rig.open]) == [None] * 4
+    await asyncio.to_thread(server.control, "set_disk_free_limit", "50MB")
+    await works(rig, b"after")
+
+
 async def test_P11_what_a_server_does_not_take_is_not_sent_again_and_again(server: RabbitMQ, connect: Connect) -> None:
     rig = await connect(server.url)
     await works(rig, b"before")

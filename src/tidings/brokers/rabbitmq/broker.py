@@ -142,12 +142,12 @@ class RabbitBroker:
             MisuseError: `open` was not called.
             BrokerUnavailable: there is no connection just now.
         """
-        if self._inward is None:
+        if self._inward is None or self._main is None:
             raise _not_open("subscribe")
         await self._inward.ready(ANSWER)
-        keep = self._keep.get(subscription.stream, KEEP)
+        keep, move = self._keep.get(subscription.stream, KEEP), self._publisher.move
         make = OrderedFeed if subscription.ordered else RabbitFeed
-        feed = make(self._inward, self._topology, subscription, sink, move=self._publisher.move, keep=keep)
+        feed = make(self._inward, self._topology, subscription, sink, outward=self._main, move=move, keep=keep)
         feed.start()
         self._feeds = [one for one in self._feeds if not one.closed] + [feed]
         return feed

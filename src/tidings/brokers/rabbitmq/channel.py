@@ -67,6 +67,7 @@ class Carrier(Protocol):
     """What a channel needs of the link that it belongs to."""
 
     most_frame: int
+    blocked: str
 
     def send(self, data: bytes) -> None: ...
     def forget(self, channel: Channel) -> None: ...

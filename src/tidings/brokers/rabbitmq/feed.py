@@ -52,6 +52,7 @@ class RabbitFeed:
         subscription: Subscription,
         sink: Sink,
         *,
+        outward: Connection,
         move: Move,
         keep: timedelta,
     ) -> None:
@@ -60,7 +61,7 @@ class RabbitFeed:
         self.held: dict[Token, Delivery] = {}
         """Whatever came and is not settled, in the order in which it came."""
         self.tenure = 0
-        self._connection = connection
+        self._connection, self._outward = connection, outward
         self._topology = topology
         self._sink = sink
         self._move = move

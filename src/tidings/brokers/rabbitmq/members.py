@@ -1,4 +1,8 @@
-"""How the processes of an ordered position hear of each other: a word a second over an exchange, and none is stored."""
+"""How the processes of an ordered position hear of each other: a word a second over an exchange, and none is stored.
+
+Nothing is said on the connection by which deliveries come: while a server takes no messages it reads nothing of whoever
+sends one, acknowledgements neither.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,12 @@ ANSWER: Final = 10.0
 class Members(Others):
     """See `Others`."""
 
-    def __init__(self, position: str, changed: Callable[[bool], None]) -> None:
+    def __init__(self, position: str, changed: Callable[[bool], None], outward: Connection) -> None:
         super().__init__(changed)
         self._position = position
+        self._outward = outward
         self._channel: Channel | None = None
+        self._voice: Channel | None = None
         self._ended = asyncio.Event()
         self.why: BrokerUnavailable | None = None
         """Why nothing could be heard any more when that was last so."""
@@ -53,21 +59,29 @@ class Members(Others):
         await self._ended.wait()
 
     def say(self, wants: int, *, new: bool = False, leaves: bool = False) -> None:
-        """Raises BrokerUnavailable."""
-        channel = self._channel
-        if channel is None or not channel.open:
-            raise BrokerUnavailable("there is no channel to say anything on")
+        """To whoever listens; to nobody while there is no way out. Raises BrokerUnavailable."""
+        voice = self._voice
+        if voice is None or not voice.open or voice.link.blocked:
+            return
         word = self.word(wants, new=new, leaves=leaves)
         header = frames.properties({}, self.id, len(word))
-        most = channel.link.most_frame
-        said = frames.message(channel.number, names.LIVE, self._position, header, word, most, mandatory=False)
-        channel.link.send(said)
+        most = voice.link.most_frame
+        said = frames.message(voice.number, names.LIVE, self._position, header, word, most, mandatory=False)
+        voice.link.send(said)
+
+    async def find_voice(self) -> None:
+        """Have a channel to say something on, if there can be one now. Raises BrokerUnavailable."""
+        link = self._outward.link
+        if link is not None and not link.blocked and (self._voice is None or not self._voice.open):
+            self._voice = await link.channel(ANSWER)
+            self._voice.on_closed = self._closed
 
     async def detach(self) -> None:
         """Listen no more."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            try:
-                await channel.close(2.0)
-            except BrokerUnavailable:
-                pass  # it went with its link
+        channels, self._channel, self._voice = (self._channel, self._voice), None, None
+        for channel in channels:
+            if channel is not None:
+                try:
+                    await channel.close(2.0)
+                except BrokerUnavailable:
+                    pass  # it went with its link

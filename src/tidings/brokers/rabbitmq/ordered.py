@@ -44,7 +44,7 @@ class OrderedFeed(RabbitFeed):
     def _make_sources(self) -> Sequence[Source]:
         self._deaf = ""
         """Why the processes may not hear each other."""
-        self._members = Members(self.position, self._others_changed)
+        self._members = Members(self.position, self._others_changed, self._outward)
         self._recalls = self._sink if isinstance(self._sink, Recalls) else None
         self._claimed = [time.monotonic()] * names.SHARES
         """When each share was last asked for by anybody else."""
@@ -73,12 +73,14 @@ class OrderedFeed(RabbitFeed):
         while True:
             try:
                 await self._members.attach(self._connection)
+                await self._members.find_voice()
                 self._members.say(self._wants(), new=True)
                 await asyncio.sleep(HEAR_OTHERS)
                 self._began = True
                 while not await self._silence():
                     self._deaf = ""
                     self._consider()
+                    await self._members.find_voice()
                     self._members.say(self._wants())
                 self._hears_nobody(self._members.why)
             except BrokerUnavailable as error:
