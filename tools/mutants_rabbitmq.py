@@ -34,6 +34,13 @@ RABBITMQ: tuple[Mutant, ...] = (
         "self._others_changed, self._connection)",
         "supervision.py::test_P3_trap_118_what_is_done_is_acknowledged_while_a_server_takes_no_messages",
     ),
+    _bug(
+        "a share that stays counts what it has once more",
+        "ordered.py",
+        "                self.hand_over(token, delivery)\n",
+        "                super().offer(token, delivery)\n",
+        "taking.py::test_P11_what_a_share_has_that_stays_after_all_is_counted_once",
+    ),
     _bug("a hand-back throws the message away", "frames.py", "_confirm.pack(tag, 2)", "_confirm.pack(tag, 0)"),
     _bug(
         "a copy comes too early",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, Rig, position, until
 from tidings.brokers.rabbitmq import frames, topology
+from tidings.brokers.rabbitmq.ordered import OrderedFeed
 from tidings.brokers.rabbitmq.source import Token
-from tidings.delivery import ACK, Release
+from tidings.delivery import ACK, Delivery, Release
 from tidings.errors import BrokerUnavailable
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
@@ -135,3 +137,32 @@ async def test_trap_109_a_queue_that_was_removed_is_trouble_and_ends_when_it_is_
     await until(lambda: rig.broker.trouble == "")
     await rig.publish(b"after")
     await rig.settled(2)
+
+
+class Slow:
+    """Takes deliveries, and is at work on the first of them whenever it is to give them up."""
+
+    def __init__(self) -> None:
+        self.got: list[Delivery] = []
+
+    def __call__(self, delivery: Delivery, /) -> None:
+        self.got.append(delivery)
+
+    async def give_up(self, deliveries: Sequence[Delivery], patience: float) -> Sequence[Delivery]:
+        return deliveries[:1]
+
+
+async def test_P11_what_a_share_has_that_stays_after_all_is_counted_once(rabbitmq_url: str, connect: Connect) -> None:
+    rig = await connect(rabbitmq_url, position(ordered=True), subscribe=False)
+    sink = Slow()
+    feed = await rig.broker.subscribe(rig.subscription, sink)
+    assert isinstance(feed, OrderedFeed)
+    await rig.publish(*(b"%d" % n for n in range(4)))
+    await until(lambda: len(sink.got) == 4)
+    share = next(share for share in feed.shares if share.channel is not None and share._open)
+    for again in range(3):
+        share.leave()
+        await until(lambda: not share.quiet and len(sink.got) == 4 + 3 * (again + 1))  # noqa: B023  # it is awaited here
+        assert feed._held_bytes == 4
+    assert await rig.broker.settle([(one, ACK) for one in dict.fromkeys(sink.got)]) == [None] * 4
+    assert feed._held_bytes == 0

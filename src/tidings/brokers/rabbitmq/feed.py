@@ -139,6 +139,10 @@ class RabbitFeed:
     def offer(self, token: Token, delivery: Delivery) -> None:
         """Hand a delivery over, or keep it until there is room."""
         self.hold(token, delivery)
+        self.hand_over(token, delivery)
+
+    def hand_over(self, token: Token, delivery: Delivery) -> None:
+        """The same for one that is held already."""
         if self._queue or not self._has_room(token.size):
             self._queue.append((token, delivery))
         else:

@@ -232,7 +232,7 @@ class OrderedFeed(RabbitFeed):
         for token, delivery in list(self.held.items()):
             if token.source is share and token.lives and not token.given:
                 delivery.withdrawn = False
-                super().offer(token, delivery)
+                self.hand_over(token, delivery)
 
     # ── giving back ─────────────────────────────────────────────────────────────────────────────────────────────────
 
