@@ -219,6 +219,13 @@ KAFKA: tuple[Mutant, ...] = (
         (f"{POSITIONS[0]}::test_P6_copies_come_from_a_partition_of_the_retry_route_that_is_younger_than_its_twin",),
     ),
     bug(
+        "copies wait for one that nobody has any more",
+        "waiting.py",
+        "            if offset < begins[number]:\n",
+        "            if offset < 0:\n",
+        (f"{POSITIONS[0]}::test_P6_copies_need_not_wait_for_one_that_somebody_removed",),
+    ),
+    bug(
         "what has no key falls anywhere",
         "publishing.py",
         "        if record.topic not in places:\n",

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it is there
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
@@ -240,6 +241,26 @@ async def test_P11_copies_that_are_due_at_once_are_fetched_as_there_is_room_for_
             done += len(flying)
     assert most < 240_000, "whatever is due is here at once"
     assert {int(body.split()[0]) for body in rig.bodies} == set(range(60))
+
+
+async def test_P6_copies_need_not_wait_for_one_that_somebody_removed(connect: Connect, kafka: Kafka) -> None:
+    rig = await connect(position(max_in_flight_bytes=400))
+    retry, due = retry_topic(rig.subscription.position), time.time() + 3.0
+    await rig.publish(*(rig.copy(b"%d " % n + b"x" * 300, due, key=f"key {n}") for n in range(12)))
+    await until(lambda: rig.feed._waiting.copies() == 12)
+    first = min(track.number for track in rig.feed.pump.tracks.values() if track.progress.open)
+    gone = len(rig.feed.pump.tracks[retry, first].progress.open)
+    await asyncio.to_thread(kafka_removes, kafka, retry, first, gone)
+    async with asyncio.timeout(30):
+        while len(rig.got) < 12 - gone:
+            await rig.broker.settle([(one, ACK) for one in rig.got])
+            await asyncio.sleep(0.02)
+
+
+def kafka_removes(kafka: Kafka, topic: str, number: int, until_there: int) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.address})
+    for answer in admin.delete_records([TopicPartition(topic, number, until_there)]).values():
+        answer.result(10)
 
 
 async def test_P11_what_is_given_back_for_a_while_keeps_its_room(connect: Connect) -> None:

@@ -148,10 +148,17 @@ class Waiting:
                 await asyncio.sleep(AGAIN)
                 continue
             for place in places:
-                if place not in self._lacking:
+                at = (place.track.number, place.offset)
+                if place not in self._lacking or at not in found:
                     continue
-                if (record := found.get((place.track.number, place.offset))) is not None:
-                    self._lacking.remove(place)
+                self._lacking.remove(place)
+                if (record := found[at]) is None:
+                    text = (
+                        "%s, partition %d: the copy at %d was removed before its time, and its event is not tried again"
+                    )
+                    log.error(f"{text}. Let that topic keep all: retention.ms=-1", place.track.topic, *at)
+                    place.track.progress.done(place.offset)
+                else:
                     brought.append(delivery := _delivery(record, place, self._slots))
                     self._ready(delivery)
             if not found:
@@ -170,15 +177,25 @@ def _delivery(record: Record, place: Place, slots: bool) -> Delivery:
     return delivery
 
 
-def fetch(link: Link, places: Sequence[Place]) -> dict[tuple[int, int], Record]:
-    """Records by their places, in the order of which they are asked for; what cannot be had in time is left out."""
-    found: dict[tuple[int, int], Record] = {}
+def fetch(link: Link, places: Sequence[Place]) -> dict[tuple[int, int], Record | None]:
+    """Records by their places, in the order of which they are asked for; what cannot be had in time is left out.
+
+    None stands for what was removed before its topic's beginning: nobody can have it, and the others need not wait.
+    """
+    found: dict[tuple[int, int], Record | None] = {}
+    begins: dict[int, int] = {}
     consumer = made(Consumer, link.settings(link.options.reader()), link.options.where)
     ends = time.monotonic() + FETCH_WITHIN
     at = (-1, -1)
     try:
         for place in places:
             number, offset = place.track.number, place.offset
+            if number not in begins:
+                where = TopicPartition(place.track.topic, number)
+                begins[number] = consumer.get_watermark_offsets(where, timeout=FETCH_WITHIN / 2)[0]
+            if offset < begins[number]:
+                found[number, offset] = None
+                continue
             if at[0] != number or not at[1] <= offset <= at[1] + NEAR:
                 consumer.assign([TopicPartition(place.track.topic, number, offset)])
                 at = (number, offset)
