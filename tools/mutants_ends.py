@@ -400,15 +400,15 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a lane that sleeps is not told that what follows a letter may go on",
         "order.py",
-        "            self._wake()\n",
-        "            pass\n",
+        "        if not self._is_told(key):\n            self._wake()\n",
+        "",
         ("tests/unit/test_order.py",),
     ),
     Mutant(
         "a lane that sleeps is not told that a letter could not be stored, and when it comes again",
         "order.py",
-        "                self._wake()  #",
-        "                pass  #",
+        "            self._wake()  #",
+        "            pass  #",
     ),
     Mutant(
         "what is being told to the broker is given back as well",
@@ -423,6 +423,27 @@ ENDS: tuple[Mutant, ...] = (
         "            if self._waiting[key][0] is delivery:\n",
         "            self._waiting[key].rotate(-1)\n            if True:\n",
         ("tests/unit/test_pipeline_waves.py",),
+    ),
+    Mutant(
+        "what is held goes on while the letter of one behind it is stored, and takes that one along",
+        "order.py",
+        "if due <= now and not self._is_told(key)]",
+        "if due <= now]",
+        ("tests/unit/test_pipeline_waves.py",),
+    ),
+    Mutant(
+        "a lane looks again and again at what may not go on yet",
+        "order.py",
+        "for key, due in self._due.items() if not self._is_told(key))",
+        "for key, due in self._due.items())",
+        ("tests/unit/test_order.py",),
+    ),
+    Mutant(
+        "an event that waits for its call is called for once more after a letter behind it",
+        "order.py",
+        "        if first and waiting[0]",
+        "        if self._due[key] == NOT_YET and waiting[0]",
+        ("tests/integration/service/test_stuck_handlers.py",),
     ),
     Mutant(
         "each batch leaves a circle behind for the garbage collector",

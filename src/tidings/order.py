@@ -31,7 +31,7 @@ class Holds:
             self._untold.discard(delivery)
             if self._waiting[key][0] is delivery:
                 self._due[key] = due
-                self._wake()  # whoever waits for what is due knew of nothing here
+            self._wake()  # whoever waits for what is due knew of nothing here
         elif key in self._waiting:
             self._waiting[key].append(delivery)
         else:
@@ -49,11 +49,14 @@ class Holds:
             return
         self._untold.discard(delivery)
         waiting = self._waiting[key]
+        first = waiting[0] is delivery
         waiting.remove(delivery)
         if not waiting:
             del self._waiting[key], self._due[key]
-        elif self._due[key] == NOT_YET and waiting[0] not in self._untold:
+            return
+        if first and waiting[0] not in self._untold:
             self._due[key] = now
+        if not self._is_told(key):
             self._wake()
 
     def follow(self, key: str, delivery: Delivery) -> None:
@@ -69,14 +72,18 @@ class Holds:
 
     def next_due(self) -> float | None:
         """When the next key may go on, in loop time."""
-        due = min(self._due.values(), default=NOT_YET)
+        due = min((due for key, due in self._due.items() if not self._is_told(key)), default=NOT_YET)
         return None if due == NOT_YET else due
 
     def release(self, now: float) -> Iterator[Delivery]:
         """Take out what may go on, in order within each key."""
-        for key in [key for key, due in self._due.items() if due <= now]:
+        for key in [key for key, due in self._due.items() if due <= now and not self._is_told(key)]:
             del self._due[key]
             yield from self._waiting.pop(key)
+
+    def _is_told(self, key: str) -> bool:
+        """Whether the broker is being told of one of this key: then none of them goes on, or that one would, too."""
+        return bool(self._untold) and not self._untold.isdisjoint(self._waiting[key])
 
     def deliveries(self) -> Iterator[Delivery]:
         """Everything that is held, looked at only."""
@@ -93,6 +100,7 @@ class Holds:
             if waiting[0] in self._untold and kept[0] not in self._untold:
                 self._due[key] = 0.0
         self._untold = {delivery for delivery in self._untold if delivery not in gone}
+        self._wake()
 
     def clear(self) -> list[Delivery]:
         """Take out everything, to give it back; but not that of which the broker is being told."""

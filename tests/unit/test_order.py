@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.unit.parts import delivery
 from tidings.delivery import Delivery
-from tidings.order import Holds
+from tidings.order import NOT_YET, Holds
 
 
 def test_P8_what_follows_a_held_event_comes_out_behind_it() -> None:
@@ -96,6 +96,41 @@ def test_P8_what_follows_goes_on_where_another_process_has_what_was_being_told()
     holds.forget([first])
     holds.told("a", first, 1.0)
     assert list(holds.release(1.0)) == [second]
+
+
+def test_P8_what_is_held_for_its_next_attempt_waits_for_what_is_being_told_behind_it() -> None:
+    """Else that would come out too: it would be handled once more, and held a second time while it is held already."""
+    woken: list[float | None] = []
+    holds = Holds(lambda: woken.append(holds.next_due()))
+    first, second, third = delivery("a", 1), delivery("a", 2), delivery("a", 3)
+    holds.hold("a", first, 5.0)
+    holds.hold_until_told("a", second)
+    holds.follow("a", third)
+    assert (list(holds.release(9.0)), holds.next_due()) == ([], None)
+    holds.told("a", second, 9.0)
+    assert woken == [5.0]
+    assert list(holds.release(9.0)) == [first, third]
+
+
+def test_P8_what_is_held_goes_on_where_what_was_being_told_behind_it_is_held_after_all() -> None:
+    woken: list[float | None] = []
+    holds = Holds(lambda: woken.append(holds.next_due()))
+    first, second = delivery("a", 1), delivery("a", 2)
+    holds.hold("a", first, 5.0)
+    holds.hold_until_told("a", second)
+    holds.hold("a", second, 20.0)
+    assert woken == [5.0]
+    assert list(holds.release(9.0)) == [first, second]
+
+
+def test_P8_what_waits_for_its_call_is_not_let_go_by_what_was_told_behind_it() -> None:
+    holds, first, second = Holds(), delivery("a", 1), delivery("a", 2)
+    holds.hold("a", first, NOT_YET)
+    holds.hold_until_told("a", second)
+    holds.told("a", second, 5.0)
+    assert list(holds.release(1e9)) == []
+    assert holds.go_on("a", first, 6.0)
+    assert list(holds.release(6.0)) == [first]
 
 
 STEPS = st.lists(

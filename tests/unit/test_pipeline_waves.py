@@ -6,11 +6,13 @@ import asyncio
 import gc
 import weakref
 
+import msgspec
 import pytest
 
-from tests.unit.parts import Bench, Doing, batch, delivery, ids
+from tests.unit.parts import Bench, Doing, batch, delivery, envelope, ids
 from tidings import BrokerUnavailable, Dead
-from tidings.delivery import ACK
+from tidings.delivery import ACK, Route
+from tidings.envelope import to_structured
 from tidings.order import Holds
 from tidings.settling import COPY_PAUSE, MOST_WAVES
 
@@ -92,6 +94,27 @@ async def test_P8_a_dead_letter_that_cannot_be_stored_comes_again_before_what_fo
     now = asyncio.get_running_loop().time()
     assert list(holds.release(now + COPY_PAUSE - 1)) == []
     assert ids(list(holds.release(now + COPY_PAUSE))) == ["a1", "a2", "a3"]
+
+
+async def test_P8_a_next_attempt_that_is_due_while_a_letter_behind_it_is_stored_keeps_its_place() -> None:
+    doing = Doing(a1=[ValueError("x"), ValueError("x")])
+    bench, holds = Bench(doing, ordered=True), Holds()
+    unfit = delivery("a", 2, body=to_structured(msgspec.structs.replace(envelope("a", 2), data=msgspec.Raw(b"{}"))))
+    async with asyncio.timeout(5):
+        await bench.pipeline.process(batch("a1"), holds)
+        answer = held_back(bench)
+        await bench.pipeline.process([unfit], holds, more=True)
+        await bench.pipeline.process(batch("a3"), holds, more=True)
+        for _ in range(3):  # what is due goes on
+            if again := list(holds.release(FOREVER)):
+                await bench.pipeline.process(again, holds, more=True)
+        answer.set()
+        await bench.pipeline.settler.settled()
+        for _ in range(2):
+            await bench.pipeline.process(list(holds.release(FOREVER)), holds)
+    assert doing.seen == ["a1", "a1", "a1", "a3"]
+    assert len(holds) == 0
+    assert [message.route for message in bench.broker.published].count(Route.DEAD) == 1
 
 
 async def test_P8_what_follows_a_dead_letter_does_not_wait_for_ever_where_settling_breaks(

@@ -8,10 +8,13 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+import msgspec
 import pytest
 
-from tests.unit.parts import until
+from tests.unit.parts import envelope, until
 from tidings import Delivery, Event, Retry, Service
+from tidings.delivery import Message
+from tidings.envelope import to_structured
 from tidings.leaving import Leftovers
 from tidings.stores.memory import MemoryStore
 from tidings.testing import MemoryBroker
@@ -221,6 +224,30 @@ async def test_P5_P12_what_is_applied_once_by_a_lease_is_not_begun_beside_a_call
         await broker.idle()
     assert effects == ["b2", "a1"]
     assert not broker.dead_letters
+
+
+@pytest.mark.proves("P4", broker="memory", store="memory")
+async def test_P4_P12_a_call_that_does_not_end_is_not_made_again_for_a_bad_event_of_its_key(hands: Hands) -> None:
+    broker, begun = MemoryBroker(), list[str]()
+    stock = Service("stock", store=MemoryStore(), publishes=[Placed])
+
+    @stock.on(Placed, **SOON)
+    async def reserve(event: Placed) -> None:
+        begun.append(f"{event.order_id}{event.number}")
+        await hands.hold()
+
+    bad = msgspec.structs.replace(envelope("a", 2), data=msgspec.Raw(b"{}"))
+    async with stock.running(broker=broker):
+        (worker,) = stock.active.workers
+        await stock.publish(*placed("a1"))
+        await until(lambda: worker.stuck)
+        message = Message(id="a2", stream="order", type="order.placed", key="a", body=to_structured(bad))
+        assert await broker.publish([message], timeout=5.0) == [None]
+        await until(lambda: len(broker.dead_letters) == 1)
+        await asyncio.sleep(0.3)
+        hands.release()
+        await broker.idle()
+    assert begun == ["a1"]
 
 
 async def test_P6_a_call_that_ends_late_with_an_error_has_failed_once(hands: Hands) -> None:
