@@ -187,4 +187,11 @@ POSTGRES: tuple[Mutant, ...] = (
         "        if True or self.trouble is not None",
         _TESTS["undone"],
     ),
+    Mutant(
+        "postgres: a lane hangs for ever in statements that a silent server does not answer",
+        TRANSACTIONS,
+        "async with asyncio.timeout(self._desk.answer_timeout):  # their",
+        "async with asyncio.timeout(None):  # their",
+        _TESTS["faults"],
+    ),
 )

@@ -252,7 +252,8 @@ class Transaction:
         self._lend(None)
         if self._statements is not None:
             self._statements.check()
-            await self._statements.send(connection)
+            async with asyncio.timeout(self._desk.answer_timeout):  # their handlers' own time has ended with them
+                await self._statements.send(connection)
         self._ours = True
         async with asyncio.timeout(self._desk.answer_timeout):
             if self._before_commit is not None:

@@ -65,7 +65,8 @@ class PostgresStore:
         target: a URL (``postgresql://user@host/database``), or a live `asyncpg.Pool`, which is never closed here.
         lock_timeout: how long a statement in a claim waits for another's locks, in seconds; in a claim of several
             events, which can come again smaller, a tenth of it.
-        answer_timeout: how long to wait for an answer to Tidings' own statements, in seconds.
+        answer_timeout: how long to wait for an answer to Tidings' own statements, in seconds; and for all that handlers
+            queued, which is sent at the end of a batch.
         connections: how many transactions outside handlers may be open at a time.
         poll: how often the relay looks for events of other processes, in seconds.
         lease: how long other relays wait for one that died, in seconds.

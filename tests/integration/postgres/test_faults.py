@@ -31,7 +31,7 @@ from tests.integration.postgres.test_claims import NEW, PG, apply, done
 from tests.integration.postgres.test_outbox import relaying
 from tests.proxy import Proxy
 from tidings.errors import ConfigurationError, StoreUnavailable
-from tidings.stores.postgres import PostgresStore
+from tidings.stores.postgres import PostgresStore, Statements
 from tools.services.postgres import Postgres
 
 
@@ -104,6 +104,28 @@ async def test_a_server_that_hangs_is_given_up_after_a_while_and_used_again(
     assert await apply(mortal, "c", "c") == NEW
     await eventually(lambda: in_transaction(server.url) == 0)
     assert notes(server.url) == ["a", "c"]
+
+
+async def test_P10_queued_statements_that_a_silent_server_does_not_answer_are_given_up_and_the_lane_goes_on(
+    opens: Opens, url: str, proxy: Proxy
+) -> None:
+    store = await opens(through(proxy, url), answer_timeout=1.0)
+
+    async def handle() -> None:
+        async with store.claim([key("a")], resource=Statements, sync=False) as claim:
+            statements: Any = claim.resource(Statements)
+            statements.execute(INSERT, "a")
+            proxy.freeze()
+
+    handling = asyncio.create_task(handle())
+    ended, _ = await asyncio.wait({handling}, timeout=20.0)
+    proxy.cut()  # or what hangs would hang on, whatever cancels it
+    assert ended, "its time is over"
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        await handling
+    await eventually(lambda: in_transaction(url) == 0)
+    assert await apply(store, "a", "a") == NEW
+    assert notes(url) == ["a"]
 
 
 async def test_a_server_that_is_shut_down_is_unavailable_and_not_the_events_fault(
