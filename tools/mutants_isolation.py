@@ -80,5 +80,12 @@ ISOLATION: tuple[Mutant, ...] = (
         "            await self._listen()\n            self.paused",
         "            self.paused",
     ),
+    Mutant(
+        "a process that was cut off while a pause was taken back stays paused for ever",
+        "control.py",
+        "if lost and PAUSED not in",
+        "if False and PAUSED not in",
+        ("tests/unit/test_control.py",),
+    ),
     bug("a process obeys and does not say so", "control.py", "await self._notes.write({self._mine: saying})", "pass"),
 )

@@ -119,8 +119,12 @@ class Obedience:
 
     async def run(self) -> None:
         """Follow the orders until cancelled; while the broker is away the last one stands."""
+        lost = False
         while True:
             try:
+                if lost and PAUSED not in await self._notes.read():
+                    await self._obey(None)  # that it was taken back may be forgotten by now
+                lost = True
                 async for name, text in self._notes.follow():
                     if name == PAUSED:
                         await self._obey(order_in(text))
