@@ -28,6 +28,27 @@ LANES: tuple[Mutant, ...] = (
         "",
     ),
     Mutant(
+        "a handler that panics with what is no Exception ends its lane, and nobody knows",
+        "calls.py",
+        "                        except BaseException as error:",
+        "                        except __import__('asyncio').CancelledError as error:",
+        ("tests/unit/test_pipeline.py",),
+    ),
+    Mutant(
+        "a batch handler that panics with what is no Exception ends its lane, and nobody knows",
+        "handling.py",
+        "        except BaseException as error:\n            if (meant := self.meant",
+        "        except asyncio.CancelledError as error:\n            if (meant := self.meant",
+        ("tests/unit/test_batch_handlers.py",),
+    ),
+    Mutant(
+        "a supervised task that panics with what is no Exception dies unseen",
+        "supervision.py",
+        "            except BaseException as error:",
+        "            except (Exception, asyncio.CancelledError) as error:",
+        ("tests/unit/test_supervision.py",),
+    ),
+    Mutant(
         "a timeout is not taken back",
         "limit.py",
         "return self._task is not None and self._task.uncancel() == 0",

@@ -6,7 +6,6 @@ whatever the claim holds.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Final
 
@@ -77,8 +76,8 @@ class Calls:
                         limit.started, limit.scope = now, scope
                         try:
                             result = await call(work.event, claim, delivery)
-                        except asyncio.CancelledError as error:
-                            if (meant := handling.meant(limit)) is None:
+                        except BaseException as error:
+                            if (meant := handling.meant(error, limit)) is None:
                                 raise
                             raise meant from error
                         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tidings.context import Scope, current
 from tidings.delivery import Delivery, Message
@@ -12,11 +12,14 @@ from tidings.errors import InvalidEvent
 from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.limit import Limit
+from tidings.policy import describe
 from tidings.ports import Claim
 
 Call = Callable[[Any, Claim, Any], Awaitable[Any]]
 """Takes an event, the claim and the delivery; for a batch handler lists of events and deliveries."""
 Wrap = Callable[[Any, Scope], Sequence[Message]]
+
+_PASSED_ON: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class Late:
@@ -79,8 +82,8 @@ class Handling:
         limit.begin(scope)
         try:
             results = await self.call([work.event for work in works], claim, deliveries)
-        except asyncio.CancelledError as error:
-            if (meant := self.meant(limit)) is None:
+        except BaseException as error:
+            if (meant := self.meant(error, limit)) is None:
                 raise
             raise meant from error
         finally:
@@ -113,8 +116,15 @@ class Handling:
         found = iter(await self.handle_all(rest, claim, limit) if rest else ())
         return [self.came(one.delivery) if one.delivery in self._results else next(found) for one in works]
 
-    def meant(self, limit: Limit) -> Exception | None:
-        """What a cancellation is an error of, where it is not our own."""
+    def meant(self, error: BaseException, limit: Limit) -> Exception | None:
+        """What stands for an error that is no `Exception`: a cancellation that is not our own, or a panic.
+
+        Drivers in other languages panic with such a one, which would end the lane. None for what is passed on as it is.
+        """
+        if isinstance(error, _PASSED_ON):
+            return None
+        if not isinstance(error, asyncio.CancelledError):
+            return RuntimeError(f"the handler raised what is no Exception: {describe(error)}")
         if limit.took_back():
             return TimeoutError(f"the handler ran longer than {self._handler.rules.timeout:g} s")
         return None if we_are_cancelled() else RuntimeError("the handler raised CancelledError by itself")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 log = logging.getLogger("tidings.supervision")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+
+_ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is to end more than one task."""
 
 
 class Supervisor:
@@ -32,8 +35,8 @@ class Supervisor:
             began = loop.time()
             try:
                 await run()
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():
+            except BaseException as error:
+                if isinstance(error, _ENDS) or (isinstance(error, asyncio.CancelledError) and _we_are_cancelled()):
                     raise
                 self.failures[name] = f"{type(error).__name__}: {error}"
                 log.exception("%s failed; it is started again in %.1f s", name, pause)

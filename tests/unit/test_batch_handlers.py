@@ -52,7 +52,7 @@ DONE_BEFORE, HELD = Claimed(State.DONE), Claimed(State.BUSY)
 class Whole:
     """A batch handler that keeps its lists, fails over some names, and returns what it is told."""
 
-    def __init__(self, *fails: str, returns: Any = None, error: type[Exception] = ValueError) -> None:
+    def __init__(self, *fails: str, returns: Any = None, error: type[BaseException] = ValueError) -> None:
         self.fails = set(fails)
         self.returns, self.error = returns, error
         self.seen: list[list[str]] = []
@@ -95,6 +95,15 @@ class Bench:
 
 def in_sql() -> ToldStore:
     return ToldStore(transactional=True)
+
+
+async def test_P12_a_batch_handler_that_panics_with_what_is_no_exception_is_searched_for_the_culprit() -> None:
+    class Panic(BaseException):
+        """As drivers raise that are written in Rust."""
+
+    bench = Bench(Whole("b2", error=Panic), in_sql())
+    assert await bench.pipeline.process(batch("a1", "b2", "c3")) == ([], "")
+    assert bench.outcomes == {"a1": "done", "b2": "retry", "c3": "done"}
 
 
 async def test_P4_a_batch_handler_gets_what_is_new_in_one_list_and_one_transaction() -> None:

@@ -191,6 +191,16 @@ async def test_a_handler_that_raises_cancelled_by_itself_fails_and_ends_nothing(
     assert "by itself" in bench.broker.published[0].headers[Header.REASON]
 
 
+async def test_P12_a_handler_that_panics_with_what_is_no_exception_fails_and_ends_nothing() -> None:
+    class Panic(BaseException):
+        """As drivers raise that are written in Rust."""
+
+    bench = Bench(Doing(a1=Panic("index out of bounds")))
+    assert await bench.pipeline.process(batch("a1", "b2")) == ([], "")
+    assert bench.outcomes == {"a1": "retry", "b2": "done"}
+    assert "Panic: index out of bounds" in bench.broker.published[0].headers[Header.REASON]
+
+
 async def test_a_handler_that_answers_its_timeout_with_another_error_fails_with_that_one() -> None:
     async def stubborn(event: Placed) -> None:
         try:

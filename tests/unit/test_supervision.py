@@ -36,6 +36,26 @@ async def test_a_task_that_failed_runs_again_after_a_pause_and_its_failure_is_kn
     await tasks.cancel()
 
 
+async def test_P12_a_task_that_ends_with_what_is_no_exception_runs_again_and_its_failure_is_known() -> None:
+    class Panic(BaseException):
+        """As drivers raise that are written in Rust."""
+
+    tasks, runs = Supervisor(), 0
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise Panic("index out of bounds")
+        await asyncio.sleep(60)
+
+    tasks.spawn("one", run)
+    await until(lambda: tasks.failures)
+    assert tasks.failures == {"one": "Panic: index out of bounds"}
+    await until(lambda: runs == 2)
+    await tasks.cancel()
+
+
 async def test_a_task_that_keeps_failing_is_not_started_in_a_hot_loop() -> None:
     tasks, runs = Supervisor(), list[float]()
 

@@ -149,6 +149,32 @@ async def test_P8_P12_in_order_what_follows_waits_for_a_call_whose_effect_cannot
     assert not broker.dead_letters
 
 
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.proves("P7", broker="memory")
+async def test_P7_P12_a_call_that_panics_stops_nobody_and_its_event_dies(kind: str) -> None:
+    class Panic(BaseException):
+        """As drivers raise that are written in Rust."""
+
+    broker, seen = MemoryBroker(), list[int]()
+    stock = Service("stock", publishes=[Placed])
+
+    def block(event: Placed) -> None:
+        if event.order_id == "bad":
+            raise Panic("index out of bounds")
+        seen.append(event.number)
+
+    async def wait(event: Placed) -> None:
+        block(event)
+
+    stock.on(Placed, name="reserve", idempotent=True, **SOON)(wait if kind == "async" else block)
+    async with stock.running(broker=broker):
+        assert not any(await stock.publish_many(placed("a1", "bad2", "b3")))
+        await until(lambda: broker.dead_letters)
+        await broker.idle()
+    assert seen == [1, 3]
+    assert "Panic: index out of bounds" in broker.dead_letters[0].headers["tidings-reason"]
+
+
 async def test_P7_P8_what_does_not_end_in_any_process_dies_and_what_follows_goes_on(hands: Hands) -> None:
     broker, seen = MemoryBroker(), list[str]()
     stock = Service("stock", publishes=[Placed])
