@@ -89,6 +89,9 @@ class Limit:
         if self.over is not None:
             self.over = None
             self._late.discard(self)
+            if self._handle is not None:  # it is set for the end of this one's patience, and the next has none of it
+                self._handle.cancel()
+                self._handle = self._loop.call_later(self._seconds, self._look)
         if self._expired:
             self.took_back()
 

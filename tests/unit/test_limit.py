@@ -42,6 +42,16 @@ async def test_P12_an_event_that_runs_too_long_is_cancelled_and_the_task_goes_on
             assert _cancelling() == 0
 
 
+async def test_P12_the_next_event_does_not_wait_for_the_patience_with_one_that_ran_too_long() -> None:
+    with Limit(0.01, patience=FOREVER) as limit:
+        for _ in range(3):
+            async with asyncio.timeout(5.0):
+                with pytest.raises(TimeoutError):
+                    async with _event(limit):
+                        await asyncio.sleep(FOREVER)
+            assert _cancelling() == 0
+
+
 async def test_the_time_of_an_event_starts_with_it_and_not_with_the_batch() -> None:
     with Limit(0.2) as limit:
         for _ in range(6):
