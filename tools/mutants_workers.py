@@ -45,6 +45,12 @@ WORKERS: tuple[Mutant, ...] = (
         "        slot.replacing = True\n        slot.send(signal.SIGKILL)\n",
     ),
     bug(
+        "a worker that hears of the stop twice ends at once",
+        "cli/signals.py",
+        "        if self._asked and self._worker:\n            return",
+        "        if self._asked and self._worker is None:\n            return",
+    ),
+    bug(
         "the end of the terminal replaces them",
         "cli/signals.py",
         "if had_terminal and not _has_terminal():",

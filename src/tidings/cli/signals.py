@@ -71,6 +71,8 @@ class Stop:
             self._call()
 
     def _on(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and self._worker:
+            return  # whoever stops the whole group, as systemd does, says so twice: its parent kills it to end at once
         if self._asked:
             self._say("ended at once; what was not finished is delivered again")
             self._last()

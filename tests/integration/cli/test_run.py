@@ -276,6 +276,18 @@ def test_ctrl_c_of_a_terminal_reaches_all_and_still_stops_with_grace(served: She
     assert served.applied() == ["1"]
 
 
+@pytest.mark.proves("P9", broker="nats", store="none")
+def test_P9_a_stop_that_reaches_the_workers_beside_their_parent_lets_them_finish_too(served: Shell) -> None:
+    """As systemd and timeout(1) stop: the whole group at once, so that a worker hears it from its parent as well."""
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    place(served, "1", "slow")
+    parent.until("reserving", err=True)
+    for pid in [*pids(parent), parent.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert parent.wait() == 0
+    assert served.applied() == ["1"]
+
+
 # ── one after the other ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
