@@ -42,8 +42,20 @@ LETTERS: tuple[Mutant, ...] = (
     _letters(
         "bulk redrive reorders a key: letters go as they died",
         BULK,
-        "line = sorted((letters[index] for index in indices), key=lambda one: _place(one.origin))",
-        "line = [letters[index] for index in indices]",
+        "                line.sort(key=lambda one: _place(one.origin))\n",
+        "                pass\n",
+    ),
+    _letters(
+        "bulk redrive reorders a key: ids that tell no order are taken for places",
+        BULK,
+        "            if all(_PLACE.fullmatch(one.origin) for one in line):\n",
+        "            if line:\n",
+    ),
+    _letters(
+        "bulk redrive reorders a key: what died again goes behind what came after it",
+        DEAD,
+        "            letter.rank = before.rank\n",
+        "            pass\n",
     ),
     _letters(
         "bulk redrive: a letter goes past an earlier one of its key that was not stored",

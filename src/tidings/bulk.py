@@ -161,7 +161,8 @@ class Bulk:
 def in_order(letters: Sequence[Letter]) -> list[Letter]:
     """Letters as they are given back: those of one key as their events stood in the stream, else as they died.
 
-    A letter that was redriven and died again stands late in the log, behind letters of events that came after it.
+    A letter that was redriven and died again stands late in the log, behind letters of events that came after it. Where
+    a broker keeps no history, and events have no place, they go in the order in which they died first.
     """
     places: dict[tuple[str, str], list[int]] = {}
     for index, letter in enumerate(letters):
@@ -169,7 +170,9 @@ def in_order(letters: Sequence[Letter]) -> list[Letter]:
     result = list(letters)
     for indices in places.values():
         if len(indices) > 1:
-            line = sorted((letters[index] for index in indices), key=lambda one: _place(one.origin))
+            line = sorted((letters[index] for index in indices), key=lambda one: one.rank)
+            if all(_PLACE.fullmatch(one.origin) for one in line):
+                line.sort(key=lambda one: _place(one.origin))
             for index, letter in zip(indices, line, strict=True):
                 result[index] = letter
     return result

@@ -80,6 +80,8 @@ class Letter(msgspec.Struct, kw_only=True):
     """Its place among the letters of its key, where its handler keeps their order (`on_dead`); 0 is none."""
     behind: str = ""
     """The id of the letter that it waits behind; empty for the first."""
+    rank: int = 0
+    """How many letters stood in the log before it, or before the one that it was when its event died first."""
     traceback: str = ""
     headers: dict[str, str] = {}
     body: bytes = b""
@@ -146,9 +148,12 @@ class Fold:
             known.state = "dead"  # it died once more, after whatever was done about it
             return
         body = b"".join(part for _, part in sorted(parts.items()))
-        letter = self.letters[letter_id] = _letter(letter_id, message, body, whole=self._bodies)
+        letter = _letter(letter_id, message, body, whole=self._bodies)
+        letter.rank = len(self.letters)
         if (before := self.letters.get(letter.redriven_from)) is not None:
             before.died_again = letter_id
+            letter.rank = before.rank
+        self.letters[letter_id] = letter
 
     def _mark(self, letter_id: str, marker: str, headers: Mapping[str, str]) -> None:
         letter = self.letters.get(letter_id)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.parts import RecordingBroker, delivery
 from tidings import bulk
@@ -112,6 +113,23 @@ async def test_P8_letters_of_a_key_go_back_in_the_order_of_their_stream_however_
     assert [name for name in names(broker) if name[0] == "a"] == ["a2", "a3", "a10"]
     assert sorted(names(broker)) == ["a10", "a2", "a3", "b1", "c4"]
     assert [one.body for one in copies(broker)] == [events(name)[0].body for name in names(broker)]
+
+
+async def test_P8_letters_of_a_key_whose_events_have_no_place_go_back_as_they_died_first() -> None:
+    """On RabbitMQ an event is known by its id, and that of a caused event is a digest, which tells no order."""
+    broker = RecordingBroker()
+    first, second, third = events("a1", "a2", "a3")
+    for one, id in ((first, "c0ffee"), (second, "0badc0de"), (third, "7ea-9")):
+        one.origin = ("order", id)
+    await die(broker, first, second)
+    await change(broker)
+    assert [one.headers["tidings-id"] for one in copies(broker)] == ["a1", "a2"]
+
+    await die(broker, third)
+    await die(broker, replace(first, route=Route.RETRY, headers=copies(broker)[0].headers))
+    letters = await list_letters(broker)
+    assert [one.event_id for one in letters] == ["a3", "a1"], "as they stand in the log"
+    assert [one.event_id for one in in_order(letters)] == ["a1", "a3"]
 
 
 async def test_P8_what_waits_for_an_earlier_one_and_is_too_large_is_read_once_more(

@@ -57,7 +57,7 @@ def _to_the_second(stamp: str) -> str:
 def record_of(letter: Letter) -> dict[str, Any]:
     """What a program gets of each letter of a list."""
     fields = {name: getattr(letter, name) for name in letter.__struct_fields__}
-    for name in ("body", "whole", "headers", "traceback", "marks"):
+    for name in ("body", "whole", "headers", "traceback", "marks", "rank"):
         del fields[name]
     return {**fields, "error": letter.error, "fingerprint": letter.fingerprint}
 
