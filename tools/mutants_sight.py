@@ -98,6 +98,20 @@ SIGHT: tuple[Mutant, ...] = (
         MERGING,
     ),
     bug(
+        "a worker counts twice that has ended while somebody else asked",
+        "observe/merging.py",
+        "                if worker in living or worker in self._last:  # else",
+        "                if text:  # else",
+        MERGING,
+    ),
+    bug(
+        "what a worker has counted falls back to what it had said before",
+        "observe/merging.py",
+        "max(value, known.get(series, 0.0))",
+        "value",
+        MERGING,
+    ),
+    bug(
         "a backlog that all see alike is summed",
         "observe/merging.py",
         '    "tidings_backlog_",\n',

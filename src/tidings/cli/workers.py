@@ -299,7 +299,8 @@ class Parent:
             texts = {life: text for life, text in zip(urls, pool.map(_text_of, urls.values()), strict=True) if text}
         count = "# HELP tidings_workers_alive Workers that run\n# TYPE tidings_workers_alive gauge\n"
         count += f"tidings_workers_alive {len(alive)}\n"
-        return Answer(200, CONTENT_TYPE, self._merged.page({slot.life for slot in alive}, texts) + count.encode())
+        page = self._merged.page(lambda: {slot.life for slot in self.slots if slot.alive}, texts)
+        return Answer(200, CONTENT_TYPE, page + count.encode())
 
     def _health(self, page: str) -> Answer:
         """Live while every worker that answers is; one that is being started again is the parent's business."""

@@ -46,14 +46,22 @@ class Merged:
         """What those have counted that have ended."""
         self._families: dict[str, tuple[str, str]] = {}
 
-    def page(self, alive: set[Hashable], texts: Mapping[Hashable, str]) -> bytes:
-        """The page of all. `alive` are the workers that have not ended, `texts` what those say that answer."""
+    def page(self, alive: Callable[[], set[Hashable]], texts: Mapping[Hashable, str]) -> bytes:
+        """The page of all. `alive` says which workers have not ended, `texts` what those say that answered.
+
+        Whoever asks for the page at the same time may have begun later and be done: a worker may have come or gone, or
+        have counted more, since these texts were written. So `alive` is asked only here, and what is known stays.
+        """
         with self._lock:
-            for worker in [one for one in self._last if one not in alive]:
-                _add(self._gone, self._last.pop(worker))
+            living = alive()
             gauges: dict[Series, float] = {}
             for worker, text in texts.items():
-                self._last[worker] = self._read(text, gauges)
+                if worker in living or worker in self._last:  # else it has gone, and counts already
+                    counts = self._read(text, gauges if worker in living else {})
+                    known = self._last.setdefault(worker, {})
+                    known.update({series: max(value, known.get(series, 0.0)) for series, value in counts.items()})
+            for worker in [one for one in self._last if one not in living]:
+                _add(self._gone, self._last.pop(worker))
             counted = dict(self._gone)
             for counts in self._last.values():
                 _add(counted, counts)

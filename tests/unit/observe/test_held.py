@@ -223,7 +223,7 @@ async def test_two_processes_tell_of_the_same_letters_and_their_parent_does_not_
             await sight.look()
             pages[name] = sight.metrics.text().decode()
             assert figures(sight)[0] == 1
-    assert sample(Merged().page({"one", "two"}, pages).decode())[COUNT] == 1
+    assert sample(Merged().page(lambda: {"one", "two"}, pages).decode())[COUNT] == 1
 
 
 async def test_while_the_log_cannot_be_read_there_is_no_figure_rather_than_an_old_one(eager: None) -> None:
