@@ -27,8 +27,8 @@ FAULTS: tuple[Mutant, ...] = (
     Mutant(
         "faults: what a dead process held in the outbox stays there",
         "outbox/rows.py",
-        "where(outbox.c.retry_at <= now, ~held)",
-        "where(outbox.c.retry_at <= now, ~held, sa.false())",
+        "where(~_waits(outbox, now), ~held)",
+        "where(~_waits(outbox, now), ~held, sa.false())",
         (SINGLE + KILLED,),
     ),
     Mutant(

@@ -25,9 +25,23 @@ OUTBOX: tuple[Mutant, ...] = (
     Mutant(
         "the relay takes rows that their own process still holds",
         ROWS,
-        "sa.select(outbox.c.id, weight).where(outbox.c.retry_at <= now, ~held)",
+        "sa.select(outbox.c.id, weight).where(~_waits(outbox, now), ~held)",
         "sa.select(outbox.c.id, weight).where(outbox.c.parked == sa.false(), ~held)",
         _DIRECT,
+    ),
+    Mutant(
+        "a row waits for as long as a wrong clock says",
+        ROWS,
+        "    return sa.and_(table.c.retry_at > now, right)",
+        "    return sa.and_(table.c.retry_at > now)",
+        _RELAY,
+    ),
+    Mutant(
+        "a parked row leaves, and those behind it",
+        ROWS,
+        ", table.c.parked == sa.true())\n",
+        ")\n",
+        _RELAY,
     ),
     Mutant(
         "a process sends what it held, however long it stood still",

@@ -21,6 +21,9 @@ CHUNK = 500
 PARKED_UNTIL = 1e18
 """The `retry_at` of a parked row: it holds its key until a person decides."""
 
+LONGEST_WAIT = 600.0
+"""Seconds that no row waits, whoever holds or refused it: what says more was written by a clock that was wrong."""
+
 MOST_ERROR = 500
 """Characters of an error that are kept with its row."""
 
@@ -123,12 +126,12 @@ def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> 
     earlier = outbox.alias("earlier")
     held = (
         sa.exists()
-        .where(earlier.c.key_hash == outbox.c.key_hash, earlier.c.retry_at > now)
+        .where(earlier.c.key_hash == outbox.c.key_hash, _waits(earlier, now))
         .where(earlier.c.id < outbox.c.id)
     )
     weight = sa.func.length(outbox.c.body) + sa.func.length(outbox.c.headers)
     found = connection.execute(
-        sa.select(outbox.c.id, weight).where(outbox.c.retry_at <= now, ~held).order_by(outbox.c.id).limit(most)
+        sa.select(outbox.c.id, weight).where(~_waits(outbox, now), ~held).order_by(outbox.c.id).limit(most)
     )
     ids: list[int] = []
     total = 0
@@ -166,7 +169,13 @@ def refuse(connection: sa.Connection, refused: Sequence[Refused]) -> None:
 
 def waits(connection: sa.Connection, now: float) -> bool:
     """Whether there is any row that may be due."""
-    return connection.scalar(sa.select(outbox.c.id).where(outbox.c.retry_at <= now).limit(1)) is not None
+    return connection.scalar(sa.select(outbox.c.id).where(~_waits(outbox, now)).limit(1)) is not None
+
+
+def _waits(table: sa.FromClause, now: float) -> sa.ColumnElement[bool]:
+    """The rows that are to wait: not those that do so by a clock that was set back since, or is ahead of this one."""
+    right = sa.or_(table.c.retry_at <= now + LONGEST_WAIT, table.c.parked == sa.true())
+    return sa.and_(table.c.retry_at > now, right)  # with the comparison by itself, for the index
 
 
 def backlog(connection: sa.Connection) -> OutboxBacklog:

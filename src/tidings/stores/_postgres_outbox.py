@@ -18,7 +18,7 @@ import msgspec
 from tidings.delivery import Message
 from tidings.outbox.direct import Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
-from tidings.outbox.rows import MOST_ERROR, PARKED_UNTIL
+from tidings.outbox.rows import LONGEST_WAIT, MOST_ERROR, PARKED_UNTIL
 from tidings.outbox.tables import RELAY, key_hash
 from tidings.outbox.texts import escaped, message_of, plain
 from tidings.stores._postgres_connections import Lent
@@ -65,15 +65,17 @@ RETURNING id, retry_at > 0"""
 LET_GO: Final = "UPDATE tidings_outbox SET retry_at = 0 WHERE id = ANY($1::bigint[]) AND NOT parked"
 TELL: Final = f"SELECT pg_notify('{CHANNEL}', '')"
 
-WAITS: Final = "SELECT EXISTS (SELECT FROM tidings_outbox WHERE retry_at <= $1)"
+_HELD: Final = f"({{0}}.retry_at > $1 AND ({{0}}.retry_at <= $1 + {LONGEST_WAIT:.0f} OR {{0}}.parked))"
 
-READY: Final = """
+WAITS: Final = f"SELECT EXISTS (SELECT FROM tidings_outbox AS one WHERE NOT {_HELD.format('one')})"
+
+READY: Final = f"""
 SELECT whole.* FROM (
     SELECT id, sum(size) OVER (ORDER BY id) AS total, min(id) OVER () AS first FROM (
         SELECT id, octet_length(body) + octet_length(headers) AS size FROM tidings_outbox AS one
-        WHERE retry_at <= $1 AND NOT EXISTS (
+        WHERE NOT {_HELD.format("one")} AND NOT EXISTS (
             SELECT FROM tidings_outbox AS earlier
-            WHERE earlier.key_hash = one.key_hash AND earlier.retry_at > $1 AND earlier.id < one.id)
+            WHERE earlier.key_hash = one.key_hash AND {_HELD.format("earlier")} AND earlier.id < one.id)
         ORDER BY id LIMIT $2) AS sized) AS chosen
 JOIN tidings_outbox AS whole USING (id)
 WHERE total <= $3 OR id = first ORDER BY id"""

@@ -252,6 +252,21 @@ async def test_a_row_that_was_not_stored_keeps_its_reason_and_its_attempts(store
     assert broker.stored == ["2"]
 
 
+async def test_P8_a_row_that_waits_by_a_clock_that_was_wrong_leaves_and_a_parked_one_does_not(
+    store: SqlAlchemyStore, path: Path
+) -> None:
+    """Whoever held it was ahead by a day when it died, or its machine's clock was set back since."""
+    await emit(store, message("parked", "p"))
+    broker = Recorder(lambda message: EventTooLarge("2 MB") if message.id == "parked" else None)
+    async with relaying(store, broker):
+        await eventually(lambda: query(path, "SELECT id FROM tidings_outbox WHERE parked") != [])
+    await emit(store, message("1", "k"), message("2", "k"), message("behind", "p"))
+    query(path, "UPDATE tidings_outbox SET retry_at = unixepoch() + 86400 WHERE message_id = '1'")
+    async with relaying(store, broker):
+        await eventually(lambda: broker.stored == ["1", "2"])
+    assert waiting(path) == ["parked", "behind"]
+
+
 async def test_rows_behind_a_parked_one_do_not_keep_others_from_leaving(store: SqlAlchemyStore, path: Path) -> None:
     """More of them than a batch holds."""
     broker = Recorder(lambda message: EventTooLarge("no") if message.id == "0" else None)

@@ -295,3 +295,16 @@ async def test_one_row_that_cannot_be_published_stops_its_key_and_no_other(store
         published.refuses.clear()
         assert await store.outbox_release(parked.id)
         await eventually(lambda: published.ids == ["free", "bad", "behind"])
+
+
+async def test_P8_a_row_that_waits_by_a_clock_that_was_wrong_leaves_and_a_parked_one_does_not(
+    store: PostgresStore, url: str
+) -> None:
+    """Whoever held it was ahead by a day when it died, or its machine's clock was set back since."""
+    async with store.transaction() as db:
+        await store.emit(db, [message("parked", "p"), message("1", "k"), message("2", "k"), message("behind", "p")])
+    run(url, "UPDATE tidings_outbox SET retry_at = 1e18, parked = true WHERE message_id = 'parked'")
+    run(url, "UPDATE tidings_outbox SET retry_at = extract(epoch FROM now()) + 86400 WHERE message_id = '1'")
+    async with relaying(store) as published:
+        await eventually(lambda: published.ids == ["1", "2"])
+    assert waiting(url) == ["parked", "behind"]
