@@ -58,6 +58,12 @@ LETTERS: tuple[Mutant, ...] = (
         "            pass\n",
     ),
     _letters(
+        "letters are redriven to a handler that is gone",
+        "cli/dead.py",
+        "            await found_at(broker, position)\n",
+        "            pass\n",
+    ),
+    _letters(
         "bulk redrive: a letter goes past an earlier one of its key that was not stored",
         BULK,
         "                    failed[_line(changed.letter)] = changed.letter.id\n",

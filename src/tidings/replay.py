@@ -103,8 +103,13 @@ async def types_of(broker: Broker, position: str) -> frozenset[str]:
         ConfigurationError: there is none, or the broker has no history.
         BrokerUnavailable: it cannot be asked.
     """
+    return await found_at(check(broker), position)
+
+
+async def found_at(broker: Positions, position: str) -> frozenset[str]:
+    """See that there is a position, and which types it takes; raises as `types_of`."""
     service = position.partition(".")[0]
-    known = await check(broker).positions(service)
+    known = await broker.positions(service)
     if position not in known:
         there = f"the handlers of {service} are: {', '.join(sorted(known))}" if known else f"{service} has none"
         raise ConfigurationError(

@@ -21,7 +21,8 @@ from tidings.cli.progress import Progress
 from tidings.cli.signals import Stop
 from tidings.cli.who import who
 from tidings.dead_letters import Audit, Letter
-from tidings.ports import Broker
+from tidings.ports import Broker, Positions
+from tidings.replay import found_at
 
 Handler = Annotated[str | None, Parameter(help="Only letters of this handler, service.name or name.")]
 Type = Annotated[str | None, Parameter(help="Only letters of this event type.")]
@@ -206,6 +207,8 @@ async def obey(broker: Broker, order: Order, out: Out, begin: Callable[[], Stopp
     wanted = in_order(await _wanted(broker, order, out))
     if not wanted:
         return Status.OK
+    if order.verb == "redrive":
+        await _see_who_takes(broker, wanted)
     if order.dry_run:
         return _say_what_would_happen(order, wanted, out)
     await _confirm(order, len(wanted))
@@ -227,6 +230,18 @@ async def _wanted(broker: Broker, order: Order, out: Out) -> list[Letter]:
             remedy = "; --again does it once more" if order.verb == "redrive" else ""
             out.tell(f"{letter.id} was {letter.state} before{remedy}", id=letter.id, state=letter.state, changed=False)
     return list(wanted.values())
+
+
+async def _see_who_takes(broker: Broker, letters: Sequence[Letter]) -> None:
+    """Where a handler is gone, what is given back to it may be stored, marked as redriven, and lie there for nobody.
+
+    Raises:
+        ConfigurationError: one of the handlers is gone.
+        BrokerUnavailable: it cannot be asked.
+    """
+    if broker.features.positions and isinstance(broker, Positions):
+        for position in sorted({one.position for one in letters}):
+            await found_at(broker, position)
 
 
 def _say_what_would_happen(order: Order, letters: Sequence[Letter], out: Out) -> int:

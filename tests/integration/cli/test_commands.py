@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from tests.integration.cli.shell import Shell, await_
+from tidings.brokers import broker_from
+from tidings.ports import Plan
 
 pytestmark = pytest.mark.server
 RUN = ("run", "shop.stock:stock", "--port", "0")
@@ -188,6 +191,30 @@ def test_P7_a_dead_letter_is_listed_shown_and_redriven_to_the_handler_that_faile
     assert served.run("dead", "list").out == "no dead letters\n"
     before = served.run("dead", "redrive", first)
     assert "was redriven before; --again" in before.out
+
+
+def test_P7_letters_of_a_handler_whose_position_was_removed_are_not_given_to_nobody(served: Shell) -> None:
+    running = served.start(*RUN).until("is ready")
+    served.run("publish", "shop.events:OrderPlaced", '{"order_id": "1", "wanted": "fail"}')
+    running.until('"outcome": "dead"', err=True)
+    assert running.stop() == 0
+    asyncio.run(_remove(f"embedded:{served.folder / '.tidings'}", "stock_reserve"))
+
+    result = served.run("dead", "redrive", "--handler", "reserve")
+    assert (result.status, result.out) == (3, ""), result
+    assert "there is no handler stock.reserve at this broker" in result.err
+    assert '"state": "dead"' in served.run("dead", "list", "--json").out
+
+
+async def _remove(url: str, durable: str) -> None:
+    """What the message about a renamed handler tells people to do."""
+    broker: Any = broker_from(url)
+    await broker.open(Plan(service="people"))
+    try:
+        for stream in ("order", "tidings-retry"):
+            await broker._api.call(f"CONSUMER.DELETE.{stream}.{durable}")
+    finally:
+        await broker.close()
 
 
 def test_letters_are_discarded_and_stay_in_the_log(served: Shell) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.observe.shop import Placed, shop
-from tidings import BrokerUnavailable, dead_letters
+from tests.unit.parts import delivery
+from tidings import BrokerUnavailable, ConfigurationError, dead_letters
 from tidings.bulk import TOGETHER, Choice
 from tidings.cli.dead import Order, _confirm, carry_out, obey
 from tidings.cli.failures import CommandError, Status
@@ -19,7 +20,9 @@ from tidings.cli.letters import grouped, story
 from tidings.cli.output import Out
 from tidings.cli.progress import Progress
 from tidings.cli.who import who
+from tidings.copies import dead_letter
 from tidings.dead_letters import Letter, Mark
+from tidings.delivery import DeadLettered
 from tidings.testing import MemoryBroker
 
 
@@ -156,6 +159,18 @@ async def test_what_was_not_reached_is_left_for_the_same_command(capsys: pytest.
     assert await carry_out(broker, order(rate=1e4), letters[1:], Out(), lambda: True) is Status.INTERRUPTED
     assert "4 were not reached; the same command goes on" in capsys.readouterr().err
     assert await dead_letters.list_letters(broker) == letters[1:]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_P7_letters_of_a_handler_that_is_gone_are_not_given_to_nobody(dry_run: bool) -> None:
+    broker = MemoryBroker()
+    await broker.open(shop().plan)
+    (stray,) = dead_letter(delivery(read=True), "shop.renamed", DeadLettered(reason="no", code="failed"), "1", 1 << 20)
+    await broker.publish([stray], timeout=1)
+    which = Order("redrive", "redriven", (), Choice(handler="renamed"), dry_run=dry_run, yes=True)
+    with pytest.raises(ConfigurationError, match=r"no handler shop.renamed .* the handlers of shop are: shop.handle"):
+        await obey(broker, which, Out(json=True), lambda: lambda: False)
+    assert [one.state for one in await dead_letters.list_letters(broker)] == ["dead"]
 
 
 async def test_a_dry_run_says_what_would_happen_and_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
