@@ -91,6 +91,13 @@ SIGHT: tuple[Mutant, ...] = (
         TRACES,
     ),
     bug(
+        "the span of an event that is too large to be sent never ends",
+        "running.py",
+        "            if self.traces is not None:\n                self.traces.sent(",
+        "            if self.traces is not None and not sys.exc_info()[1]:\n                self.traces.sent(",
+        TRACES,
+    ),
+    bug(
         "the sum falls when a worker ends",
         "observe/merging.py",
         "                _add(self._gone, self._last.pop(worker))",

@@ -17,9 +17,9 @@ from tidings.calling import make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
 from tidings.control import Obedience, standing
-from tidings.delivery import Content, Message
-from tidings.errors import ConfigurationError, MisuseError
-from tidings.event import Event
+from tidings.delivery import Content
+from tidings.errors import ConfigurationError, MisuseError, TidingsError
+from tidings.event import Event, event_id
 from tidings.handler import Handler
 from tidings.handling import Handling
 from tidings.holding import holding_of
@@ -96,21 +96,25 @@ class Running:
         """Publish to the broker, or into a transaction; for each event None, or why it is not stored."""
         if tx is None:
             refuse_in_handler()
-            return await self._send([self.wrapper.message(event, sends=True) for event in events], timeout)
+            return await self._send(events, timeout)
         if self.store is None:
             raise MisuseError(f"{self.service.name} has no store, so no transaction can carry an event")
         scope = current.get()
         await self.store.emit(tx, [self.wrapper.message(event, scope) for event in events])
         return [None] * len(events)
 
-    async def _send(self, messages: Sequence[Message], timeout: float) -> Sequence[Exception | None]:
+    async def _send(self, events: Sequence[Event], timeout: float) -> Sequence[Exception | None]:
         answers: Sequence[Exception | None] | None = None
         try:
+            messages = [self.wrapper.message(event, sends=True) for event in events]
             answers = await publish(self.broker, messages, timeout, "direct", self._watchers)
             return answers
+        except TidingsError as error:  # one of them is none that can be sent, and so none was
+            answers = [error] * len(events)
+            raise
         finally:
             if self.traces is not None:
-                self.traces.sent([message.id for message in messages], answers)
+                self.traces.sent([event_id(event) for event in events], answers)
 
     @asynccontextmanager
     async def life(self) -> AsyncIterator[None]:

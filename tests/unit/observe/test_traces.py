@@ -19,7 +19,7 @@ from tidings import Event, Retry, Service
 from tidings.dead_letters import list_letters, redrive
 from tidings.delivery import Message
 from tidings.envelope import envelope_of, read_envelope, to_structured
-from tidings.errors import NotStored
+from tidings.errors import EventTooLarge, NotStored
 from tidings.testing import MemoryBroker
 
 __all__ = ["spans"]
@@ -160,6 +160,16 @@ async def test_P1_a_publish_that_fails_is_seen_to(spans: Spans) -> None:
     send = spans.one("send order")
     assert send.status.status_code is StatusCode.ERROR
     assert (send.attributes or {})["error.type"] == "NotStored"
+
+
+async def test_what_cannot_even_be_sent_is_seen_to_as_well_and_its_span_ends(spans: Spans) -> None:
+    service = shop()
+    async with service.running(broker=MemoryBroker()):
+        with pytest.raises(EventTooLarge):
+            await service.publish_many([Placed(order_id="1"), Placed(order_id="2", wanted="x" * 2_000_000)])
+    first, second = spans.all("send order")
+    assert first.status.status_code is second.status.status_code is StatusCode.ERROR
+    assert (first.attributes or {})["error.type"] == "EventTooLarge"
 
 
 @pytest.mark.parametrize(
