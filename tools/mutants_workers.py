@@ -53,8 +53,14 @@ WORKERS: tuple[Mutant, ...] = (
     bug(
         "the end of the terminal replaces them",
         "cli/signals.py",
-        "if had_terminal and not _has_terminal():",
-        "if False:",
+        "            if not had_terminal or _has_terminal():\n",
+        "            if number:\n",
+    ),
+    bug(
+        "what nohup says is overruled",
+        "cli/signals.py",
+        "signal.getsignal(signal.SIGHUP) is signal.SIG_IGN",
+        "signal.getsignal(signal.SIGHUP) is None",
     ),
     bug(
         "a stop tries to acknowledge for as long as the broker is away",

@@ -49,14 +49,21 @@ class Stop:
             call()
 
     def on_hangup(self, call: Callable[[], object]) -> None:
-        """Call back at SIGHUP, unless it says that the terminal is gone, which is a reason to stop."""
+        """Call back at SIGHUP, unless it says that the terminal is gone, which is a reason to stop.
+
+        Started by nohup, it is to go on without its terminal.
+        """
         had_terminal = _has_terminal()
+        outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
         def hung_up(number: int, frame: FrameType | None) -> None:
-            if had_terminal and not _has_terminal():
-                self.ask()
-            else:
+            nonlocal had_terminal
+            if not had_terminal or _has_terminal():
                 call()
+            elif outlives:
+                had_terminal = False  # the next one is somebody's
+            else:
+                self.ask()
 
         signal.signal(signal.SIGHUP, hung_up)
 

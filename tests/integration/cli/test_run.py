@@ -351,10 +351,15 @@ def test_a_stop_while_workers_are_replaced_stops_all(served: Shell) -> None:
     assert "were replaced" not in parent.out
 
 
-def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
-    """Which sends the same signal as who wants the workers replaced."""
+def on_a_terminal(served: Shell, before: Callable[[], object] = bool) -> tuple[subprocess.Popen[bytes], list[int], int]:
+    """Workers of a parent that leads the session of a terminal; their pids, and the end that closes the terminal."""
     master, slave = pty.openpty()
     out, err = served.folder / "out-tty", served.folder / "err-tty"
+
+    def prepare() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        before()
+
     with out.open("w") as said, err.open("w") as logged:
         process = subprocess.Popen(
             [sys.executable, "-m", "tidings.cli", *RUN, "--workers", "2"],
@@ -364,15 +369,39 @@ def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
             stdout=said,
             stderr=logged,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=prepare,
         )
     os.close(slave)
     await_(lambda: "workers are ready" in out.read_text() or process.poll() is not None)
     found = re.search(r"\(pids ([\d, ]+)\)", out.read_text())
     assert found
+    return process, [int(pid) for pid in found[1].split(", ")], master
+
+
+def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
+    """Which sends the same signal as who wants the workers replaced."""
+    process, workers, master = on_a_terminal(served)
     place(served, "1", "slow")
-    await_(lambda: "reserving" in err.read_text())
+    await_(lambda: "reserving" in (served.folder / "err-tty").read_text())
     os.close(master)
     assert process.wait(30) == 0
     assert served.applied() == ["1"]
-    assert not any(alive(int(pid)) for pid in found[1].split(", "))
+    assert not any(map(alive, workers))
+
+
+def test_under_nohup_it_outlives_its_terminal_and_replaces_its_workers_when_it_is_asked_to(served: Shell) -> None:
+    process, workers, master = on_a_terminal(served, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    try:
+        os.close(master)
+        place(served, "1")
+        await_(lambda: served.applied() == ["1"])
+        time.sleep(1.0)  # it would stop at once
+        assert process.poll() is None
+        assert all(map(alive, workers))
+        process.send_signal(signal.SIGHUP)
+        await_(lambda: "workers were replaced" in (served.folder / "out-tty").read_text())
+        assert not any(map(alive, workers))
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
