@@ -381,10 +381,13 @@ def on_a_terminal(served: Shell, before: Callable[[], object] = bool) -> tuple[s
 def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
     """Which sends the same signal as who wants the workers replaced."""
     process, workers, master = on_a_terminal(served)
-    place(served, "1", "slow")
-    await_(lambda: "reserving" in (served.folder / "err-tty").read_text())
-    os.close(master)
-    assert process.wait(30) == 0
+    try:
+        place(served, "1", "slow")
+        await_(lambda: "reserving" in (served.folder / "err-tty").read_text())
+        os.close(master)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
     assert served.applied() == ["1"]
     assert not any(map(alive, workers))
 
