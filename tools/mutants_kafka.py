@@ -6,6 +6,7 @@ from tools.mutants_kit import Mutant
 
 FAST = ("tests/unit/brokers/kafka",)
 POSITIONS = ("tests/integration/kafka/test_positions.py",)
+KEEPING = ("tests/integration/kafka/test_keeping.py",)
 DECLARING = ("tests/integration/kafka/test_declaring.py",)
 PUBLISHING = ("tests/integration/kafka/test_publishing.py",)
 
@@ -143,6 +144,13 @@ KAFKA: tuple[Mutant, ...] = (
         "arrivals.py",
         "                track = self._anew(track, offset)\n",
         "                continue\n",
+    ),
+    bug(
+        "an id is forgotten while its event stands in a segment that is still open",
+        "topics.py",
+        "else keep + opened\n",
+        "else keep\n",
+        KEEPING,
     ),
     bug("a compacted topic keeps events", "topics.py", 'if "compact" in settings', 'if "never" in settings', DECLARING),
     bug(

@@ -18,7 +18,7 @@ from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
-from tidings.brokers.kafka.topics import keeps, topic_settings
+from tidings.brokers.kafka.topics import lasts, topic_settings
 from tidings.brokers.kafka.tracks import Batch, Track, again, offset_of, track_of
 from tidings.brokers.kafka.waiting import Waiting, trim
 from tidings.delivery import ACK, Ack, Delivery, Route, Verdict
@@ -364,8 +364,8 @@ class KafkaFeed:
             await asyncio.sleep(LOOK)
 
     async def keeps(self) -> timedelta | None:
-        """How long the stream keeps its events now, whatever the code says; None is without end."""
-        return keeps(await topic_settings(self._link, self.subscription.stream))
+        """How long an event may stand in its topic as that is now, whatever the code says; None is without end."""
+        return lasts(await topic_settings(self._link, self.subscription.stream))
 
 
 def _mark(handed: Sequence[Delivery]) -> None:

@@ -24,6 +24,8 @@ ROOM: Final = 256 * 1024
 MAX_MESSAGE: Final = MAX_EVENT_BYTES + ROOM
 KNOWN_WITHIN: Final = 10.0
 HOUR: Final = 3_600_000
+FOR_EVER: Final = 10**15
+"""Milliseconds that nobody means as a time."""
 
 _EXISTS: Final = frozenset({KafkaError.TOPIC_ALREADY_EXISTS})
 
@@ -167,9 +169,23 @@ def _drifts(stream: StreamPlan, settings: Mapping[str, str]) -> list[Drift]:
 
 
 def keeps(settings: Mapping[str, str]) -> timedelta | None:
-    """For how long a topic keeps its events; None is without end."""
-    age = int(settings.get("retention.ms") or -1)
-    return None if age < 0 else timedelta(milliseconds=age)
+    """For how long a topic is to keep its events; None is without end."""
+    return _span(settings.get("retention.ms"))
+
+
+def lasts(settings: Mapping[str, str]) -> timedelta | None:
+    """For how long an event may stand in a topic; None is without end.
+
+    A segment goes as a whole, once its newest event is too old, and its oldest is older by all the time it was open.
+    """
+    keep, opened = keeps(settings), _span(settings.get("segment.ms"))
+    return None if keep is None or opened is None else keep + opened
+
+
+def _span(milliseconds: str | None) -> timedelta | None:
+    """None is without end, which some write as the largest number that there is."""
+    count = int(milliseconds or -1)
+    return timedelta(milliseconds=count) if 0 <= count < FOR_EVER else None
 
 
 def _milliseconds(span: timedelta) -> int:
