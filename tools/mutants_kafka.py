@@ -152,6 +152,13 @@ KAFKA: tuple[Mutant, ...] = (
         "else keep\n",
         KEEPING,
     ),
+    bug(
+        "a position whose group is forgotten begins with what comes, as a new one",
+        "positions.py",
+        "(_again(link, subscription.stream, began) if began else beginnings(link, subscription))",
+        "beginnings(link, subscription)",
+        POSITIONS,
+    ),
     bug("a compacted topic keeps events", "topics.py", 'if "compact" in settings', 'if "never" in settings', DECLARING),
     bug(
         "a retry route does not grow with its stream",

@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -332,3 +333,28 @@ async def test_P3_a_topic_that_was_made_anew_is_read_from_its_beginning(connect:
     await until(lambda: second.got)
     assert second.bodies == [b"new"]
     await second.ack(*second.got)
+
+
+@pytest.mark.parametrize("start", ["new", "all"])
+async def test_P3_a_position_whose_group_is_forgotten_begins_where_it_began_and_misses_nothing(
+    connect: Connect, kafka: Kafka, start: Literal["new", "all"], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the cluster does after a week without members; events of that week are still there."""
+    others = await connect(subscribe=False)
+    stream = others.subscription.stream
+    await others.publish(others.message(b"before"))
+    rig = await connect(position(stream=stream, types=(f"{stream}.placed",), start=start))
+    await others.publish(others.message(b"1"))
+    seen = 1 if start == "new" else 2
+    await until(lambda: len(rig.got) == seen)
+    await rig.ack(*rig.got)
+    await rig.broker.close()
+    await others.publish(others.message(b"while it was away"))
+    name = rig.subscription.position
+    admin = AdminClient({"bootstrap.servers": kafka.address})
+    admin.delete_consumer_groups([name])[name].result(10)
+
+    again = await connect(rig.subscription)
+    await until(lambda: len(again.got) == seen + 1)
+    assert sorted(again.bodies) == sorted([*rig.bodies, b"while it was away"])
+    assert f"{name} has no place at the cluster any more" in caplog.text

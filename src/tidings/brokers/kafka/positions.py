@@ -7,6 +7,7 @@ What the group cannot say, its types, stands in a compacted topic.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -21,6 +22,8 @@ from tidings.brokers.kafka.reading import read_records
 from tidings.errors import BrokerUnavailable
 from tidings.ports import Plan, Subscription
 
+log = logging.getLogger("tidings.kafka")
+
 REMOVE: Final = "kafka-consumer-groups.sh --bootstrap-server … --delete --group {position}"
 
 
@@ -29,6 +32,8 @@ class Entry(msgspec.Struct, frozen=True):
 
     stream: str
     types: tuple[str, ...]
+    begins: dict[int, int] = {}
+    """Where it began, by partition: a group without members is forgotten after some time, and its place with it."""
 
 
 _decode = msgspec.json.Decoder(Entry).decode
@@ -36,7 +41,10 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 async def existing_positions(link: Link, service: str) -> dict[str, Entry]:
     """The positions of a service whose groups exist."""
-    written = await written_positions(link, f"{service}.")
+    return await _existing(link, await written_positions(link, f"{service}."))
+
+
+async def _existing(link: Link, written: Mapping[str, Entry]) -> dict[str, Entry]:
     if not written:
         return {}
     there = await asyncio.gather(*(committed_of(link, one, [entry.stream]) for one, entry in written.items()))
@@ -69,23 +77,38 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None
         check_position(one.position)
     if not plan.subscriptions:
         return
-    existing = await existing_positions(link, plan.service)
+    written = await written_positions(link, f"{plan.service}.")
+    existing = await _existing(link, written)
     plan.check_positions({name: entry.types for name, entry in existing.items()}, REMOVE)
-    await asyncio.gather(*(_ensure(link, one) for one in plan.subscriptions if one.position not in existing))
+    new = [one for one in plan.subscriptions if one.position not in existing]
+    made = await asyncio.gather(*(_ensure(link, one, written.get(one.position)) for one in new))
+    begins = {one.position: found for one, found in zip(new, made, strict=True)}
+    begins |= {name: entry.begins for name, entry in existing.items()}
     changed = {
         one.position: entry
         for one in plan.subscriptions
-        if existing.get(one.position) != (entry := Entry(one.stream, tuple(sorted(one.types))))
+        if written.get(one.position)
+        != (entry := Entry(one.stream, tuple(sorted(one.types)), dict(begins[one.position])))
     }
     if changed:
         await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in changed.items()})
 
 
-async def _ensure(link: Link, subscription: Subscription) -> None:
-    """Commit where a new position begins. Where that is, is asked first: so nothing is missed."""
-    begins = await beginnings(link, subscription)
+async def _ensure(link: Link, subscription: Subscription, known: Entry | None) -> Mapping[int, int]:
+    """Commit where a new position begins, and return it. Where that is, is asked first: so nothing is missed.
+
+    One that is `known`, and has no place any more, begins once more where it began.
+    """
+    began = known.begins if known is not None and known.stream == subscription.stream else {}
+    begins = await (_again(link, subscription.stream, began) if began else beginnings(link, subscription))
     if await committed_of(link, subscription.position, [subscription.stream]):
-        return
+        return begins
+    if began:
+        log.warning(
+            "%s has no place at the cluster any more, and begins where it began: what it had applied comes again. Its"
+            " group was removed, or was without members for longer than offsets.retention.minutes",
+            subscription.position,
+        )
     places = [TopicPartition(subscription.stream, number, offset) for number, offset in begins.items()]
     asker = link.asker(subscription.position)
     try:
@@ -94,6 +117,16 @@ async def _ensure(link: Link, subscription: Subscription) -> None:
         # Whoever was quicker, and takes from it already, has committed where it begins.
         if not await committed_of(link, subscription.position, [subscription.stream]):
             raise
+    return begins
+
+
+async def _again(link: Link, topic: str, begins: Mapping[int, int]) -> dict[int, int]:
+    """The same places, as far as they are there: partitions may be new, and the topic another one by this name."""
+    first, ends = await asyncio.gather(offsets(link, topic, EARLIEST), offsets(link, topic, LATEST))
+    return {
+        number: begin if offset <= (begin := begins.get(number, offset)) <= ends[number] else offset
+        for number, offset in first.items()
+    }
 
 
 async def beginnings(link: Link, subscription: Subscription) -> dict[int, int]:
