@@ -58,7 +58,7 @@ STUCK: tuple[Mutant, ...] = (
         "                self.late.results.update(results)\n",
         "",
     ),
-    bug("nobody goes on when the call has ended", "leaving.py", "                self.back(delivery)\n", ""),
+    bug("nobody goes on when the call has ended", "leaving.py", "\n        self.back(delivery)\n", "\n"),
     bug(
         "a twin is handled beside a call that was set aside",
         "handling.py",
@@ -68,8 +68,8 @@ STUCK: tuple[Mutant, ...] = (
     bug(
         "a call that ended with an error has failed twice",
         "leaving.py",
-        "                delivery.failures = max(0, delivery.failures - 1)  # what",
-        "                delivery.failures = max(0, delivery.failures)  # what",
+        "        delivery.failures = max(0, delivery.failures - 1)  # what",
+        "        delivery.failures = max(0, delivery.failures)  # what",
     ),
     bug(
         "an event that was given back waits for its call as well",
@@ -208,5 +208,19 @@ STUCK: tuple[Mutant, ...] = (
         "                self._give_turn()\n                return self._tidy_up_later",
         "                return self._tidy_up_later",
         ON_DATABASES,
+    ),
+    bug(
+        "an event whose call ends while its claim is closed waits for ever, and its key with it",
+        "leaving.py",
+        "                    self._early.add(delivery)\n",
+        "                    pass\n",
+        ("tests/integration/service/test_stuck_handlers.py",),
+    ),
+    bug(
+        "an event whose call ends while its claim is closed is lost to its process, in no order",
+        "leaving.py",
+        "                work.decision = None\n",
+        "                pass\n",
+        ("tests/integration/service/test_stuck_handlers.py",),
     ),
 )

@@ -72,6 +72,10 @@ class Leaving:
         """The limits of the calls that go on although their time is over."""
         self.aside: dict[Delivery, Turn] = {}
         """The events that wait until their call has ended."""
+        self._settled: set[Delivery] = set()
+        """Of these, whose waiting is settled: they are held somewhere, and their failure counts."""
+        self._early: set[Delivery] = set()
+        """Whose call ended before that, while its claim closed."""
         self.back: Callable[[Delivery], object] = lambda delivery: None
         """Told of each event whose call has ended while it waited for that."""
 
@@ -140,8 +144,36 @@ class Leaving:
             return None
         return Retried(after=UNTIL_IT_ENDS, reason=describe(error), error=error)
 
+    def settling(self, works: Sequence[Work], *, in_order: bool) -> None:
+        """They are settled next. In no order, what has come to the end of its call by now needs not wait."""
+        for work in works if self.count else ():
+            if not _waits(work.decision):
+                continue
+            if work.delivery in self.aside:
+                self._settled.add(work.delivery)
+            elif not in_order:
+                self._early.discard(work.delivery)
+                work.decision = None
+
+    def settled(self, ended: Sequence[tuple[Delivery, Decision]]) -> None:
+        """They are held now, in order, and those go on whose call ended before they were."""
+        for delivery, decision in ended if self.count else ():
+            if _waits(decision) and delivery not in self.aside:
+                if delivery in self._early:
+                    self._goes_on(delivery)
+                elif delivery.key is not None:
+                    self.back(delivery)
+
+    def _goes_on(self, delivery: Delivery) -> None:
+        self._settled.discard(delivery)
+        self._early.discard(delivery)
+        delivery.failures = max(0, delivery.failures - 1)  # what came of it counts, and not that it was late
+        self.back(delivery)
+
     def forget(self, delivery: Delivery) -> None:
         """An event is given back, and so does not wait for its call any more."""
+        self._settled.discard(delivery)
+        self._early.discard(delivery)
         if (turn := self.aside.pop(delivery, None)) is not None:
             turn.abandon()
             self.late.let_go(delivery)
@@ -150,6 +182,8 @@ class Leaving:
         """Wait for no call any more, and say of each event what becomes of it: its failure counts already."""
         asides = dict(self.aside)
         self.aside.clear()
+        self._settled.clear()
+        self._early.clear()
         self.late.clear()
         ended: list[tuple[Delivery, Decision]] = []
         for delivery, turn in asides.items():
@@ -190,9 +224,15 @@ class Leaving:
         for delivery in deliveries:
             if self.aside.get(delivery) is turn:
                 del self.aside[delivery]
-                delivery.failures = max(0, delivery.failures - 1)  # what came of it counts, and not that it was late
                 results = {} if delivery.withdrawn else turn.results([delivery])
                 self.late.results.update(results)
                 if not results:
                     self.late.let_go(delivery)
-                self.back(delivery)
+                if delivery in self._settled:
+                    self._goes_on(delivery)
+                else:
+                    self._early.add(delivery)
+
+
+def _waits(decision: Decision | None) -> bool:
+    return isinstance(decision, Retried) and decision.after == UNTIL_IT_ENDS

@@ -201,6 +201,7 @@ class Pipeline:
 
     async def _settle(self, works: list[Work], holds: Holds | None, began: float, more: bool = False) -> None:
         """Take out what was decided, and let it be told; a cancelled lane still tells the broker about its work."""
+        self.leaving.settling(works, in_order=holds is not None)
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
         works[:] = [work for work in works if work.decision is None]
         self.settler.judge(ended)
@@ -212,3 +213,5 @@ class Pipeline:
         except asyncio.CancelledError:
             await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
             raise
+        if holds is not None:
+            self.leaving.settled(ended)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import msgspec
@@ -16,7 +17,8 @@ from tidings import Delivery, Event, Retry, Service
 from tidings.delivery import Message
 from tidings.envelope import to_structured
 from tidings.leaving import Leftovers
-from tidings.stores.memory import MemoryStore
+from tidings.ports import Key
+from tidings.stores.memory import MemoryClaim, MemoryStore
 from tidings.testing import MemoryBroker
 
 pytestmark = pytest.mark.proves("P12", broker="memory")
@@ -249,6 +251,43 @@ async def test_P5_P12_what_is_applied_once_by_a_lease_is_not_begun_beside_a_call
         hands.release()
         await broker.idle()
     assert effects == ["b2", "a1"]
+    assert not broker.dead_letters
+
+
+class Slow(MemoryStore):
+    """A store that takes its time to close a claim."""
+
+    @asynccontextmanager
+    async def _claim(self, keys: Sequence[Key]) -> AsyncIterator[MemoryClaim]:
+        async with super()._claim(keys) as claim:
+            yield claim
+            await asyncio.sleep(0.3)
+
+
+@pytest.mark.parametrize("order", ["key", None])
+@pytest.mark.proves("P4", broker="memory", store="memory")
+async def test_P8_P12_a_call_that_ends_while_its_claim_is_closed_counts_and_what_follows_goes_on(
+    order: Literal["key"] | None, hands: Hands
+) -> None:
+    broker, begun, left = MemoryBroker(), list[str](), list[int]()
+    stock = Service("stock", store=Slow(), publishes=[Placed])
+
+    @stock.on(Placed, order=order, **SOON)
+    async def reserve(event: Placed) -> None:
+        begun.append(f"{event.order_id}{event.number}")
+        if event.number == 1:
+            await hands.hold()
+
+    async with stock.running(broker=broker):
+        (worker,) = stock.active.workers
+        assert not any(await stock.publish_many(placed("a1", "a2")))
+        await until(lambda: worker.left_behind == (1, 1))
+        hands.release()
+        await until(lambda: worker.left_behind == (0, 1))
+        left.append(worker.busy)
+        await broker.idle()
+    assert left == [1], "the claim was not closed yet"
+    assert sorted(begun) == ["a1", "a2"]
     assert not broker.dead_letters
 
 
