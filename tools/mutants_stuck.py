@@ -211,9 +211,9 @@ STUCK: tuple[Mutant, ...] = (
     ),
     bug(
         "an event whose call ends while its claim is closed waits for ever, and its key with it",
-        "leaving.py",
-        "                    self._early.add(delivery)\n",
-        "                    pass\n",
+        "pipeline.py",
+        "            self.leaving.settled(ended)\n",
+        "            pass\n",
         ("tests/integration/service/test_stuck_handlers.py",),
     ),
     bug(
