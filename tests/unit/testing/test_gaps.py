@@ -25,14 +25,18 @@ class _Forgetful(MemoryRig):
     features = Features(name="forgetful", history=False)
 
 
-def test_a_feature_that_is_not_claimed_fails_the_run() -> None:
-    with pytest.raises(pytest.fail.Exception, match=r"not supported: history \(forgetful\)"):
+def test_a_feature_that_is_not_claimed_fails_the_run_and_is_said_to_belong_into_gaps() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"not supported: history \(forgetful\).*gaps = {'history': "):
         Bench(_Forgetful(), "test").needs("history")
 
 
-def test_a_part_that_a_rig_lacks_fails_the_run() -> None:
-    with pytest.raises(pytest.fail.Exception, match=r"not supported: cluster \(memory\)"):
+def test_a_part_that_a_rig_lacks_fails_the_run_and_is_said_to_belong_into_apart() -> None:
+    with pytest.raises(
+        pytest.fail.Exception, match=r"not supported: cluster \(memory\).*apart = {'cluster': "
+    ) as caught:
         _ = Bench(MemoryRig(), "test").cluster
+    assert "tidings.testing.conformance.Cluster" in str(caught.value)
+    assert "gaps" not in str(caught.value)
 
 
 def test_a_gap_that_the_run_allows_is_reported_with_its_reason() -> None:

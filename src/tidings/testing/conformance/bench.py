@@ -81,35 +81,43 @@ class Bench:
         """Go on only where the adapter claims these; else the test fails, or is reported where the run allows that."""
         for feature in features:
             if not getattr(self.features, feature):
-                self._not_supported(feature)
+                why = f"gaps = {{{feature!r}: 'the reason'}}, or --gap {feature}='the reason'"
+                self._not_there(feature, f"name it in `gaps` of its class or on the command line: {why}")
 
-    def _not_supported(self, what: str) -> NoReturn:
+    def _not_staged(self, what: str, protocol: str) -> NoReturn:
+        """The rig lacks what a part of the suite is staged with, which says nothing of the broker."""
+        self._not_there(
+            what,
+            f"give the rig the methods of tidings.testing.conformance.{protocol}, or say in `apart` of its class why"
+            f" this run has no place for them: apart = {{{what!r}: 'the reason'}}",
+        )
+
+    def _not_there(self, what: str, remedy: str) -> NoReturn:
         if what in self._apart:
             pytest.skip(f"{APART}{what} ({self.features.name}: {self._apart[what]})")
         if what in self._gaps:
             pytest.skip(f"{NOT_SUPPORTED}{what} ({self.features.name}: {self._gaps[what]})")
         pytest.fail(
-            f"{NOT_SUPPORTED}{what} ({self.features.name}), which this run does not allow: only what the class of the"
-            f" tests names in `gaps` may be missing, such as gaps = {{{what!r}: 'the reason'}}",
+            f"{NOT_SUPPORTED}{what} ({self.features.name}), which this run does not allow. If that is right, {remedy}",
             pytrace=False,
         )
 
     @property
     def cluster(self) -> Cluster:
         """The rig, which has several servers; else as with `needs`, here and below."""
-        return self.rig if isinstance(self.rig, Cluster) else self._not_supported("cluster")
+        return self.rig if isinstance(self.rig, Cluster) else self._not_staged("cluster", "Cluster")
 
     @property
     def network(self) -> Network:
-        return self.rig if isinstance(self.rig, Network) else self._not_supported("network")
+        return self.rig if isinstance(self.rig, Network) else self._not_staged("network", "Network")
 
     @property
     def impatient(self) -> Impatient:
-        return self.rig if isinstance(self.rig, Impatient) else self._not_supported("ack wait")
+        return self.rig if isinstance(self.rig, Impatient) else self._not_staged("ack wait", "Impatient")
 
     @property
     def processes(self) -> Processes:
-        return self.rig if isinstance(self.rig, Processes) else self._not_supported("processes")
+        return self.rig if isinstance(self.rig, Processes) else self._not_staged("processes", "Processes")
 
     def size(self, what: str, full: int, least: int) -> int:
         """How many of something: all of them in full mode, a fiftieth in short mode but never less than `least`."""

@@ -15,6 +15,10 @@ from tidings.ports import Broker, Features
 from tidings.testing.conformance.rig import Rig
 from tidings.testing.conformance.suite import Conformance
 
+_ALONE = (
+    "each client of memory: has a memory of its own, and never sees what another one published. Write a Rig that gives"
+    " clients of one MemoryBroker, as docs/howto/write-an-adapter.md does, or name a broker that runs"
+)
 _HANDS = "a URL is no hand on it: write a Rig"
 
 
@@ -46,4 +50,8 @@ class TestBroker(Conformance):
     def rig(self, request: pytest.FixtureRequest) -> Rig:
         if (url := request.config.getoption("--broker")) is None:
             pytest.exit("say which broker is to be tested: --broker URL", returncode=pytest.ExitCode.USAGE_ERROR)
+        if url.strip().lower().startswith("memory:"):
+            pytest.exit(
+                f"--broker memory: cannot be tested by its URL: {_ALONE}", returncode=pytest.ExitCode.USAGE_ERROR
+            )
         return UrlRig(str(url))
