@@ -175,6 +175,13 @@ SIGHT: tuple[Mutant, ...] = (
         HELD,
     ),
     bug(
+        "a handler that somebody paused is taken for one that is stuck",
+        "observe/_looking.py",
+        "if one.paused]",
+        "if False]",
+        ("tests/unit/observe/test_health.py",),
+    ),
+    bug(
         "a subject that is only nice to have makes the service not ready",
         "brokers/nats/link.py",
         "                    return refused()\n",

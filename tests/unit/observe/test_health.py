@@ -19,6 +19,7 @@ import pytest
 from tests.unit.observe.shop import Placed, shop
 from tidings import ConfigurationError, Service, StoreUnavailable
 from tidings.observe import Observability
+from tidings.observe._looking import Looks
 from tidings.observe._progress import Progress
 from tidings.observe.server import MOST_REQUESTS, Answer, Server
 from tidings.ports import Backlog
@@ -227,6 +228,28 @@ def test_events_that_wait_while_nobody_gets_any_are_trouble() -> None:
     assert not progress.troubles, "another process works it off"
     progress.look({"shop.handle": Backlog(pending=2, in_flight=1)}, lambda position: 1)
     assert not progress.troubles
+
+
+async def test_a_handler_that_somebody_paused_is_ready_however_long_its_events_wait() -> None:
+    """It was asked for; and a process that begins paused could not become ready in a rolling restart."""
+    service, progress = shop(), Progress(stuck_after=0.05)
+    async with seen(service) as (sight, _):
+        looks = Looks(service, sight.metrics, progress)
+        (worker,) = service.active.workers
+        await worker.pause("by somebody, at noon: the warehouse is counted")
+        await service.publish(Placed(order_id="1"))
+        backlog = await worker.backlog()
+        assert (backlog is not None, backlog and backlog.pending) == (True, 1)
+        for _ in range(3):
+            await looks.look()
+            await asyncio.sleep(0.06)
+        sight.health.look()
+        assert sight.ready().ok
+        assert not progress.troubles
+        assert (
+            'tidings_handler_paused{by="operator",handler="handle",service="shop"} 1.0' in sight.metrics.text().decode()
+        )
+        await worker.resume()
 
 
 async def test_a_port_in_use_is_said_with_the_remedy() -> None:
