@@ -135,6 +135,7 @@ class Event(msgspec.Struct, _Slot, metaclass=EventMeta, frozen=True, kw_only=Tru
     Raises:
         DeclarationError: where the class is written wrongly; the message shows the right line.
         InvalidEvent: where an event is made with values that its class does not allow.
+        TypeError: where a field is missing or unknown, or given by position.
     """
 
     __tidings__: ClassVar[EventSpec]
