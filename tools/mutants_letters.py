@@ -34,6 +34,12 @@ LETTERS: tuple[Mutant, ...] = (
         "        **letter.headers,\n        Header.ID: header_text(letter.id),\n",
     ),
     _letters(
+        "no beginning of an id at all names the only letter there is",
+        DEAD,
+        "    if not begins:\n",
+        "    if begins is None:\n",
+    ),
+    _letters(
         "a list keeps the tracebacks of all letters",
         DEAD,
         'traceback=plain_text(traceback) if whole else ""',

@@ -189,18 +189,27 @@ async def list_letters(
 async def find(broker: Broker, wanted: Iterable[str], *, bodies: bool = True) -> list[Letter]:
     """Letters by their ids, or by beginnings of ids that are unique; whole ones, unless told otherwise.
 
+    An ellipsis at the end says that the rest was cut, and is no part of the id.
+
     Raises:
         ConfigurationError: none, or several, begin like that.
     """
     wanted = list(wanted)
-    beginnings = tuple(wanted)
+    beginnings = tuple(map(_beginning, wanted))
     result = Fold(bodies=bodies)
     async for message in broker.read(Route.DEAD):
         headers = message.headers
         ids = (headers.get(Header.LETTER, ""), headers.get(Header.REDRIVEN_FROM, ""))
         if any(one.startswith(beginnings) for one in ids):
             result.add(message)
-    return [_only(one, result.letters) for one in wanted]
+    return [_only(one, result.letters) for one in beginnings]
+
+
+def _beginning(wanted: str) -> str:
+    begins = wanted.strip().rstrip(".…")
+    if not begins:
+        raise ConfigurationError(f"{wanted!r} is no id of a dead letter. tidings dead list shows them")
+    return begins
 
 
 async def redrive(broker: Broker, letter: Letter, audit: Audit = NOBODY) -> None:

@@ -11,6 +11,9 @@ from tidings.cli.failures import Status, one_line
 from tidings.observe._text import shown
 
 LONGEST_LINE: Final = 10_000
+BETWEEN: Final = "  "
+LEAST_TEXT: Final = 24
+"""Cells of a terminal that are left for the last column of a table, which is a text; with fewer it is no table."""
 
 
 class Out:
@@ -41,7 +44,9 @@ class Out:
             sys.stderr.flush()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """For people only: a drawn table on a terminal, tab-separated columns elsewhere."""
+        """For people only: on a terminal a table, or one thing under the other where that is too narrow for it;
+        tab-separated columns elsewhere. Only the last column is folded, and none is cut: ids are copied from here.
+        """
         if self.json:
             return
         cells = [[shown(cell) for cell in row] for row in rows]
@@ -49,14 +54,31 @@ class Out:
             for row in [list(columns), *cells]:
                 self.write("\t".join(row))
             return
+        from rich.cells import cell_len
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        console = Console(highlight=False)
+        *wide, last = (max(map(cell_len, column)) for column in zip(columns, *cells, strict=True))
+        if sum(wide) + len(BETWEEN) * len(wide) + min(last, LEAST_TEXT) > console.width:
+            self._under_one_another(columns, cells)
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, len(BETWEEN), 0, 0))
+        for name in columns:
+            table.add_column(name, no_wrap=name != columns[-1], overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))
-        Console(highlight=False).print(table)
+        console.print(table)
+
+    def _under_one_another(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Each row as lines of a name and a value; the terminal itself breaks them, so that they are copied whole."""
+        longest = max(map(len, columns))
+        for number, row in enumerate(rows):
+            if number:
+                self.write("")
+            for name, cell in zip(columns, row, strict=True):
+                self.write(f"{name:<{longest}}{BETWEEN}{cell}")
 
     def write(self, line: str) -> None:
         sys.stdout.write(line + "\n")
