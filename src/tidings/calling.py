@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from tidings.context import Scope, current
 from tidings.delivery import Delivery
@@ -60,8 +60,42 @@ def _giver(handler: Handler, name: str, hint: type, once: Once | None, shared: o
     raise ConfigurationError(
         f"{handler.position}: nothing can fill its parameter {name}: {hint.__name__}: {source}, and"
         f" {'the lifespan yields ' + type(shared).__name__ if shared is not None else 'the service has no lifespan'}."
-        " A handler can ask for Delivery, for a connection of its store, and for what Service(lifespan=…) yields"
+        f" {_WHOSE.get(_library(hint), '')}A handler can ask for Delivery, for a connection of its store, and for what"
+        " Service(lifespan=…) yields"
     )
+
+
+def check_connection(handler: Handler, once: Once | None) -> None:
+    """Refuse a handler that asks for a connection which its store does not give.
+
+    Raises:
+        ConfigurationError: it does; the message says which store gives one.
+    """
+    for name, hint in handler.wants:
+        whose = _WHOSE.get(_library(hint), "")
+        if whose and not (once is not None and once.gives(hint, sync=handler.sync)):
+            raise ConfigurationError(
+                f"{handler.position}: its store gives no {hint.__name__} ({name}) to"
+                f" {'a sync' if handler.sync else 'an async'} handler. {whose.rstrip()}"
+            )
+
+
+def _library(hint: type) -> str:
+    return hint.__module__.partition(".")[0]
+
+
+_WHOSE: Final = {
+    "sqlalchemy": (
+        "AsyncConnection and AsyncSession, in a sync handler Connection and Session, are of the stores through"
+        " SQLAlchemy: write postgresql+asyncpg://…, postgresql+psycopg://…, mariadb+aiomysql://… or sqlite:///…."
+        " With postgresql://… ask for asyncpg.Connection. "
+    ),
+    "asyncpg": (
+        "asyncpg.Connection is of the store postgresql://…, in async handlers. With postgresql+asyncpg://… and the"
+        " others through SQLAlchemy ask for AsyncConnection. "
+    ),
+}
+"""Which stores give the connections of a library."""
 
 
 def _bind(function: Callable[..., Any], gives: tuple[tuple[str, Give], ...]) -> Call:

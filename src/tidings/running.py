@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from tidings.brokers import EXAMPLE_URL, broker_from
-from tidings.calling import make_call, resource_of
+from tidings.calling import check_connection, make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
 from tidings.control import Obedience, standing
@@ -174,6 +174,7 @@ class Running:
             resource = resource_of(handler, self.store)
             alone = resource is None or self.store is None or not self.store.transactional
             if handler.batches and handler.rules.once and alone:
+                check_connection(handler, self.store)
                 raise ConfigurationError(
                     f"{handler.position} handles batches and applies each event once, so that the effects of a batch"
                     " have to commit with its keys. Let it ask for the connection of a SQL store (db: AsyncConnection),"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.unit.parts import (
     SOON,
@@ -486,6 +487,17 @@ def test_what_each_event_causes_is_declared_by_the_annotation() -> None:
     stock = Service("stock")
     stock.on_batch(Placed)(reserve)
     assert stock.published == (Shipped,)
+
+
+async def with_sqlalchemy(orders: list[Placed], db: AsyncConnection) -> None: ...
+
+
+def test_a_batch_handler_that_asks_for_the_connection_of_another_store_is_told_which() -> None:
+    stock = Service("stock")
+    stock.on_batch(Placed)(with_sqlalchemy)
+    running = Running(stock, RecordingBroker(), ToldStore())  # type: ignore[arg-type]  # no relay
+    with pytest.raises(ConfigurationError, match=r"gives no AsyncConnection \(db\).*write postgresql\+asyncpg://"):
+        running._checked_store()
 
 
 async def with_all(orders: list[Placed], deliveries: list[Delivery], db: Tx) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.unit.parts import Bench, Placed, ToldStore, Tx, batch, delivery, handler_of, until
-from tidings.calling import make_call, resource_of
+from tidings.calling import check_connection, make_call, resource_of
 from tidings.claims import NoClaim
 from tidings.context import Scope, current
 from tidings.delivery import Delivery
@@ -61,6 +63,18 @@ def test_what_nothing_can_give_is_refused_at_the_start_with_what_can_be_asked_fo
     ):
         with pytest.raises(ConfigurationError, match=why):
             make_call(handler_of(lost), store, shared)
+
+
+def test_a_connection_that_another_store_gives_is_refused_with_the_store_to_write() -> None:
+    async def through_sqlalchemy(event: Placed, db: AsyncConnection) -> None: ...
+
+    async def own(event: Placed, db: asyncpg.Connection) -> None: ...
+
+    for function, store in ((through_sqlalchemy, r"postgresql\+asyncpg://"), (own, "of the store postgresql://")):
+        handler = handler_of(function)
+        for refuse in (lambda: make_call(handler, ToldStore(), None), lambda: check_connection(handler, ToldStore())):  # noqa: B023
+            with pytest.raises(ConfigurationError, match=store):
+                refuse()
 
 
 def test_one_transaction_has_one_connection() -> None:

@@ -14,9 +14,13 @@ KNOWN: Final = (
 
 THROUGH_SQLALCHEMY: Final = ("postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mysql+aiomysql")
 
+POSTGRES_DRIVERS: Final = (
+    "asyncpg or psycopg. Write postgresql+asyncpg://user@host/name, of which handlers get SQLAlchemy's AsyncConnection,"
+    " or postgresql://user@host/name, of which they get asyncpg.Connection"
+)
 DRIVERS: Final = {
-    "postgresql": "asyncpg or psycopg. Write postgresql://user@host/name",
-    "postgres": "asyncpg or psycopg. Write postgresql://user@host/name",
+    "postgresql": POSTGRES_DRIVERS,
+    "postgres": POSTGRES_DRIVERS,
     "mysql": "aiomysql. Write mariadb+aiomysql://user@host/name",
     "mariadb": "aiomysql. Write mariadb+aiomysql://user@host/name",
     "sqlite": "aiosqlite. Write sqlite:///file.db",
