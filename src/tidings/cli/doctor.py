@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from tidings.brokers import examine
-from tidings.cli.failures import Status
-from tidings.cli.options import Json, broker_url
+from tidings.cli.failures import CommandError, Status
+from tidings.cli.options import BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.findings import LEVELS
 
@@ -17,13 +17,16 @@ _STATUS: Final = {"down": Status.WORLD, "wrong": Status.CONFIGURATION}
 
 
 def doctor(
-    url: Annotated[str | None, Parameter(help="The broker. Otherwise TIDINGS_BROKER.")] = None,
+    url: Annotated[str | None, Parameter(help="The broker; --broker is the same. Otherwise TIDINGS_BROKER.")] = None,
     /,
     *,
+    broker: BrokerUrl = None,
     json: Json = False,
 ) -> int:
     """Examine a broker and change nothing: is it reached, at which step not, and how is it set up."""
-    found = sorted(asyncio.run(examine(broker_url(url))), key=lambda one: LEVELS.index(one.level))
+    if url and broker:
+        raise CommandError("name one broker, as the argument or with --broker", Status.USAGE)
+    found = sorted(asyncio.run(examine(broker_url(url or broker))), key=lambda one: LEVELS.index(one.level))
     out = Out(json)
     for one in found:
         out.tell(f"{one.level}: {one.what}", level=one.level, what=one.what, remedy=one.remedy)

@@ -45,6 +45,19 @@ def test_the_help_says_what_each_exit_status_means(capsys: pytest.CaptureFixture
         assert command[0] in found
 
 
+@pytest.mark.parametrize("given", [[], ["--broker"]], ids=["as an argument", "as everywhere"])
+def test_the_doctor_is_told_its_broker_as_the_other_commands_are(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["doctor", *given, "nats://127.0.0.1:1"]) == Status.WORLD
+    assert capsys.readouterr().out.startswith("down: ")
+
+
+def test_the_doctor_examines_one_broker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["doctor", "nats://127.0.0.1:1", "--broker", "nats://127.0.0.1:2"]) == Status.USAGE
+    assert "name one broker" in capsys.readouterr().err
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
