@@ -94,9 +94,9 @@ MISTAKES = (
     ),
     Mistake(
         "a broker URL nobody knows",
-        (*RUN, "--broker", "kafka://shop:{secret}@host"),
+        (*RUN, "--broker", "kafak://shop:{secret}@host"),
         3,
-        ("no broker is known for 'kafka:'", "nats://"),
+        ("no broker is known for 'kafak:'", "Did you mean kafka://?"),
     ),
     Mistake(
         "server port in use (up)",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from tidings.brokers import EXAMPLE_URL, broker_from
+from tidings.brokers import EXAMPLE_URLS, broker_from
 from tidings.calling import check_connection, make_call, resource_of
 from tidings.claims import Claimer
 from tidings.context import current
@@ -249,6 +249,6 @@ def _chosen(named: str | Broker | None, service: str) -> str | Broker:
     if sys.stdout.isatty():
         return "embedded:"
     raise ConfigurationError(
-        f"{service} has no broker. Set TIDINGS_BROKER={EXAMPLE_URL}, or TIDINGS_BROKER=embedded: to start one"
+        f"{service} has no broker. Set TIDINGS_BROKER={EXAMPLE_URLS}, or TIDINGS_BROKER=embedded: to start one"
         f" here, or write Service({service!r}, broker=…)"
     )

@@ -7,6 +7,7 @@ is called with the URL.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final, cast
@@ -30,8 +31,7 @@ OTHERS: Final = "tidings.brokers"
 _ALONE: Final = ("embedded", "memory")
 """Schemes without an address."""
 _SHOWN: Final = [f"{scheme}:" if scheme in _ALONE else f"{scheme}://" for scheme in _SCHEMES]
-_KNOWN: Final = f"{', '.join(_SHOWN[:-1])} and, for tests, {_SHOWN[-1]}"
-EXAMPLE_URL = "nats://user:password@host:4222"
+EXAMPLE_URLS: Final = "nats://user:password@host:4222, kafka://host:9092 or amqp://user:password@host:5672"
 """For messages that ask for a broker: the rest of the package does not know what one is called."""
 
 
@@ -69,7 +69,14 @@ def _found(url: str) -> tuple[str, str, str]:
     if where is None:
         # What stands where a scheme should may be anything, a password too: it is not repeated.
         shown = repr(scheme + ":") if colon and scheme.isalnum() and len(scheme) <= 16 else "what was given"
-        raise ConfigurationError(f"no broker is known for {shown}. Known are {_KNOWN}; write, say, {EXAMPLE_URL}")
+        others = sorted(one.name for one in entry_points(group=OTHERS) if one.name not in _SCHEMES)
+        known = ", ".join([*_SHOWN[:-1], *(f"{name}://" for name in others)])
+        near = get_close_matches(scheme.lower(), [*_SCHEMES, *others], 1) if colon else []
+        meant = f" Did you mean {near[0]}:{'' if near[0] in _ALONE else '//'}?" if near else ""
+        raise ConfigurationError(
+            f"no broker is known for {shown}.{meant} Known are {known} and, for tests, {_SHOWN[-1]}; write, say,"
+            f" {EXAMPLE_URLS}"
+        )
     module, _, name = where.partition(":")
     return scheme.lower(), module, name
 

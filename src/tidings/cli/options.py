@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from tidings.brokers import EXAMPLE_URL
+from tidings.brokers import EXAMPLE_URLS
 from tidings.cli.failures import CommandError, Status
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object a line, for programs.")]
@@ -19,7 +19,7 @@ BrokerUrl = Annotated[
     str | None,
     Parameter(
         name="--broker",
-        help=f"The broker, such as {EXAMPLE_URL} or embedded:. Otherwise TIDINGS_BROKER, and on a terminal embedded:",
+        help=f"The broker: {EXAMPLE_URLS}, or embedded:. Otherwise TIDINGS_BROKER, and on a terminal embedded:",
     ),
 ]
 
@@ -48,14 +48,14 @@ def broker_url(given: str | None) -> str:
         return url
     if not (sys.stdout.isatty() or sys.stdin.isatty()):
         raise CommandError(
-            f"no broker is named. Write --broker {EXAMPLE_URL} or set TIDINGS_BROKER; embedded: is the one of this"
+            f"no broker is named. Name one by --broker or TIDINGS_BROKER: {EXAMPLE_URLS}; embedded: is the one of this"
             " folder, which tidings up starts",
             Status.CONFIGURATION,
         )
     if not Path(FOLDER).is_dir():
         raise CommandError(
             f"no broker is named, and {Path.cwd()} has no {FOLDER}, where the embedded one would stand. Go to the"
-            f" folder in which tidings run or tidings up was started, or name a broker: --broker {EXAMPLE_URL}",
+            f" folder in which tidings run or tidings up was started, or name a broker by --broker: {EXAMPLE_URLS}",
             Status.CONFIGURATION,
         )
     return "embedded:"

@@ -34,6 +34,15 @@ def test_an_unknown_scheme_is_refused_with_those_that_are_known(spec: str) -> No
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [("kafak://x", "kafka://"), ("ampq://x", "amqp://"), ("NAT://x", "nats://"), ("embeded:", "embedded:")],
+)
+def test_a_misspelt_scheme_gets_the_one_that_was_meant(spec: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Did you mean {meant}\?.*write, say, nats://.*kafka://.*amqp://"):
+        broker_from(spec)
+
+
 def test_no_brokers_library_is_imported_before_it_is_used() -> None:
     script = "import sys, tidings.brokers; print([m for m in ('nats', 'pamqp', 'tidings.testing') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -49,7 +58,11 @@ def test_another_package_enters_its_scheme(tmp_path: Path) -> None:
     script = """
 from tidings.brokers import broker_from
 print(broker_from("pigeon://roof").url, broker_from("nats://localhost").features.name)
+try:
+    broker_from("pigoen://roof")
+except Exception as error:
+    print("Did you mean pigeon://?" in str(error), "amqps://, pigeon:// and" in str(error))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["pigeon://roof", "nats"]
+    assert ran.stdout.split() == ["pigeon://roof", "nats", "True", "True"]
