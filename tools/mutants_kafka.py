@@ -344,4 +344,17 @@ KAFKA: tuple[Mutant, ...] = (
         "        self.released += count\n",
         "",
     ),
+    bug(
+        "a report of an outage that is over makes one",
+        "link.py",
+        "self._lost if refused else self._wake.set",
+        "self._lost",
+        ("tests/integration/kafka/test_away.py",),
+    ),
+    bug(
+        "of an outage the library's figures are told",
+        "away.py",
+        '        if known:\n            return f"the connection to {self._where} was lost", IS_IT_UP\n',
+        '        if known:\n            return f"{self._where}: 1/1 brokers are down", IS_IT_UP\n',
+    ),
 )

@@ -9,10 +9,11 @@ from typing import Final
 
 from tidings.brokers.kafka import versions
 from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
+from tidings.brokers.kafka.away import IS_IT_KAFKA, IS_IT_UP
 from tidings.brokers.kafka.doctor_topics import examine_topics
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import Options, parse
-from tidings.errors import TidingsError
+from tidings.errors import BrokerUnavailable, TidingsError
 from tidings.findings import Finding
 
 PATIENCE: Final = 3.0
@@ -41,8 +42,11 @@ async def examine(url: str) -> Sequence[Finding]:
 async def _ask(link: Link, options: Options) -> list[Finding]:
     try:
         cluster = await link.refresh(max(options.connect_timeout, PATIENCE))
-    except TidingsError as error:
-        return [Finding("down", f"{options.where} is there, and cannot be used: {error}", _remedy(str(error)))]
+    except BrokerUnavailable:
+        what, remedy = link.away
+        if remedy == IS_IT_UP:  # it is: somebody answered the door
+            remedy = IS_IT_KAFKA
+        return [Finding("down", f"{options.where} is there, and cannot be used: {what}", remedy)]
     found = await _advertised(link)
     if any(one.level == "wrong" for one in found):
         return found  # whatever is asked now may go to an address that nobody reaches
@@ -121,18 +125,6 @@ def _creation(broker: Mapping[str, str]) -> list[Finding]:
             "Set auto.create.topics.enable=false. Tidings makes its topics itself, and none by accident.",
         )
     ]
-
-
-def _remedy(why: str) -> str:
-    text = why.lower()
-    if "authentication" in text or "sasl" in text:
-        return "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
-    if "ssl" in text or "certificate" in text:
-        return (
-            "Look at tls= and tls_ca= of the URL, at tls_cert= and tls_key= if it demands a certificate of its clients,"
-            " and whether this listener speaks TLS."
-        )
-    return "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
 
 
 async def knock(host: str, port: int) -> str:

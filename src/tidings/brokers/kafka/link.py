@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
+from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, Away
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
 from tidings.brokers.kafka.versions import must_assign
@@ -58,8 +59,7 @@ _PASSING: Final = frozenset(
     }
 )
 """What a cluster says of a topic that was just made, or while it has an election."""
-_WHY: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE, KafkaError._TRANSPORT})
-_AWAY: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+_REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 
 
 def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: str) -> T:
@@ -106,9 +106,8 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._away = Away(options.where)
         self.admin: AdminClient = made(AdminClient, self.settings(options.administrator()), options.where)
-        self._why = ""
-        """What a client said last of a broker that it could not use."""
         self._askers: dict[str, Consumer] = {}
         """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
@@ -155,15 +154,14 @@ class Link:
         try:
             found = await self.ask(lambda: self._list(timeout), timeout + 1.0)
         except BrokerUnavailable as error:
-            await asyncio.sleep(0)  # what the client said of it on its thread
-            if self.trouble:
-                raise BrokerUnavailable(self.trouble) from error
+            if self.trouble or self._away.heard:
+                raise BrokerUnavailable(self.trouble or ". ".join(self.away)) from error
             raise
         self.brokers = {number: (str(one.host), int(one.port or 0)) for number, one in found.brokers.items()}
         known = {name: len(one.partitions) for name, one in found.topics.items() if one.error is None}
         self.partitions = known
         self.seen |= set(known)
-        self.trouble = self._why = ""
+        self._answered()
         return found
 
     async def _probe(self) -> None:
@@ -171,15 +169,18 @@ class Link:
         if NOTE_TOPIC not in self.partitions:
             await self.refresh(PROBE)
             return
-        await self.ask(lambda: self.admin.list_topics(NOTE_TOPIC, timeout=PROBE), PROBE + 1.0)
-        self.trouble = self._why = ""
+        await self.ask(lambda: self._list(PROBE, NOTE_TOPIC), PROBE + 1.0)
+        self._answered()
 
-    def _list(self, timeout: float) -> ClusterMetadata:
+    def _answered(self) -> None:
+        self.trouble = ""
+        self._away.forget()
+
+    def _list(self, timeout: float, topic: str | None = None) -> ClusterMetadata:
         try:
-            return self.admin.list_topics(timeout=timeout)
-        except KafkaException:
-            self.admin.poll(0)  # why, it says to whoever polls
-            raise
+            return self.admin.list_topics(topic, timeout=timeout)
+        finally:
+            self.admin.poll(0)  # what it has to say of the brokers, it says to whoever polls
 
     async def ask(self, call: Callable[[], T], timeout: float = ASKED) -> T:
         """Call what blocks, on a thread.
@@ -245,33 +246,41 @@ class Link:
         if isinstance(error, TidingsError):
             return error
         if isinstance(error, TimeoutError):
-            return BrokerUnavailable(f"no answer in time from {self.options.where}{self._because()}")
+            return self._no_answer()
         if code_of(error) in _DENIED:
             return ConfigurationError(
                 f"the user at {self.options.where} may not do this ({reason(error)}): grant it with kafka-acls"
             )
-        return BrokerUnavailable(f"{self.options.where}: {reason(error)}{self._because()}")
+        if code_of(error) in NO_ANSWER:
+            return self._no_answer()
+        because = f" ({self.trouble})" if self.trouble else ""
+        return BrokerUnavailable(f"{self.options.where}: {reason(error)}{because}")
 
-    def _because(self) -> str:
-        return f" ({self.trouble})" if self.trouble else ""
+    def _no_answer(self) -> BrokerUnavailable:
+        return BrokerUnavailable(self.trouble or f"no answer from {self.options.where} in time. {IS_IT_UP}")
 
     # ── is it there? ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def away(self) -> tuple[str, str]:
+        """Why the cluster cannot be used, as far as the clients know, and what to do."""
+        return self._away.why(known=bool(self.brokers))
+
     def _heard(self, error: KafkaError) -> None:
         """A client reports something, on a thread of its own."""
-        if error.code() in _WHY:
-            self._why = error.str()
-        if error.code() in _AWAY:
+        if self._away.hear(error):
+            refused = error.code() in _REFUSED
             try:
-                self._loop.call_soon_threadsafe(self.lost, error.str())
+                self._loop.call_soon_threadsafe(self._lost if refused else self._wake.set)
             except RuntimeError:
                 pass  # the loop has ended
 
-    def lost(self, why: str) -> None:
-        """The cluster is away; it is looked for until it is back."""
-        if not self.trouble:
-            log.warning("%s cannot be reached: %s", self.options.where, why)
-            self.trouble = f"{self.options.where} cannot be reached: {self._why or why}"
+    def _lost(self, otherwise: str = "") -> None:
+        """The cluster is away, or lets us in no more; it is looked for until it is back."""
+        told = self.trouble
+        self.trouble = ". ".join(self.away) if self._away.heard else otherwise
+        if not told and self._watching is not None:  # before that whoever opens is told, and after it nobody minds
+            log.warning("%s", self.trouble)
         self._wake.set()
 
     async def _watch(self) -> None:
@@ -286,9 +295,11 @@ class Link:
             try:
                 await self._probe()
                 if was:
-                    log.warning("%s can be reached again", self.options.where)
+                    log.info("%s can be reached again", self.options.where)
             except TidingsError as error:
-                self.trouble = was or f"{self.options.where} does not answer: {error}"
+                # A client may report what is long over; that the cluster does not answer either makes it true.
+                self._lost(str(error))
+                self._wake.clear()
                 if was:
                     await asyncio.sleep(LOOK)
             except Exception:

@@ -28,6 +28,7 @@ _head = struct.Struct(">BHI")
 MOST_CHANNELS: Final = 2047
 TLS_ALERT: Final = b"\x15\x03"
 """How a server answers that expected TLS."""
+IS_IT_RABBIT: Final = "Does RabbitMQ listen at this port? It is 5672, and 5671 with TLS, unless it was told otherwise"
 CLOSING: Final = 1.0
 """Seconds that the server has to say goodbye."""
 
@@ -126,7 +127,7 @@ class Link(asyncio.Protocol):
                 raise ConfigurationError("the server speaks TLS at this port: write amqps:// in the place of amqp://")
             if isinstance(self._error, ssl.SSLError):
                 raise self._error
-            raise BrokerUnavailable(self.ended or "the server did not speak AMQP 0-9-1")
+            raise BrokerUnavailable(f"{self.ended or 'the server did not speak AMQP 0-9-1'}. {IS_IT_RABBIT}")
         return found
 
     # ── it ends ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,86 @@
+"""What is said of a cluster that is not there: in our words, and with what to do about it.
+
+The client library counts brokers (`0/2 brokers are down`), among them addresses of its own making, and names sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from confluent_kafka import KafkaError
+
+IS_IT_UP: Final = "Is the broker running, and is the address right?"
+IS_IT_KAFKA: Final = "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
+
+NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
+"""What a question comes to that nobody answers; why is told elsewhere."""
+
+_SOCKET: Final = re.compile(r"^\S+: (?:Connect to \S+ failed: )?|\s*\(after \d+ms in state .*\)$")
+
+
+class Away:
+    """What the clients of one process report of the brokers that they cannot use."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._said: tuple[int, str] | None = None
+        self._down = False
+
+    def hear(self, error: KafkaError) -> bool:
+        """A report of a client, on any thread; whether it says that none of the brokers can be used."""
+        code = error.code()
+        if code in _TELLING:
+            self._said = code, error.str()
+        self._down |= code in _ALL
+        return code in _ALL
+
+    def forget(self) -> None:
+        """The cluster has answered."""
+        self._said, self._down = None, False
+
+    @property
+    def heard(self) -> bool:
+        return self._down or self._said is not None
+
+    def why(self, known: bool) -> tuple[str, str]:
+        """What is wrong, and what to do; `known`: it was there before."""
+        if self._said is not None:
+            return explained(*self._said, self._where)
+        if not self._down:
+            return f"no answer from {self._where} in time", IS_IT_UP
+        if known:
+            return f"the connection to {self._where} was lost", IS_IT_UP
+        return f"{self._where} closed the connection and did not answer", IS_IT_KAFKA
+
+
+def explained(code: int, said: str, where: str) -> tuple[str, str]:
+    """What a report of a client means, and what to do."""
+    if code == KafkaError._BAD_MSG:
+        return f"what {where} answers is not Kafka", IS_IT_KAFKA
+    if "Connection refused" in said:
+        return f"nothing listens on {where}", IS_IT_UP
+    what = f"{where} cannot be reached: {_SOCKET.sub('', said)}".rstrip(". ")
+    if code == KafkaError._RESOLVE:
+        return what, "Is the address right? Its name must be known on this machine."
+    text = said.lower()
+    if "authentication" in text or "sasl" in text:
+        return what, "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
+    if "ssl" in text or "certificate" in text:
+        return what, (
+            "Look at tls= and tls_ca= of the URL, at tls_cert= and tls_key= if it demands a certificate of its clients,"
+            " and whether this listener speaks TLS."
+        )
+    return what, IS_IT_KAFKA if "disconnected" in text else IS_IT_UP
+
+
+_TELLING: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError._RESOLVE,
+        KafkaError._TRANSPORT,
+        KafkaError._BAD_MSG,
+    }
+)
+_ALL: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})

@@ -1,0 +1,92 @@
+"""What is said of a Kafka that is away: one sentence of ours about what happened, one about what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from confluent_kafka import KafkaError
+
+from tidings.brokers.kafka.away import Away
+
+WHERE = "kafka://127.0.0.1:9092"
+DOWN = (KafkaError._ALL_BROKERS_DOWN, "0/2 brokers are down")
+REFUSED = (
+    KafkaError._TRANSPORT,
+    "127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)",
+)
+UNKNOWN = (
+    KafkaError._RESOLVE,
+    "nosuch:9092/bootstrap: Failed to resolve 'nosuch:9092': Name or service not known (after 2ms in state CONNECT)",
+)
+RUBBISH = (
+    KafkaError._BAD_MSG,
+    "127.0.0.1:9092/bootstrap: Receive failed: Invalid response size 1095586128 (0..100000000): increase"
+    " receive.message.max.bytes (after 0ms in state APIVERSION_QUERY)",
+)
+DENIED = (
+    KafkaError._AUTHENTICATION,
+    "sasl_ssl://127.0.0.1:9092/bootstrap: SASL authentication error: Authentication failed (after 9ms in state AUTH)",
+)
+NO_CERTIFICATE = (
+    KafkaError._TRANSPORT,
+    "ssl://127.0.0.1:9093/bootstrap: Disconnected: SSL routines::sslv3 alert bad certificate: SSL alert number 42",
+)
+NO_ROUTE = (
+    KafkaError._TRANSPORT,
+    "10.0.0.1:9092/1: Connect to ipv4#10.0.0.1:9092 failed: No route to host (after 2ms in state CONNECT, 3 identical"
+    " error(s) suppressed)",
+)
+
+
+def told(*reports: tuple[int, str], known: bool = False) -> str:
+    away = Away(WHERE)
+    for code, said in reports:
+        away.hear(KafkaError(code, said))
+    return ". ".join(away.why(known))
+
+
+@pytest.mark.parametrize(
+    ("reports", "what", "to_do"),
+    [
+        ([REFUSED, DOWN], f"nothing listens on {WHERE}", "Is the broker running"),
+        ([DOWN], f"{WHERE} closed the connection and did not answer", "Does this port speak Kafka"),
+        ([RUBBISH, DOWN], f"what {WHERE} answers is not Kafka", "Does this port speak Kafka"),
+        ([UNKNOWN, DOWN], "Failed to resolve 'nosuch:9092': Name or service not known. ", "Is the address right"),
+        ([DENIED], "SASL authentication error: Authentication failed. ", "Look at the user, the password"),
+        ([NO_CERTIFICATE], "SSL alert number 42. ", "tls_cert= and tls_key="),
+        ([NO_ROUTE, DOWN], f"{WHERE} cannot be reached: No route to host. ", "Is the broker running"),
+        ([], f"no answer from {WHERE} in time", "Is the broker running"),
+    ],
+    ids=[
+        "nobody listens",
+        "another server closes",
+        "another server answers",
+        "no such name",
+        "refused",
+        "no certificate",
+        "no route",
+        "silence",
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_with_what_to_do_and_without_the_librarys_figures(
+    reports: Sequence[tuple[int, str]], what: str, to_do: str
+) -> None:
+    text = told(*reports)
+    assert what in text
+    assert to_do in text
+    for figure in ("brokers are down", "in state", "ipv4#", "/bootstrap"):
+        assert figure not in text
+
+
+def test_a_cluster_that_was_there_was_lost_and_speaks_kafka() -> None:
+    text = told(DOWN, known=True)
+    assert text.startswith(f"the connection to {WHERE} was lost. Is the broker running")
+
+
+def test_only_what_concerns_all_brokers_is_a_reason_to_look() -> None:
+    away = Away(WHERE)
+    assert not away.hear(KafkaError(*REFUSED))
+    assert away.hear(KafkaError(*DOWN))
+    away.forget()
+    assert not away.heard
