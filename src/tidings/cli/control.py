@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
 from typing import Annotated, Final
 
 from cyclopts import Parameter
@@ -15,7 +16,7 @@ from tidings.cli.options import BrokerUrl, Json, broker_url
 from tidings.cli.output import Out
 from tidings.cli.who import who
 from tidings.handler import NAME
-from tidings.ports import Broker
+from tidings.ports import Broker, Positions
 
 PATIENCE: Final = 5.0
 """Seconds in which a process that runs the handler is given the time to obey; each looks once a second."""
@@ -29,6 +30,7 @@ def pause(
     /,
     *,
     reason: Annotated[str, Parameter(help="Why, for whoever finds it paused.")] = "",
+    new: Annotated[bool, Parameter(help="Also a handler that has not run yet: it begins paused.")] = False,
     broker: BrokerUrl = None,
     json: Json = False,
 ) -> int:
@@ -40,12 +42,12 @@ def pause(
         if before is not None:
             out.tell(f"{position} is paused already, {before}", position=position, paused=True, changed=False)
             return Status.OK
+        if not new:
+            await _must_be_known(broker, position)
         order = await control.pause(broker, position, by=who(), reason=reason)
         obeying = await _until(lambda: control.heard(broker, position, order), bool)
         told = f"in {len(obeying)} {'process' if len(obeying) == 1 else 'processes'}: {', '.join(obeying)}"
-        nobody = (
-            "and begins paused: no process that runs it has answered. Is this its name? tidings resume takes it back"
-        )
+        nobody = "and begins paused: no process that runs it has answered. tidings resume takes it back"
         out.tell(
             f"{position} is paused, {told if obeying else nobody}",
             position=position,
@@ -75,6 +77,24 @@ def resume(position: Position, /, *, broker: BrokerUrl = None, json: Json = Fals
         return Status.OK
 
     return _run(position, broker, work)
+
+
+async def _must_be_known(broker: Broker, position: str) -> None:
+    """Refuse a name that no handler has had at this broker: the order would stand unseen, and nothing be paused."""
+    if not (broker.features.positions and isinstance(broker, Positions)):
+        return
+    service = position.partition(".")[0]
+    known = await broker.positions(service)
+    if position in known:
+        return
+    near = get_close_matches(position, known, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    there = f"The handlers of {service} are: {', '.join(sorted(known))}" if known else f"{service} has none there"
+    raise CommandError(
+        f"no handler {position} has run at this broker, so nothing was paused.{meant} {there}. --new has a handler that"
+        " is to come begin paused",
+        Status.CONFIGURATION,
+    )
 
 
 async def _until(ask: Callable[[], Awaitable[list[str]]], enough: Callable[[list[str]], bool]) -> list[str]:

@@ -34,11 +34,26 @@ def test_P12_a_handler_is_paused_in_all_processes_and_in_one_that_starts_later(s
     assert later.stop() == running.stop() == 0
 
 
-def test_a_name_that_nobody_runs_is_said_to_be_one(served: Shell) -> None:
-    paused = served.run("pause", "stock.reverse")
-    assert paused.status == 0
-    assert "no process that runs it has answered. Is this its name?" in paused.out
-    assert served.run("resume", "stock.reverse").out == "stock.reverse goes on\n"
+def test_a_name_that_no_handler_has_is_refused_with_the_one_that_was_meant(served: Shell) -> None:
+    running = served.start(*RUN).until("is ready")
+    refused = served.run("pause", "stock.reserv")
+    assert refused.status == 3, refused
+    assert "nothing was paused. Did you mean stock.reserve? The handlers of stock are: stock.reserve." in refused.err
+    assert served.run("resume", "stock.reserv").status == 1, "no order was left"
+    assert "shop has none there" in served.run("pause", "shop.reserve").err
+    assert running.stop() == 0
+
+
+def test_P12_a_handler_that_nobody_runs_begins_paused(served: Shell) -> None:
+    new = served.run("pause", "stock.reserve", "--new")
+    assert new.status == 0
+    assert "no process that runs it has answered" in new.out
+    later = served.start(*RUN).until("is ready")
+    assert "begins paused" in later.err
+    assert later.stop() == 0
+    assert served.run("resume", "stock.reserve").status == 0
+    away = served.run("pause", "stock.reserve")
+    assert (away.status, "no process that runs it has answered" in away.out) == (0, True), away
 
 
 @pytest.mark.parametrize("wrong", ["reserve", "stock.", "shop.stock:stock", "stock reserve", ""])
