@@ -28,7 +28,7 @@ State = Literal["dead", "redriven", "discarded"]
 MOST_TEXT: Final = 1000
 """Characters that a marker keeps of who, how and why."""
 
-_ATTEMPTS: Final = re.compile(r"^failed \d+ times[^:]*: ")
+_ATTEMPTS: Final = re.compile(r"^failed (?:once|\d+ times)[^:]*: ")
 _FRAME: Final = re.compile(r'File "(?:[^"]*[/\\])?([^"]*)", line \d+, in (.+?)(?:%0A|$)')
 """A call in a traceback as it stands in a header, where the end of a line is percent-encoded."""
 

@@ -123,7 +123,7 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: b
         return DeadLettered(reason=describe(error), code="failed", error=error)
     failures = delivery.failures + 1
     if failures >= retry.attempts:
-        return DeadLettered(reason=f"failed {failures} times: {describe(error)}", code="failed", error=error)
+        return DeadLettered(reason=f"failed {often(failures)}: {describe(error)}", code="failed", error=error)
     asked = isinstance(error, RetryAfter)
     pause = error.seconds * (1.0 + 0.2 * random.random()) if isinstance(error, RetryAfter) else retry.pause(failures)
     if retry.limit is not None:
@@ -132,7 +132,7 @@ def decide(error: BaseException, delivery: Delivery, retry: Retry, *, lenient: b
             over = (
                 f"its {retry.limit:g} s are over" if left <= 0 else f"{pause:.0f} s more are past its {retry.limit:g} s"
             )
-            reason = f"failed {failures} times, and {over}: {describe(error)}"
+            reason = f"failed {often(failures)}, and {over}: {describe(error)}"
             return DeadLettered(reason=reason, code="failed", error=error)
         pause = min(pause, left)
     return Retried(after=pause, reason=describe(error), error=error)
@@ -146,9 +146,9 @@ def killed(delivery: Delivery, deaths: int, retry: Retry) -> DeadLettered | None
     over = retry.limit is not None and time.time() - delivery.first_failed >= retry.limit
     if not deaths or (delivery.failures < retry.attempts and not over):
         return None
-    reason = f"killed its process {deaths} times while it was handled alone"
+    reason = f"killed its process {often(deaths)} while it was handled alone"
     if others := delivery.failures - deaths:
-        reason += f", and failed {others} times"
+        reason += f", and failed {often(others)}"
     return DeadLettered(reason=reason, code="killed")
 
 
@@ -159,7 +159,12 @@ def spent(delivery: Delivery, retry: Retry) -> DeadLettered | None:
     """
     if not delivery.counted or delivery.failures <= retry.attempts:
         return None
-    return DeadLettered(reason=f"failed {delivery.failures} times: the handler did not end", code="failed")
+    return DeadLettered(reason=f"failed {often(delivery.failures)}: the handler did not end", code="failed")
+
+
+def often(count: int) -> str:
+    """A number of times, in words for a sentence."""
+    return "once" if count == 1 else f"{count} times"
 
 
 def describe(error: BaseException) -> str:

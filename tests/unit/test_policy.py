@@ -81,6 +81,8 @@ def test_P7_the_reason_of_a_death_by_failures_says_how_many_there_were() -> None
     one.failures = 2
     decision = decide(ValueError("no stock"), one, Retry(attempts=3))
     assert decision.reason == "failed 3 times: ValueError: no stock"  # type: ignore[union-attr]  # it has one
+    decision = decide(ValueError("no stock"), delivery(), Retry(attempts=1))
+    assert decision.reason == "failed once: ValueError: no stock"  # type: ignore[union-attr]  # it has one
 
 
 @given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True), st.floats(0.0, 10.0), st.floats(0.0, 100.0))

@@ -10,6 +10,7 @@ import msgspec
 
 from tidings.dead_letters import Letter, Mark
 from tidings.errors import MisuseError
+from tidings.policy import often
 
 MOST_HEX: Final = 4096
 """Bytes of a body that is no JSON which are shown."""
@@ -81,7 +82,7 @@ def story(letter: Letter) -> str:
 
 
 def _lines(letter: Letter) -> Iterator[str]:
-    again = f", redriven {letter.redriven} times" if letter.redriven else ""
+    again = f", redriven {often(letter.redriven)}" if letter.redriven else ""
     yield f"letter {letter.id}  ({letter.state}{again})"
     yield f"  handler      {letter.position}{f' (version {letter.service_version})' if letter.service_version else ''}"
     yield f"  event        {letter.type or 'unknown type'}  {letter.event_id}  key {letter.key or '-'}"

@@ -233,11 +233,11 @@ def _named(replay: Replay) -> str:
 
 
 def _end(replay: Replay) -> str:
-    text = f"{replay.copied:,} copies are with {replay.position}"
+    text = f"{replay.copied:,} {'copy is' if replay.copied == 1 else 'copies are'} with {replay.position}"
     if replay.unreadable:
-        text += f"; {replay.unreadable:,} events cannot be read and were left out"
+        text += f"; left out, because they cannot be read: {replay.unreadable:,}"
     if replay.refused:
-        text += f"; {replay.refused:,} are too large for the retry route and were left out"
+        text += f"; left out, too large for the retry route: {replay.refused:,}"
     if replay.state != "done":
         text += f"; not at the end. To go on: the same command with {shlex.join(shlex.split(replay.asked))}"
     return text

@@ -58,6 +58,11 @@ def test_those_that_died_alike_stand_together() -> None:
     assert rows[0][4:8] == (alike[0].error, "2026-01-01", "2026-01-05", alike[2].id[:10])
 
 
+def test_those_that_died_once_and_oftener_of_the_same_stand_together() -> None:
+    rows = grouped([letter(reason="failed once: ValueError: no"), letter(reason="failed 3 times: ValueError: no")])
+    assert [row[0] for row in rows] == ["2"]
+
+
 def order(verb: str = "redrive", past: Any = "redriven", **more: Any) -> Order:
     return Order(verb, past, (), Choice(handler="reserve"), **more)
 
@@ -97,6 +102,7 @@ def test_a_story_says_who_did_what_when_and_why_and_what_came_of_it() -> None:
         "redriven     2026-01-03T00:00:00+00:00 by ann@host, chosen by --handler reserve, because: the shelf" in found
     )
     assert "discarded    at an unknown time" in found
+    assert "(dead, redriven once)" in story(letter(redriven=1))
     assert f"as letter {'b' * 24}" in found
     assert f"letter {'c' * 24}, which was redriven and died again" in found
     assert "raised in shop.py:reserve" in found
