@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
 
 from tidings import __version__
 from tidings.cli.failures import MEANINGS, CommandError, Status, debugging, explain
@@ -126,6 +126,8 @@ def run(arguments: Sequence[str]) -> int:
         result = app(arguments)
     except CycloptsError as error:
         problem = str(error).rstrip(".")
+        if isinstance(error, UnknownCommandError):  # which names some of the commands
+            problem = f"{problem.partition(' Available commands:')[0]} Commands: {', '.join(_beside(arguments))}"
         if isinstance(error, UnusedCliTokensError) and arguments[0] == "publish":
             problem = "the data is one argument: put the JSON into single quotes"
         fail(f"{problem}. tidings {_command(arguments)}--help shows what there is", Status.USAGE, json=json)
@@ -141,6 +143,15 @@ def run(arguments: Sequence[str]) -> int:
         fail(message, status, json=json)
         return status
     return result if isinstance(result, int) else Status.OK
+
+
+def _beside(arguments: Sequence[str]) -> list[str]:
+    """The commands that could have stood in the place of a word that is none."""
+    if arguments[0] in _GROUPS:
+        return [name for module, _, name in (place.partition(":") for place in _COMMANDS) if module == arguments[0]]
+    return [name for module, _, name in (place.partition(":") for place in _COMMANDS) if module not in _GROUPS] + [
+        *_GROUPS
+    ]
 
 
 def _command(arguments: Sequence[str]) -> str:

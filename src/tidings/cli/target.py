@@ -20,6 +20,7 @@ from tidings.event import Event
 from tidings.service import Service
 
 _MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+MOST_NAMES: Final = 8
 _OURS: Final = str(Path(__file__).parents[1])
 
 
@@ -125,7 +126,8 @@ def _no_module(module: str, missing: str, here: str) -> str:
         better = f"{parent}.{near[0]}" if parent else near[0]
         hint = f" Did you mean {better}{module[len(missing) :]}?"
     elif names:
-        hint = f" There: {', '.join(sorted(names)[:8])}."
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        hint = f" There: {', '.join(sorted(names)[:MOST_NAMES])}{more}."
     where = f"in the package {parent}" if parent else f"in {here}, from where the command was started"
     return f"there is no module {missing!r} {where}.{hint}"
 

@@ -73,7 +73,9 @@ class Server:
     def log(self, route: Route, stream: str) -> Log:
         if route is Route.EVENT:
             if stream not in self.streams:
-                raise ConfigurationError(f"there is no stream {stream!r}; the streams are: {', '.join(self.streams)}")
+                raise ConfigurationError(
+                    f"there is no stream {stream!r}; the streams are: {', '.join(self.streams) or 'none'}"
+                )
             return self.streams[stream]
         return {Route.RETRY: self.retries, Route.DEAD: self.dead, Route.NOTE: self.notes}[route]
 

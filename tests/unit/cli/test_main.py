@@ -53,6 +53,23 @@ def test_the_doctor_is_told_its_broker_as_the_other_commands_are(
     assert capsys.readouterr().out.startswith("down: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["runn"],
+            'Did you mean "run"? Commands: run, relay, up, publish, tail, pause, resume, replay, doctor, demo, ',
+        ),
+        (["dead", "lst"], 'Did you mean "list"? Commands: list, show, redrive, discard. tidings dead --help'),
+    ],
+)
+def test_a_command_that_is_none_gets_all_that_there_are(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(arguments) == Status.USAGE
+    assert says in capsys.readouterr().err
+
+
 def test_the_doctor_examines_one_broker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["doctor", "nats://127.0.0.1:1", "--broker", "nats://127.0.0.1:2"]) == Status.USAGE
     assert "name one broker" in capsys.readouterr().err

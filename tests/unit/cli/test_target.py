@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,11 @@ def test_a_typo_in_the_module_suggests_the_near_name(write: Write) -> None:
     write(zz_shop__stock="", zz_shop__orders="")
     assert "Did you mean zz_shop.stock?" in said("zz_shop.stok:stock")[1]
     assert "Did you mean zz_shop.stock?" in said("zz_shp.stock:stock")[1]
+
+
+def test_a_list_of_modules_that_is_cut_says_so(write: Write) -> None:
+    write(**{f"aa_{number}": "" for number in range(12)})
+    assert re.search(r"There: aa_0, .*, aa_5 and \d+ more\.", said("nope:stock")[1])
 
 
 def test_what_is_no_service_is_named(write: Write) -> None:

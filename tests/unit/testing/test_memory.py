@@ -322,3 +322,11 @@ def test_one_object_serves_one_loop_after_another() -> None:
 
     asyncio.run(once("a"))
     asyncio.run(once("b"))
+
+
+async def test_where_there_is_no_stream_yet_none_is_named() -> None:
+    broker = MemoryBroker()
+    await broker.open(Plan(service="stock"))
+    with pytest.raises(ConfigurationError, match="no stream 'order'; the streams are: none"):
+        [one async for one in broker.read(Route.EVENT, "order")]
+    await broker.close()

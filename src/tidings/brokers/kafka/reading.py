@@ -212,7 +212,7 @@ class Reading:
             await self._link.refresh()
         if topic not in self._link.partitions:
             names = ", ".join(sorted(name for name in self._link.partitions if not name.startswith(("tidings-", "_"))))
-            raise ConfigurationError(f"there is no stream {stream!r}; the streams are: {names}")
+            raise ConfigurationError(f"there is no stream {stream!r}; the streams are: {names or 'none'}")
         coming: asyncio.Queue[list[Record]] = asyncio.Queue()
         tail = self._tails.setdefault(topic, Tail(self._link, topic)) if follow else None
         try:
