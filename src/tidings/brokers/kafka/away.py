@@ -62,7 +62,10 @@ def explained(code: int, said: str, where: str) -> tuple[str, str]:
         return f"nothing listens on {where}", IS_IT_UP
     what = f"{where} cannot be reached: {_SOCKET.sub('', said)}".rstrip(". ")
     if code == KafkaError._RESOLVE:
-        return what, "Is the address right? Its name must be known on this machine."
+        return what, (
+            "Is the address right? Its name must be known on this machine, also where a broker tells it to its clients"
+            " (advertised.listeners)."
+        )
     text = said.lower()
     if "authentication" in text or "sasl" in text:
         return what, "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
