@@ -54,7 +54,9 @@ class Reader:
             event = decode(envelope.data)
         except UndecodableEvent:
             raise
-        except Exception as error:  # also what the program's own __post_init__ and _missing_ raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what the program's own __post_init__ and _missing_ raise
             raise UndecodableEvent(
                 "bad-data", f"the data of {envelope.type} {envelope.version} does not fit its class: {error}"
             ) from error
@@ -86,7 +88,9 @@ def _chain(kind: str, version: str, decode: Decode, steps: tuple[Step, ...]) -> 
                 event = step(event)
                 if not isinstance(event, target):
                     raise TypeError(f"the upcast returned {type(event).__name__}, not {target.__name__}")
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the program's own again: sys.exit in it ends no process
             raise UndecodableEvent(
                 "upcast-failed", f"{kind} {version} could not be brought up to date: {type(error).__name__}: {error}"
             ) from error

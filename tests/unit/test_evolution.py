@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -158,12 +159,13 @@ def upcast_with(function: Any) -> type[Event]:
     ("function", "says"),
     [
         (lambda old: 1 / 0, "ZeroDivisionError"),
+        (lambda old: sys.exit(3), "SystemExit: 3"),
         (lambda old: None, "the upcast returned NoneType, not Lifted"),
         (lambda old: old, "the upcast returned NameV1, not Lifted"),
         (lambda old: {"id": old.id}, "the upcast returned dict, not Lifted"),
         (lambda old: NameV4(id="", names=[]), "InvalidEvent"),
     ],
-    ids=["raises", "nothing", "itself", "a dict", "an invalid event"],
+    ids=["raises", "exits", "nothing", "itself", "a dict", "an invalid event"],
 )
 def test_P13_an_upcast_that_fails_makes_the_event_undecodable_and_is_no_crash(function: Any, says: str) -> None:
     with pytest.raises(UndecodableEvent, match=says) as caught:
@@ -177,14 +179,19 @@ class Picky(Event, type="picky.told", version=1):
     def __post_init__(self) -> None:
         if self.number == 13:
             raise LookupError("never 13")
+        if self.number == 14:
+            sys.exit("never 14")
 
 
-def test_P13_whatever_a_check_of_the_program_raises_makes_the_event_undecodable() -> None:
+@pytest.mark.parametrize(("number", "cause"), [(13, LookupError), (14, SystemExit)])
+def test_P13_whatever_a_check_of_the_program_raises_makes_the_event_undecodable(
+    number: int, cause: type[BaseException]
+) -> None:
     envelope = envelope_of(Picky(number=12), "shop")
-    with pytest.raises(UndecodableEvent, match="never 13") as caught:
-        Reader([Picky]).read(msgspec.structs.replace(envelope, data=msgspec.Raw(b'{"number":13}')))
+    with pytest.raises(UndecodableEvent, match=f"never {number}") as caught:
+        Reader([Picky]).read(msgspec.structs.replace(envelope, data=msgspec.Raw(b'{"number":%d}' % number)))
     assert caught.value.code == "bad-data"
-    assert isinstance(caught.value.__cause__, LookupError)
+    assert isinstance(caught.value.__cause__, cause)
 
 
 # ── in a service ────────────────────────────────────────────────────────────────────────────────────────────────────
