@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -103,31 +103,6 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Handler {self.position} of {', '.join(self.reader.types)}>"
 
 
-def check_rules(rules: Rules) -> None:
-    """Refuse numbers that mean nothing.
-
-    Raises:
-        DeclarationError: one of them does.
-    """
-    if not 1 <= rules.concurrency <= 64:
-        raise DeclarationError(f"concurrency={rules.concurrency}: between 1 and 64 lanes")
-    if rules.timeout <= 0:
-        raise DeclarationError(f"timeout={rules.timeout}: more than 0 seconds")
-    if rules.abandon_after is not None and rules.abandon_after <= 0:
-        raise DeclarationError(f"abandon_after={rules.abandon_after}: more than 0 seconds, or None to wait for ever")
-    if rules.batch is not None and not 1 <= rules.batch <= 1000:
-        raise DeclarationError(f"batch={rules.batch}: between 1 and 1000 events")
-    if rules.forget_after is None:
-        return
-    if not isinstance(rules.once, str):
-        raise DeclarationError(
-            'forget_after= is for business keys, such as once="order_id". The ids of events are forgotten by'
-            " themselves, when their stream no longer keeps the events"
-        )
-    if rules.forget_after <= timedelta(0):
-        raise DeclarationError(f"forget_after={rules.forget_after}: more than no time, or None to know keys for ever")
-
-
 def make_handler(
     service: str,
     function: Function,
@@ -154,6 +129,7 @@ def make_handler(
     hints = _hints(label, function, types_)
     first, wants = _parameters(label, function, hints, batches)
     _check_first(label, first, types_, batches)
+    _check_returned(label, hints.get("return"), batches)
     if isinstance(rules.once, str):
         for event in types_:
             check_once(label, event, rules.once)
@@ -287,6 +263,51 @@ def _check_first(label: str, hint: Any, events: Sequence[type[Event]], batches: 
             f"{label} is registered for {', '.join(missing)}, but its first parameter takes {hint!r}. Write:"
             f" {f'events: list[{named}]' if batches else f'event: {named}'}"
         )
+
+
+def _check_returned(label: str, hint: Any, batches: bool) -> None:
+    wrong = next((one for one in _members(hint) if not _may_be_returned(one)), None)
+    if wrong is None:
+        return
+    may = "None, or a list with one entry for each event" if batches else "None, an event, or a list of events"
+    name = getattr(wrong, "__name__", repr(wrong))
+    raise DeclarationError(
+        f"{label} is annotated to return {name}, which is never an event, so each of its events would become a dead"
+        f" letter. A handler {'of batches ' if batches else ''}returns {may}. Write: -> None"
+    )
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """What an annotation says may be returned, taken apart: the members of unions, lists and awaitables."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(member for one in typing.get_args(hint) for member in _members(one))
+    if not isinstance(origin, type):
+        return (hint,)
+    inner: tuple[Any, ...] = ()
+    if _may_be_returned(origin):  # of a coroutine the last one is what it returns
+        args = typing.get_args(hint)[-1:] if issubclass(origin, Awaitable) else typing.get_args(hint)
+        inner = tuple(member for one in args for member in _members(one))
+    return (origin, *inner)
+
+
+def _may_be_returned(hint: Any) -> bool:
+    """Whether a value of this kind may be None, an event or several. What is no plain class may be anything."""
+    if not isinstance(hint, type) or hint in (types.NoneType, Any):
+        return True
+    if issubclass(hint, (Event, list, tuple, Awaitable)):
+        return True
+    if inspect.isabstract(hint) or getattr(hint, "_is_protocol", False):
+        return True
+    return issubclass(Event, hint) or issubclass(list, hint) or any(issubclass(one, hint) for one in _all_events())
+
+
+def _all_events(base: type[Event] = Event) -> Iterator[type[Event]]:
+    for event in base.__subclasses__():
+        yield event
+        yield from _all_events(event)
 
 
 def _events_in(hint: Any) -> tuple[type[Event], ...]:

@@ -12,9 +12,10 @@ import msgspec
 from tidings.delivery import Content
 from tidings.errors import DeclarationError, MisuseError
 from tidings.event import Event, spec_of
-from tidings.handler import NAME, Handler, Rules, check_rules, make_handler
+from tidings.handler import NAME, Handler, Rules, make_handler
 from tidings.policy import Retry
 from tidings.ports import Plan, StreamPlan
+from tidings.rules import check_choice, check_rules, check_service, events_of
 from tidings.switch import KillSwitch
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Service:
     ) -> None:
         if not NAME.fullmatch(name):
             raise DeclarationError(f"{name!r} is no name for a service: lower case letters, digits and hyphens")
+        check_service(content, keep, lifespan)
         self.name = name
         self.version = version
         self._broker_spec, self._store_spec = broker, store
-        self._publishes = tuple(publishes)
+        self._publishes = events_of(publishes)
         self._lifespan = lifespan
         self._keep = keep
         self.content: Content = content
@@ -108,8 +110,9 @@ class Service:
           behind, so that it stops nobody else; None waits for ever.
         * `batch`: how many events may share a transaction or a wave of acknowledgements; 1 handles each alone.
         * `retry`: how often and when a failed event is tried again.
-        * `conflict`: what becomes of another event with a key that was applied: a duplicate, or a dead letter.
-        * `start`: whether a new position begins with the stored history, or with what comes.
+        * `conflict`: what becomes of another event with a key that was applied: a ``"duplicate"``, or a ``"dead"``
+          letter.
+        * `start`: a new position begins with ``"all"`` of the stored history, or with what is ``"new"`` from now on.
         * `forget_after`: how long a key of `once="field"` is known; after it the same key is applied again. For ever,
           unless told. Event ids are forgotten by themselves, some time after their events.
         * `kill_switch`: when the handler pauses by itself because too much of what it does fails; None is never.
@@ -197,6 +200,7 @@ class Service:
     ) -> Callable[[F], F]:
         if events and not all(isinstance(event, type) for event in events):
             raise DeclarationError(f"@{self.name}.{how} takes event classes. Write: @{self.name}.{how}(OrderPlaced)")
+        check_choice("order", order)
         check_rules(rules)
         keyed = all(spec_of(event).key is not None for event in events)
         if order == "key" and not keyed:

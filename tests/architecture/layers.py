@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ports",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     # what the pipeline is made of
-    ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order"),
+    ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order", "rules"),
     ("holding",),
     ("settling",),
     ("reading", "handling", "turn"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Protocol
 from uuid import UUID
 
 import pytest
@@ -101,7 +101,11 @@ def returning(hint: Any) -> Callable[..., Any]:
         (list[StockReserved | OrderPaid] | None, (StockReserved, OrderPaid)),
         (tuple[StockReserved, OrderPaid], (StockReserved, OrderPaid)),
         (Sequence[StockReserved], (StockReserved,)),
-        (dict[str, StockReserved], ()),
+        (Any, ()),
+        (object, ()),
+        (Awaitable[StockReserved], (StockReserved,)),
+        (Annotated[StockReserved | None, "said"], (StockReserved,)),
+        (Iterable[StockReserved | None], ()),
     ],
     ids=str,
 )
@@ -109,6 +113,47 @@ def test_the_events_that_a_handler_returns_are_read_from_its_annotation(
     hint: Any, found: tuple[type[Event], ...]
 ) -> None:
     assert register(returning(hint)).returns == found
+
+
+class Priced:
+    """What some events share."""
+
+
+class OrderPriced(Priced, Event, type="order.priced", version=1):
+    order_id: str
+
+
+class Answers(Protocol):
+    def answer(self) -> None: ...
+
+
+@pytest.mark.parametrize("hint", [Priced, Answers, Event, list, tuple[()], tuple[OrderPaid, ...]], ids=str)
+def test_what_may_be_an_event_may_be_annotated(hint: Any) -> None:
+    register(returning(hint))
+
+
+@pytest.mark.parametrize(
+    ("hint", "name"),
+    [
+        (int, "int"),
+        (str, "str"),
+        (Clients, "Clients"),
+        (StockReserved | bool, "bool"),
+        (int | None, "int"),
+        (list[str], "str"),
+        (list[dict[str, int]], "dict"),
+        (dict[str, StockReserved], "dict"),
+        (set[StockReserved], "set"),
+        (Awaitable[int], "int"),
+        (Coroutine[Any, Any, int], "int"),
+        (type[StockReserved], "type"),
+    ],
+    ids=str,
+)
+def test_an_annotation_that_is_never_an_event_is_refused_where_it_is_written(hint: Any, name: str) -> None:
+    said = refused(returning(hint))
+    assert f"annotated to return {name}, which is never an event" in said
+    assert "Write: -> None" in said
 
 
 def test_a_plain_function_runs_in_a_thread() -> None:
