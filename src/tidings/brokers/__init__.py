@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Final, cast
 
 from tidings.errors import ConfigurationError
@@ -26,6 +28,11 @@ _SCHEMES: Final = {
     # For tests: it lives in one process, and forgets everything with it.
     "memory": "tidings.testing.memory:MemoryBroker",
 }
+_LIBRARIES: Final = {
+    "confluent_kafka": "Kafka needs confluent-kafka. Install it: pip install 'tidings[kafka]'",
+    "pamqp": "RabbitMQ needs pamqp. Install it: pip install 'tidings[rabbitmq]'",
+}
+"""What is installed only by those who want its broker."""
 OTHERS: Final = "tidings.brokers"
 """The group of entry points in which other packages enter theirs."""
 _ALONE: Final = ("embedded", "memory")
@@ -39,12 +46,12 @@ def broker_from(spec: str | Broker) -> Broker:
     """The broker that a URL names; a live one passes through.
 
     Raises:
-        ConfigurationError: nothing is known under that scheme, or the URL cannot be read.
+        ConfigurationError: nothing is known under that scheme, its library is not installed, or the URL cannot be read.
     """
     if not isinstance(spec, str):
         return spec
     scheme, module, name = _found(spec)
-    made = getattr(import_module(module), name)
+    made = getattr(_imported(module), name)
     return cast(Broker, made() if scheme == "memory" else made(spec.strip()))
 
 
@@ -52,14 +59,24 @@ async def examine(url: str) -> Sequence[Finding]:
     """What is wrong with the broker that a URL names, as far as it can be seen from here.
 
     Raises:
-        ConfigurationError: nothing is known under that scheme, the URL cannot be read, or nobody can examine that kind.
+        ConfigurationError: as `broker_from`, or nobody can examine that kind.
     """
-    _, module, _ = _found(url)
-    try:
-        doctor = import_module(f"{module.rpartition('.')[0]}.doctor")
-    except ModuleNotFoundError:
-        raise ConfigurationError("this kind of broker cannot be examined yet; the rest of the commands work") from None
+    scheme, module, _ = _found(url)
+    package = module.rpartition(".")[0]
+    if not package or find_spec(f"{package}.doctor") is None:
+        raise ConfigurationError(f"a broker of {scheme}: cannot be examined: it brings no examination along")
+    doctor = _imported(f"{package}.doctor")
     return cast(Sequence[Finding], await doctor.examine(url.strip()))
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        need = _LIBRARIES.get((error.name or "").partition(".")[0])
+        if need is None:
+            raise
+        raise ConfigurationError(f"a broker on {need}") from None
 
 
 def _found(url: str) -> tuple[str, str, str]:

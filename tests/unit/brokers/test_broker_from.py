@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidings.brokers import broker_from
+from tidings.brokers import broker_from, examine
 from tidings.errors import ConfigurationError
 from tidings.testing.memory import MemoryBroker
 
@@ -47,6 +47,70 @@ def test_no_brokers_library_is_imported_before_it_is_used() -> None:
     script = "import sys, tidings.brokers; print([m for m in ('nats', 'pamqp', 'tidings.testing') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+MISSING = """
+import asyncio, sys
+sys.modules[sys.argv[2]] = None
+from tidings.brokers import broker_from, examine
+from tidings.errors import ConfigurationError
+for ask in (broker_from, lambda url: asyncio.run(examine(url))):
+    try:
+        ask(sys.argv[1])
+    except ConfigurationError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("kafka://bob:s3cret@k:9092", "confluent_kafka", "kafka"),
+        ("amqp://bob:s3cret@r", "pamqp", "rabbitmq"),
+        ("amqps://bob:s3cret@r", "pamqp", "rabbitmq"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_the_way_to_get_it(url: str, module: str, extra: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", MISSING, url, module], capture_output=True, text=True, check=True)
+    to_broker, to_doctor = ran.stdout.splitlines()
+    assert to_broker == to_doctor
+    assert to_broker.endswith(f"Install it: pip install 'tidings[{extra}]'")
+    assert "s3cret" not in to_broker
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "shop_extra:shop", "--broker", "URL"],
+        ["tail", "order", "--broker", "URL"],
+        ["dead", "list", "--broker", "URL"],
+        ["publish", "shop_extra:Placed", "{}", "--broker", "URL"],
+        ["doctor", "URL"],
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize(("scheme", "module"), [("kafka", "confluent_kafka"), ("amqp", "pamqp")])
+def test_every_command_says_in_one_line_how_to_get_the_library(
+    tmp_path: Path, words: list[str], scheme: str, module: str
+) -> None:
+    (tmp_path / "shop_extra.py").write_text(
+        "from tidings import Event, Service\n\n\nclass Placed(Event, type='order.placed', version=1): ...\n\n\n"
+        "shop = Service('shop', publishes=[Placed])\n"
+    )
+    script = "import sys; sys.modules[sys.argv.pop(1)] = None; from tidings.cli.main import main; sys.exit(main())"
+    arguments = [word.replace("URL", f"{scheme}://bob:s3cret@127.0.0.1:9") for word in words]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, module, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ran.returncode == 3
+    assert len(ran.stderr.splitlines()) == 1
+    assert "Install it: pip install 'tidings[" in ran.stderr
+    assert "s3cret" not in ran.stderr
+
+
+async def test_a_broker_that_brings_no_examination_along_is_not_examined() -> None:
+    with pytest.raises(ConfigurationError, match="a broker of memory: cannot be examined"):
+        await examine("memory:")
 
 
 def test_another_package_enters_its_scheme(tmp_path: Path) -> None:
