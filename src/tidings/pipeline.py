@@ -30,6 +30,7 @@ from tidings.policy import describe
 from tidings.ports import Broker, State
 from tidings.reading import look_again, read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
+from tidings.supervision import ENDS
 from tidings.turn import Failed, Left, Turn
 
 log = logging.getLogger("tidings.pipeline")
@@ -87,9 +88,12 @@ class Pipeline:
                 if trouble or self.calls.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
                     break
                 trouble = await self._trouble(self._attempt(group))
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:
+            if isinstance(error, ENDS):
+                raise
             self._grouping.next(works, holds)  # what follows a held event stays behind it
-            after, reason = (CRASH_PAUSE, describe(error)) if isinstance(error, Exception) else (0.0, "shutdown")
+            cancelled = isinstance(error, asyncio.CancelledError)
+            after, reason = (0.0, "shutdown") if cancelled else (CRASH_PAUSE, describe(error))
             for work in works:
                 self.leaving.forget(work.delivery)
                 work.decision = Retried(after=after, reason=reason, counted=False)

@@ -12,7 +12,7 @@ log = logging.getLogger("tidings.supervision")
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
-_ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What is to end more than one task."""
 
 
@@ -36,9 +36,13 @@ class Supervisor:
             try:
                 await run()
             except BaseException as error:
-                if isinstance(error, _ENDS) or (isinstance(error, asyncio.CancelledError) and _we_are_cancelled()):
+                if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():
                     raise
                 self.failures[name] = f"{type(error).__name__}: {error}"
+                if isinstance(error, ENDS):
+                    if isinstance(error, SystemExit):  # which ends the process without a word of its own
+                        log.critical("%s ends the process", name, exc_info=error)
+                    raise
                 log.exception("%s failed; it is started again in %.1f s", name, pause)
             else:
                 self.failures.pop(name, None)

@@ -84,6 +84,22 @@ async def test_a_task_that_a_library_cancelled_by_mistake_runs_again() -> None:
     await tasks.cancel()
 
 
+def test_a_task_that_ends_the_process_says_so_before(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Supervisor()
+
+    async def run() -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        tasks.spawn("one", run)
+        await asyncio.sleep(60)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert "one ends the process" in caplog.text
+    assert tasks.failures == {"one": "SystemExit: 3"}
+
+
 async def test_a_task_that_ended_by_itself_is_not_started_again() -> None:
     tasks, runs = Supervisor(), 0
 
