@@ -19,7 +19,7 @@ Call = Callable[[Any, Claim, Any], Awaitable[Any]]
 """Takes an event, the claim and the delivery; for a batch handler lists of events and deliveries."""
 Wrap = Callable[[Any, Scope], Sequence[Message]]
 
-_PASSED_ON: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
+_PASSED_ON: Final = (Exception, KeyboardInterrupt)
 
 
 class Late:
@@ -117,11 +117,14 @@ class Handling:
         return [self.came(one.delivery) if one.delivery in self._results else next(found) for one in works]
 
     def meant(self, error: BaseException, limit: Limit) -> Exception | None:
-        """What stands for an error that is no `Exception`: a cancellation that is not our own, or a panic.
+        """What stands for an error that is no `Exception`: a cancellation that is not our own, a panic, ``sys.exit``.
 
-        Drivers in other languages panic with such a one, which would end the lane. None for what is passed on as it is.
+        Drivers in other languages panic with such a one, which would end the lane, and ``sys.exit`` the whole process,
+        with no word of the handler or its event. None for what is passed on as it is.
         """
         if isinstance(error, _PASSED_ON):
+            return None
+        if isinstance(error, GeneratorExit) and not limit.runs:  # so a call is told to close whose loop has ended
             return None
         if not isinstance(error, asyncio.CancelledError):
             return RuntimeError(f"the handler raised what is no Exception: {describe(error)}")

@@ -102,6 +102,14 @@ class Limit:
         self._expired = False
         return self._task is not None and self._task.uncancel() == 0
 
+    @property
+    def runs(self) -> bool:
+        """Whether the task that it was entered in is the one that runs now."""
+        try:
+            return asyncio.current_task() is self._task
+        except RuntimeError:  # the loop has ended
+            return False
+
     def _look(self) -> None:
         wait = self._seconds
         now = self.clock()

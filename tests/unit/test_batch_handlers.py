@@ -153,6 +153,17 @@ async def test_P3_a_failed_batch_is_halved_until_the_culprit_is_alone_and_the_re
     ]
 
 
+@pytest.mark.parametrize("error", [BaseException, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("transactional", [True, False])
+async def test_P3_the_culprit_of_a_base_exception_is_found_as_any_other_and_the_rest_is_applied(
+    error: type[BaseException], transactional: bool
+) -> None:
+    store = in_sql() if transactional else None
+    bench = Bench(Whole("c3", error=error), store)
+    assert await bench.pipeline.process(batch("a1", "b2", "c3", "d4")) == ([], "")
+    assert bench.outcomes == {**dict.fromkeys(["a1", "b2", "d4"], "done"), "c3": "retry"}
+
+
 EIGHT = ("a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8")
 
 

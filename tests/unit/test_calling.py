@@ -94,7 +94,7 @@ def test_one_transaction_has_one_connection() -> None:
 async def test_a_sync_handler_runs_in_a_thread_of_its_own_with_the_delivery_known_to_it() -> None:
     seen: list[tuple[str, Scope | None]] = []
 
-    def step(event: Placed) -> str:
+    def step(event: Placed) -> Any:
         seen.append((threading.current_thread().name, current.get()))
         return "result"
 
@@ -112,7 +112,7 @@ async def test_a_sync_handler_runs_in_a_thread_of_its_own_with_the_delivery_know
 async def test_a_sync_handler_runs_in_the_thread_of_its_connection_where_there_is_one() -> None:
     with ThreadPoolExecutor(1, "connection") as threads:
 
-        def step(event: Placed) -> str:
+        def step(event: Placed) -> Any:
             return threading.current_thread().name
 
         claim = NoClaim(1)
@@ -204,6 +204,18 @@ async def test_a_cancelled_error_out_of_a_sync_handler_is_an_error_of_the_handle
     call = make_call(handler_of(step, once=False), None, None)
     await bench.pipeline.process(batch("a1"))
     assert bench.outcomes == {"a1": "retry"}
+
+
+@pytest.mark.parametrize("error", [BaseException, SystemExit, GeneratorExit])
+async def test_P2_a_base_exception_out_of_a_sync_handler_is_an_error_of_the_handler(error: type[BaseException]) -> None:
+    def step(event: Placed) -> None:
+        if event.number == 1:
+            raise error("out of stock")
+
+    bench = Bench(lambda event: call(event, NoClaim(1), delivery()))
+    call = make_call(handler_of(step, once=False), None, None)
+    assert await bench.pipeline.process(batch("a1", "b2")) == ([], "")
+    assert bench.outcomes == {"a1": "retry", "b2": "done"}
 
 
 async def test_the_threads_of_a_handler_end_with_it() -> None:

@@ -7,13 +7,18 @@ import asyncio
 import pytest
 
 from tests.unit.parts import Bench, Doing, Placed, ToldStore, batch, delivery, ids, until
+from tidings.calling import make_call
 from tidings.context import current
-from tidings.delivery import ACK, Done, Duplicate, Header, Release, Route
+from tidings.delivery import ACK, Done, Duplicate, Header, Release, Retried, Route
 from tidings.errors import Dead, StoreUnavailable
 from tidings.event import Event
+from tidings.handling import Handling
+from tidings.limit import Limit
 from tidings.order import Holds
+from tidings.pipeline import CRASH_PAUSE
 from tidings.policy import Retry
 from tidings.ports import Claimed, State
+from tidings.turn import Failed
 
 BUSY = Claimed(State.BUSY)
 FOREVER = 60.0
@@ -191,14 +196,62 @@ async def test_a_handler_that_raises_cancelled_by_itself_fails_and_ends_nothing(
     assert "by itself" in bench.broker.published[0].headers[Header.REASON]
 
 
-async def test_P12_a_handler_that_panics_with_what_is_no_exception_fails_and_ends_nothing() -> None:
-    class Panic(BaseException):
-        """As drivers raise that are written in Rust."""
+class Panic(BaseException):
+    """What an extension raises that broke: no ``except Exception`` sees it."""
 
-    bench = Bench(Doing(a1=Panic("index out of bounds")))
-    assert await bench.pipeline.process(batch("a1", "b2")) == ([], "")
+
+NO_EXCEPTIONS = [BaseException("b"), SystemExit(3), GeneratorExit("g"), Panic("p"), BaseExceptionGroup("x", [Panic()])]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("transactional", [None, False, True])
+@pytest.mark.parametrize("error", NO_EXCEPTIONS, ids=lambda error: type(error).__name__)
+async def test_P2_P3_a_base_exception_of_a_handler_is_a_failure_of_its_event_like_any_other(
+    error: BaseException, transactional: bool | None, ordered: bool
+) -> None:
+    store = None if transactional is None else ToldStore(transactional=transactional)
+    bench, holds = Bench(Doing(a1=error), store=store, ordered=ordered), Holds() if ordered else None
+    assert await bench.pipeline.process(batch("a1", "b2"), holds) == ([], "")
     assert bench.outcomes == {"a1": "retry", "b2": "done"}
-    assert "Panic: index out of bounds" in bench.broker.published[0].headers[Header.REASON]
+    outcome = next(outcome for event, outcome in bench.watcher.outcomes if event == "a1")
+    assert isinstance(outcome, Retried)
+    assert outcome.counted
+    assert f"the handler raised what is no Exception: {type(error).__name__}" in outcome.reason
+    assert outcome.error is not None
+    assert outcome.error.__cause__ is error  # so that a letter shows where it came from
+    if store is not None and transactional:
+        assert isinstance(store.claims[0].closed, Failed)
+        assert all(claim.closed == "cleanly" for claim in store.claims[1:])
+
+
+async def test_P2_what_a_store_panics_over_is_given_back_and_counts_for_nothing() -> None:
+    store = ToldStore(transactional=True)
+    store.enter.append(Panic("index out of bounds"))
+    bench = Bench(Doing(), store=store)
+    with pytest.raises(Panic):  # so that its lane is seen to fail
+        await bench.pipeline.process(batch("a1", "b2"))
+    assert bench.watcher.outcomes == [
+        (name, Retried(after=CRASH_PAUSE, reason="Panic: index out of bounds", counted=False)) for name in ("a1", "b2")
+    ]
+
+
+async def test_a_call_whose_loop_has_gone_is_told_to_close_and_is_no_failure() -> None:
+    handler = Bench(Doing()).handler
+    handling = Handling(handler, make_call(handler, None, None), lambda result, scope: ())
+    with Limit(FOREVER) as limit:
+        assert isinstance(handling.meant(GeneratorExit(), limit), RuntimeError)
+        assert await asyncio.create_task(meant_elsewhere(handling, limit)) is None
+
+
+async def meant_elsewhere(handling: Handling, limit: Limit) -> Exception | None:
+    return handling.meant(GeneratorExit(), limit)
+
+
+def test_an_interrupt_from_the_keyboard_ends_the_process_and_no_event() -> None:
+    bench = Bench(Doing(a1=KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(bench.pipeline.process(batch("a1")))
+    assert bench.outcomes == {}
 
 
 async def test_a_handler_that_answers_its_timeout_with_another_error_fails_with_that_one() -> None:

@@ -343,7 +343,7 @@ async def test_P12_a_lane_goes_on_after_a_mistake_of_our_own(monkeypatch: pytest
     assert run.worker.busy == 0
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("x")])
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("x"), BaseException("b"), SystemExit(3)])
 async def test_P12_nothing_that_a_handler_raises_ends_a_lane(error: BaseException) -> None:
     async with Run(Doing(a1=error)) as run:
         run.give(*batch("a1"))

@@ -76,6 +76,48 @@ def _service(database: Path, bad: BadDay) -> Service:
     return stock
 
 
+class Panic(BaseException):
+    """What an extension raises that broke."""
+
+
+@pytest.mark.parametrize("error", [Panic("broken"), SystemExit(3)], ids=repr)
+async def test_P3_P4_a_base_exception_takes_back_what_its_handler_wrote_and_ends_as_a_letter(
+    database: Path, error: BaseException
+) -> None:
+    broker = MemoryBroker()
+    stock = Service("stock", broker=broker, store=f"sqlite:///{database}", publishes=[Placed])
+
+    def row(event: Placed, handler: str) -> dict[str, object]:
+        return {"handler": handler, "key": event.order_id, "number": event.number}
+
+    @stock.on(Placed, retry=SOON, kill_switch=None)
+    async def reserve(event: Placed, db: AsyncConnection) -> None:
+        await db.execute(INSERT, row(event, "reserve"))
+        if event.number == 1:
+            raise error
+
+    @stock.on(Placed, retry=SOON, kill_switch=None)
+    def count(event: Placed, db: sa.Connection) -> None:
+        db.execute(INSERT, row(event, "count"))
+        if event.number == 1:
+            raise error
+
+    @stock.on_batch(Placed, retry=SOON, kill_switch=None)
+    async def total(events: list[Placed], db: AsyncConnection) -> None:
+        for event in events:
+            await db.execute(INSERT, row(event, "total"))
+        if any(event.number == 1 for event in events):
+            raise error
+
+    async with stock.running():
+        await stock.publish_many([Placed(order_id="k", number=number) for number in range(4)])
+        await broker.idle()
+        assert len(broker.dead_letters) == 3
+        for handler in ("reserve", "count", "total"):
+            assert sorted(_ledger(database, handler)) == [("k", 0), ("k", 2), ("k", 3)]
+        assert not any(worker.failures or worker.trouble for worker in stock.active.workers)
+
+
 async def _publish(service: Service) -> None:
     events = [Placed(order_id=f"k{key}", number=number) for number in range(EACH) for key in range(KEYS)]
     for start in range(0, len(events), 16):
