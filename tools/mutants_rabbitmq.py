@@ -13,6 +13,14 @@ def _bug(what: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 RABBITMQ: tuple[Mutant, ...] = (
+    _bug(
+        "a log from which nothing has come yet is empty",
+        "reading.py",
+        "        async with asyncio.timeout(patience):\n            await came.wait()\n"
+        "        await channel.round_trip(ANSWER)  # a chunk comes as a whole\n",
+        "        await channel.round_trip(ANSWER)\n        if not chunk:\n            return -1\n",
+        "reading.py",
+    ),
     _bug("messages do not outlive a restart", "frames.py", "PERSISTENT: Final = 2", "PERSISTENT: Final = 1"),
     _bug(
         "what no queue takes counts as stored",

@@ -15,7 +15,7 @@ from tidings.brokers.rabbitmq.feed import RabbitFeed
 from tidings.brokers.rabbitmq.options import Options, parse
 from tidings.brokers.rabbitmq.ordered import OrderedFeed
 from tidings.brokers.rabbitmq.publishing import Publisher
-from tidings.brokers.rabbitmq.reading import end_of, offset_of, read_log
+from tidings.brokers.rabbitmq.reading import BEGINS, end_of, offset_of, read_log
 from tidings.brokers.rabbitmq.settling import settle
 from tidings.brokers.rabbitmq.topology import NO_HISTORY, Position, Topology, encoded
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Header, Message, Route, Verdict
@@ -83,7 +83,7 @@ class RabbitBroker:
         async with self._turn:
             try:
                 await self._connect(plan.service)
-                drifts, news = await self._topology.declare(plan)
+                drifts, news = await self._topology.declare(plan, self._publisher.begin)
                 await self._write_down(news)
             except BaseException:
                 if not self._opened:
@@ -180,11 +180,10 @@ class RabbitBroker:
         """The log; and of what is followed None, where all that stood has come."""
         queue = _LOGS[route]
         end, behind = await end_of(connection, queue, follow=True) if follow else -1, -1
-        if follow and end < 0:
-            yield None
         async for content in read_log(connection, queue, since=since, follow=follow):
             offset = offset_of(content)
-            if route is not Route.NOTE or content.headers.get(Header.HANDLER) == position:
+            ours = route is not Route.NOTE or content.headers.get(Header.HANDLER) == position
+            if ours and BEGINS not in content.headers:
                 yield Delivery(
                     body=content.body,
                     stream=content.headers.get(Header.STREAM) or queue,

@@ -19,6 +19,7 @@ from tidings.brokers.rabbitmq import frames, names, waiting
 from tidings.brokers.rabbitmq.channel import GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.link import Link
+from tidings.brokers.rabbitmq.reading import BEGINS
 from tidings.brokers.rabbitmq.topology import Topology
 from tidings.delivery import NO_HEADERS, Header, Message, Route
 from tidings.errors import BrokerUnavailable, EventTooLarge, InvalidEvent, NotStored, TidingsError
@@ -185,11 +186,22 @@ class Publisher:
             await self._store(indices, ready, results, end)
         return results
 
+    async def begin(self, log: str) -> None:
+        """Store a first message in a log. Raises BrokerUnavailable."""
+        for error in await self._write(log, [b""], {BEGINS: "begins"}, ANSWER):
+            if error is not None:
+                raise error
+
     async def write_down(self, bodies: Sequence[bytes], timeout: float) -> list[Exception | None]:
         """Store what is to be known of positions."""
+        return await self._write(names.POSITIONS, bodies, {}, timeout)
+
+    async def _write(
+        self, log: str, bodies: Sequence[bytes], headers: Mapping[str, str], timeout: float
+    ) -> list[Exception | None]:
         noted = [Message(id=secrets.token_hex(8), route=Route.NOTE, stream="", type="", body=body) for body in bodies]
         ready = {
-            index: Frame(one, "", names.POSITIONS, frames.properties({}, one.id, len(one.body)))
+            index: Frame(one, "", log, frames.properties(headers, one.id, len(one.body)))
             for index, one in enumerate(noted)
         }
         results: list[Exception | None] = [None] * len(noted)

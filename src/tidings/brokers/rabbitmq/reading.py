@@ -1,7 +1,8 @@
 """Reading a log, which is a queue of the type stream, from its beginning, without leaving anything at the server.
 
-How long a stream is the server says only now and then. But a channel reads it by itself, as far as it may deliver: so
-once an answer has come on it, all that was stored before has come too.
+How long a stream is the server says only now and then, and what stands in it comes when it comes: an answer on the same
+channel may be there before. So nothing is concluded from silence. Whoever makes a log stores a first message in it; its
+end is the place of the last one, which is waited for, and so is all that lies before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ PAUSE: Final = 0.2
 AT_ONCE: Final = 200
 """How many messages may be on their way to a reader."""
 LAST_CHUNK: Final = 10_000
+SILENT: Final = 0.5
+"""Seconds without a message after which a log gets its first one; where it had one, another does no harm."""
+BEGINS: Final = "tidings-log"
+"""The header of a message that says nothing but that its log is there."""
 
 _OFFSET: Final = "x-stream-offset"
 
@@ -54,7 +59,9 @@ async def read_log(
                 yield content
                 if at >= end and not follow:
                     return
-            return  # nothing is that young
+            if at < 0 and since is not None:
+                return  # nothing is that young
+            raise BrokerUnavailable(f"the log {queue!r} does not come to the end that it had")
         except BrokerUnavailable as error:
             _check_there(queue, error, follow)
             if time.monotonic() > until and not follow:
@@ -65,25 +72,48 @@ async def read_log(
 
 
 async def end_of(connection: Connection, queue: str, *, follow: bool = False) -> int:
-    """The place of the last message of a log, or -1. For the errors see `read_log`."""
+    """The place of the last message of a log. For the errors see `read_log`."""
     until = time.monotonic() + ANSWER
     while True:
         try:
-            link = await connection.ready(max(until - time.monotonic(), 0.1))
-            channel = await link.channel(ANSWER)
-            last: list[Content] = []
-            try:
-                asked = {_OFFSET: "last"}
-                await channel.consume(queue, last.append, _ignore, ANSWER, prefetch=LAST_CHUNK, arguments=asked)
-                await channel.round_trip(ANSWER)
-            finally:
-                await _closed(channel)
-            return offset_of(last[-1]) if last else -1
+            found = await _last(connection, queue, max(until - time.monotonic(), 0.1))
+            if found is None:
+                raise BrokerUnavailable(f"the end of the log {queue!r} cannot be found")
+            return found
         except BrokerUnavailable as error:
             _check_there(queue, error, follow)
             if time.monotonic() > until:
                 raise
         await asyncio.sleep(PAUSE)
+
+
+async def has_begun(connection: Connection, queue: str) -> bool:
+    """Whether anything stands in a log; where the server is slow it may have been missed."""
+    return await _last(connection, queue, SILENT) is not None
+
+
+async def _last(connection: Connection, queue: str, patience: float) -> int | None:
+    """The place of the last message; None where none has come in `patience` seconds."""
+    link = await connection.ready(ANSWER)
+    channel = await link.channel(ANSWER)
+    chunk: list[Content] = []
+    came = asyncio.Event()
+
+    def take(content: Content) -> None:
+        chunk.append(content)
+        came.set()
+
+    try:
+        asked = {_OFFSET: "last"}
+        await channel.consume(queue, take, _ignore, ANSWER, prefetch=LAST_CHUNK, arguments=asked)
+        async with asyncio.timeout(patience):
+            await came.wait()
+        await channel.round_trip(ANSWER)  # a chunk comes as a whole
+    except TimeoutError:
+        return None
+    finally:
+        await _closed(channel)
+    return offset_of(chunk[-1])
 
 
 class _Reading:
@@ -98,7 +128,7 @@ class _Reading:
         self._more = asyncio.Event()
 
     async def run(self, follow: bool) -> AsyncIterator[Content]:
-        """What is there, and with `follow` what comes; without, it ends where there is nothing more."""
+        """What is there, and what comes; without `follow` it ends when nothing has come for long."""
         link = await self._connection.ready(ANSWER)
         channel = self._channel = await link.channel(ANSWER)
         channel.on_closed = lambda why: self._more.set()
@@ -108,12 +138,12 @@ class _Reading:
         )
         while True:
             if not self._found:
-                await channel.round_trip(ANSWER)
-            if not self._found:
-                if not follow:
-                    return
                 self._more.clear()
-                await self._more.wait()
+                try:
+                    async with asyncio.timeout(None if follow else ANSWER):
+                        await self._more.wait()
+                except TimeoutError:
+                    return
                 if not channel.open:
                     raise channel.why
                 continue

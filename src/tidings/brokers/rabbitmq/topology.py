@@ -15,7 +15,7 @@ from tidings.brokers.rabbitmq import names, waiting
 from tidings.brokers.rabbitmq.channel import DIFFERENT, GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.frames import Content
-from tidings.brokers.rabbitmq.reading import read_log
+from tidings.brokers.rabbitmq.reading import has_begun, read_log
 from tidings.errors import BrokerUnavailable, ConfigurationError
 from tidings.ports import Drift, Plan, Subscription
 
@@ -23,6 +23,8 @@ ANSWER: Final = 10.0
 NO_LIMIT: Final = 2_000_000_000
 """Deliveries after which the server would drop a message. From 4.0 on its own limit is 20, hand-backs included
 (trap 111); attempts are for the core to count."""
+LOGS: Final = (names.DEAD, names.NOTES, names.POSITIONS, names.UNROUTED)
+Begin = Callable[[str], Awaitable[None]]
 UNROUTED_AGE: Final = "7D"
 ON_DISK: Final = 2.0
 """Seconds after which the server has written down that a new queue is there. If it is killed before, the queue comes
@@ -64,13 +66,18 @@ class Topology:
         self._where = connection.options.where
         self._group = connection.options.group_size
         self._exchanges: set[str] = set()
+        self._begun: set[str] = set()
+        """Logs that have a first message."""
         self._positions: dict[str, Position] = {}
         self._read_at = float("-inf")
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def declare(self, plan: Plan) -> tuple[list[Drift], list[Position]]:
-        """Create what is missing; the second is what is new of positions, to be written down by the caller."""
+    async def declare(self, plan: Plan, begin: Begin) -> tuple[list[Drift], list[Position]]:
+        """Create what is missing; the second is what is new of positions, to be written down by the caller.
+
+        `begin` stores a first message in a log.
+        """
         for stream in plan.streams:
             names.check_stream(stream.name)
         streams = {stream.name for stream in plan.streams}
@@ -81,6 +88,7 @@ class Topology:
                     f"{one.position} wants the stream {one.stream!r}, which its plan does not declare"
                 )
         await self._patiently(lambda: self._common(sorted(streams)))
+        await asyncio.gather(*(self._begin(log, begin) for log in LOGS))
         known = await self.positions()
         await self._check_orphans(plan, known)
         for one in plan.subscriptions:
@@ -110,6 +118,11 @@ class Topology:
                     raise
             await asyncio.sleep(PAUSE)
 
+    async def _begin(self, log: str, begin: Begin) -> None:
+        if log not in self._begun and not await has_begun(self._connection, log):
+            await begin(log)
+        self._begun.add(log)
+
     async def _common(self, streams: Sequence[str]) -> None:
         async with self._Channel(self._connection) as channel:
             await self._declare_common(channel, streams)
@@ -120,7 +133,7 @@ class Topology:
         for name in (names.RETRY, names.WAIT, names.UNROUTED):
             await self._exchange(channel, name)
         await self._exchange(channel, names.LIVE, kind="direct")
-        for name in (names.DEAD, names.NOTES, names.POSITIONS, names.UNROUTED):
+        for name in LOGS:
             age = {"x-max-age": UNROUTED_AGE} if name == names.UNROUTED else {}
             group = {"x-initial-cluster-size": self._group} if self._group else {}
             await self._queue(channel, name, {"x-queue-type": "stream", **age, **group})
