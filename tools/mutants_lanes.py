@@ -191,9 +191,16 @@ LANES: tuple[Mutant, ...] = (
         ("tests/unit/test_supervision.py",),
     ),
     Mutant(
+        "base exception: a task of a life that a proof has ended is started again",
+        "supervision.py",
+        "return isinstance(error, ENDS) or (",
+        "return isinstance(error, ENDS) or False and (",
+        ("tests/unit/test_supervision.py",),
+    ),
+    Mutant(
         "base exception: sys.exit in a handler ends the process",
         "handling.py",
-        "_PASSED_ON: Final = (Exception, KeyboardInterrupt)",
+        "_PASSED_ON: Final = (Exception, KeyboardInterrupt, points.Ended)",
         "_PASSED_ON: Final = (Exception, KeyboardInterrupt, SystemExit)",
         ("tests/unit/test_calling.py",),
     ),
@@ -214,7 +221,7 @@ LANES: tuple[Mutant, ...] = (
     Mutant(
         "base exception: what a store panics over stays in the hands of nobody",
         "pipeline.py",
-        "if isinstance(error, ENDS):",
+        "if ends_all(error):",
         "if not isinstance(error, (Exception, asyncio.CancelledError)):",
         ("tests/unit/test_pipeline.py",),
     ),

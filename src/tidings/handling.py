@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
+from tidings import points
 from tidings.context import Scope, current
 from tidings.delivery import Delivery, Message
 from tidings.errors import InvalidEvent
@@ -19,7 +20,7 @@ Call = Callable[[Any, Claim, Any], Awaitable[Any]]
 """Takes an event, the claim and the delivery; for a batch handler lists of events and deliveries."""
 Wrap = Callable[[Any, Scope], Sequence[Message]]
 
-_PASSED_ON: Final = (Exception, KeyboardInterrupt)
+_PASSED_ON: Final = (Exception, KeyboardInterrupt, points.Ended)
 
 
 class Late:

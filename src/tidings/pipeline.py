@@ -30,7 +30,7 @@ from tidings.policy import describe
 from tidings.ports import Broker, State
 from tidings.reading import look_again, read
 from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
-from tidings.supervision import ENDS
+from tidings.supervision import ends_all
 from tidings.turn import Failed, Left, Turn
 
 log = logging.getLogger("tidings.pipeline")
@@ -89,7 +89,7 @@ class Pipeline:
                     break
                 trouble = await self._trouble(self._attempt(group))
         except BaseException as error:
-            if isinstance(error, ENDS):
+            if ends_all(error):
                 raise
             self._grouping.next(works, holds)  # what follows a held event stays behind it
             cancelled = isinstance(error, asyncio.CancelledError)

@@ -51,6 +51,10 @@ reached: Callable[[str], None] | None = None
 """Called with the name of each point, in the thread that reaches it, which is not always the loop's."""
 
 
+class Ended(BaseException):
+    """Raised at a point by what stands for a process that was killed there: nothing takes it for a failure."""
+
+
 def at(point: str) -> None:
     """Say that a point is reached. Where every statement passes, test `reached` in place of this call."""
     if reached is not None:

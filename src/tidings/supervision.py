@@ -7,13 +7,20 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from tidings import points
+
 log = logging.getLogger("tidings.supervision")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
-ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, points.Ended)
 """What is to end more than one task."""
+
+
+def ends_all(error: BaseException) -> bool:
+    """Whether an error is to end more than the task that it came out of; a task group may have wrapped it."""
+    return isinstance(error, ENDS) or (isinstance(error, BaseExceptionGroup) and error.subgroup(ENDS) is not None)
 
 
 class Supervisor:
@@ -39,7 +46,7 @@ class Supervisor:
                 if isinstance(error, asyncio.CancelledError) and _we_are_cancelled():
                     raise
                 self.failures[name] = f"{type(error).__name__}: {error}"
-                if isinstance(error, ENDS):
+                if ends_all(error):
                     if isinstance(error, SystemExit):  # which ends the process without a word of its own
                         log.critical("%s ends the process", name, exc_info=error)
                     raise

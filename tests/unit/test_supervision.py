@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.parts import until
-from tidings import supervision
+from tidings import points, supervision
 from tidings.supervision import Supervisor
 
 
@@ -98,6 +98,22 @@ def test_a_task_that_ends_the_process_says_so_before(caplog: pytest.LogCaptureFi
         asyncio.run(main())
     assert "one ends the process" in caplog.text
     assert tasks.failures == {"one": "SystemExit: 3"}
+
+
+@pytest.mark.parametrize("error", [points.Ended(), BaseExceptionGroup("a task group", [points.Ended()])], ids=repr)
+async def test_a_task_of_a_process_that_a_proof_has_ended_is_not_started_again(error: BaseException) -> None:
+    tasks, runs = Supervisor(), 0
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        raise error
+
+    tasks.spawn("one", run)
+    assert await tasks.wait("one", timeout=5.0)
+    assert runs == 1
+    with pytest.raises(type(error)):
+        await tasks._tasks["one"]
 
 
 async def test_a_task_that_ended_by_itself_is_not_started_again() -> None:

@@ -19,8 +19,8 @@ LIMIT = 20.0
 """Seconds in which a life must end or crash, whatever happens in it."""
 
 
-class Abandoned(BaseException):
-    """Ends what stood still, when it is let go. No ``except Exception`` of a program catches it."""
+class Abandoned(points.Ended):
+    """Ends what stood still, when it is let go. It is no failure of an event, and no task is started again after it."""
 
 
 class Life:
