@@ -45,6 +45,7 @@ BEGIN_WITHIN: Final = 30.0
 """Seconds that a new partition may take until it is known how far its predecessor was."""
 AGAIN: Final = 1.0
 """Seconds until a consumer that cannot go on is made anew."""
+LEAVE_WITHIN: Final = 5.0
 LOOK_FOR_TWINS: Final = 5.0
 """Seconds between two looks whether a partition without a twin has one by now."""
 
@@ -148,8 +149,24 @@ class Pump:
                 self.trouble = self._broken
                 log.error("%s, and is made anew", self._broken)
         finally:
-            consumer.close()  # which revokes what is left
+            self._leave(consumer)
+            consumer.close()
             self._forget()
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Have all partitions taken away before the consumer is closed.
+
+        Where they move while it closes, the library may wait for a part of itself that has ended already (librdkafka
+        4884), for ever and with the interpreter's lock: the whole process stands still.
+        """
+        ends = time.monotonic() + LEAVE_WITHIN
+        try:
+            consumer.unsubscribe()
+            consumer.poll(0)
+            while (self.tracks or consumer.assignment()) and time.monotonic() < ends:
+                consumer.poll(POLL)
+        except (KafkaException, RuntimeError) as error:
+            log.debug("%s: not left: %s", self._subscription.position, error)
 
     def _get_to_know(self, consumer: Consumer) -> None:
         """Of a topic that it was not subscribed to the library learns the leaders a second late, unless it asked."""
