@@ -8,6 +8,13 @@ WORKER = "worker.py"
 
 LANES: tuple[Mutant, ...] = (
     Mutant(
+        "a lane sleeps over what stands behind many that were taken away",
+        WORKER,
+        "                if not taken:  # behind",
+        "                if not batch:  # behind",
+        ("tests/unit/test_worker_shared.py",),
+    ),
+    Mutant(
         "review: an error of a handler's own database stops its lane",
         "claims.py",
         "return None if self._once is None or self._resource is None else self._once.translate(error)",

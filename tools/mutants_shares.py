@@ -78,8 +78,8 @@ SHARES: tuple[Mutant, ...] = (
     _bug(
         "shares: what another process has is begun",
         "worker.py",
-        "[delivery for delivery in batch if not delivery.withdrawn]",
-        "list(batch)",
+        "[delivery for delivery in taken if not delivery.withdrawn]",
+        "list(taken)",
     ),
     _bug("shares: what runs is not waited for", "lane.py", "if not self._at_work(gone):", "if True:"),
     _bug(

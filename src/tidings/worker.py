@@ -241,16 +241,17 @@ class Worker:
                 lane.trouble = trouble
                 await self._pause(LONGEST_PAUSE)
                 continue
-            batch = lane.take(self._allowed())
-            if batch and self._shared is not None and (doubt := self._pipeline.fence()):
-                lane.put_back(batch)
+            taken = lane.take(self._allowed())
+            if taken and self._shared is not None and (doubt := self._pipeline.fence()):
+                lane.put_back(taken)
                 lane.trouble = doubt
                 await self._pause(FIRST_PAUSE)
                 continue
-            batch = [delivery for delivery in batch if not delivery.withdrawn]
+            batch = [delivery for delivery in taken if not delivery.withdrawn]
             if not batch:
                 lane.trouble = ""
-                await lane.sleep(self._until_next(lane))
+                if not taken:  # behind what was withdrawn there may be more, and nobody wakes this lane for it
+                    await lane.sleep(self._until_next(lane))
                 continue
             suspect = self._pipeline.settler.counts.suspect(batch)
             if suspect is None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tidings import calls, copies, counting, dead_letters, reading, settling
+from tidings.brokers import _standing
 from tidings.claims import Claimer
 from tidings.dead_letters import Letter
 from tidings.delivery import ACK, Delivery, Done, Message, Release, Retried, Route
@@ -243,6 +244,15 @@ def shows_notes_of_other_handlers(patch: pytest.MonkeyPatch) -> None:
             yield log.delivery(entry)
 
     patch.setattr(MemoryBroker, "_read", everything)
+
+
+def lets_followers_live_through_the_past(patch: pytest.MonkeyPatch) -> None:
+    async def everything(notes: AsyncIterator[Delivery | None]) -> AsyncIterator[Delivery]:
+        async for note in notes:
+            if note is not None:
+                yield note
+
+    patch.setattr(_standing, "only_last", everything)
 
 
 def keeps_no_more_than_three_hundred_notes(patch: pytest.MonkeyPatch) -> None:

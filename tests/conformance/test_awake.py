@@ -87,6 +87,9 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
         "test_P1_what_publish_returned_for_is_stored",
     ),
     mutants.shows_notes_of_other_handlers: ("test_of_each_name_the_last_note_is_kept_for_the_position_that_wrote_it",),
+    mutants.lets_followers_live_through_the_past: (
+        "test_who_begins_to_follow_notes_hears_what_stands_and_not_what_stood",
+    ),
     mutants.keeps_no_more_than_three_hundred_notes: ("test_many_notes_are_read_whole_while_others_are_written",),
     mutants.loses_dead_letters: (
         "test_P7_a_dead_letter_is_kept_as_it_was_and_can_be_read_again",

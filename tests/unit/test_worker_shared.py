@@ -57,6 +57,20 @@ async def test_P8_what_is_given_up_is_not_begun_and_what_runs_is_finished_first(
     assert [one for one, _ in run.broker.verdicts()] == ["a1", "b4"]
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_P3_what_stands_behind_many_that_were_taken_away_is_begun_though_nobody_calls(ordered: bool) -> None:
+    slow = Slow()
+    async with Run(slow, ordered=ordered, size=2) as run:
+        run.give(*batch("a0"))
+        await until(lambda: slow.seen)
+        lost = batch("a1", "a2", "a3", "a4", "a5")
+        run.give(*lost, *batch("b1"))
+        withdraw(*lost)
+        slow.go.set()
+        await until(lambda: len(run.broker.settled) == 2)
+    assert slow.seen == ["a0", "b1"]
+
+
 async def test_P8_what_takes_too_long_to_be_given_up_is_told_and_stays() -> None:
     slow = Slow()
     async with Run(slow, ordered=True) as run:
