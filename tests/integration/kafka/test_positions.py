@@ -190,12 +190,12 @@ async def test_P4_P6_who_lives_and_loses_its_partitions_again_and_again_counts_a
             await rig.subscribe()
             await rig.publish(rig.message(b"1"))
             await until(lambda: len(rig.got) == 1)
-            for times in range(2, 6):
+            for times in range(2, 4):
                 own.pause()
                 await until(lambda: not rig.feed.pump.tracks)
                 own.resume()
                 await until(lambda: len(rig.got) == times)  # noqa: B023  # it is awaited here
-            assert [one.delivered for one in rig.got] == [1, 2, 2, 2, 2]
+            assert [one.delivered for one in rig.got] == [1, 2, 2]
         finally:
             own.resume()
             await rig.broker.close()

@@ -29,7 +29,7 @@ async def test_P8_a_log_is_never_taken_for_empty_while_others_write_to_it(rabbit
     assert connection is not None
     writing = [asyncio.create_task(write()) for _ in range(4)]
     try:
-        for _ in range(400):
+        for _ in range(200):
             assert await end_of(connection, names.NOTES) >= 0
     finally:
         for one in writing:
