@@ -358,6 +358,7 @@ def on_a_terminal(served: Shell, before: Callable[[], object] = bool) -> tuple[s
 
     def prepare() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may ignore it
         before()
 
     with out.open("w") as said, err.open("w") as logged:
