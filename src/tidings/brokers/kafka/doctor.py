@@ -47,6 +47,9 @@ async def _ask(link: Link, options: Options) -> list[Finding]:
         if remedy == IS_IT_UP:  # it is: somebody answered the door
             remedy = IS_IT_KAFKA
         return [Finding("down", f"{options.where} is there, and cannot be used: {what}", remedy)]
+    except TidingsError as error:
+        remedy = "Grant this user the right to describe the cluster, with kafka-acls."
+        return [Finding("down", f"{options.where} is there, and cannot be used: {error}", remedy)]
     found = await _advertised(link)
     if any(one.level == "wrong" for one in found):
         return found  # whatever is asked now may go to an address that nobody reaches

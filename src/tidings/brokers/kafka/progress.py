@@ -117,7 +117,7 @@ class Progress:
         return mark, _write(mark, seen, self._bounds(ahead), still)
 
     def _bounds(self, ahead: int) -> dict[str, int]:
-        """Before which offset each process was handed what there is, this one up to `ahead`; the nearest are left."""
+        """Before which offset each process was handed what there is, this one up to `ahead`; few are kept."""
         own = max(self._earlier.get(self._who, ahead), ahead)
         others = [(one, bound) for one, bound in self._earlier.items() if one != self._who]
         return dict([(self._who, own), *sorted(others, key=lambda one: -one[1])][:MOST_BOUNDS])

@@ -112,6 +112,7 @@ class Publisher:
                     self._loop.call_soon_threadsafe(self._replace, producer, fatal)
             except KafkaException as error:
                 fatal = reason(error)
+                time.sleep(PAUSE)
             except RuntimeError:
                 return  # the loop has ended
         if not self._closed:

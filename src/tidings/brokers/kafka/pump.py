@@ -46,6 +46,7 @@ BEGIN_WITHIN: Final = 30.0
 AGAIN: Final = 1.0
 """Seconds until a consumer that cannot go on is made anew."""
 LEAVE_WITHIN: Final = 5.0
+"""Seconds that the last partitions may take to be taken away; then the consumer is closed all the same."""
 LOOK_FOR_TWINS: Final = 5.0
 """Seconds between two looks whether a partition without a twin has one by now."""
 

@@ -28,7 +28,7 @@ _FOREIGN_TYPES: Final = ("ce_type", "ce-type")
 
 Pairs: TypeAlias = Sequence[tuple[str, bytes | None]]
 
-headers_in: Final[Callable[[Record], Pairs | None]] = Record.headers  # type: ignore[assignment]  # received: bytes
+headers_in: Final[Callable[[Record], Pairs | None]] = Record.headers  # type: ignore[assignment]  # bytes, where received
 """The headers of a record that came. Its hints are for those that are made as well, whose values may be text."""
 
 
