@@ -20,9 +20,30 @@ DOCTOR: tuple[Mutant, ...] = (
     kafka(
         "an address that nobody reaches is believed",
         "doctor.py",
-        "        if why:\n            what",
-        "        if why and not why:\n            what",
+        'Finding("wrong", one.told, one.remedy) if one.why else',
+        'Finding("wrong", one.told, one.remedy) if one.why is None else',
         "a_broker_that_advertises_a_name_nobody_knows_is_named_in_the_first_line",
+    ),
+    kafka(
+        "what a client was told is not listened to",
+        "doctor.py",
+        '            if broker["source"] == "learned":\n',
+        '            if broker["source"] == "configured":\n',
+        "where_the_brokers_send_their_clients_is_known_also_when_they_answer_nobody",
+    ),
+    Mutant(
+        "doctor: kafka: whoever starts does not look where brokers send their clients",
+        "brokers/kafka/doors.py",
+        "    if closed and len(closed) == len(found):",
+        "    if closed and len(closed) > len(found):",
+        ("tests/integration/kafka/test_doors.py",),
+    ),
+    Mutant(
+        "doctor: kafka: one address of several that leads nowhere is not told",
+        "brokers/kafka/doors.py",
+        "    for one in closed:",
+        "    for one in closed[1:]:",
+        ("tests/integration/kafka/test_doors.py",),
     ),
     kafka(
         "topics that are made by accident are no danger",

@@ -354,7 +354,7 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "of an outage the library's figures are told",
         "away.py",
-        '        if known:\n            return f"the connection to {self._where} was lost", IS_IT_UP\n',
-        '        if known:\n            return f"{self._where}: 1/1 brokers are down", IS_IT_UP\n',
+        '        if self._answered:\n            return f"the connection to {self._where} was lost", IS_IT_UP\n',
+        '        if self._answered:\n            return f"{self._where}: 1/1 brokers are down", IS_IT_UP\n',
     ),
 )

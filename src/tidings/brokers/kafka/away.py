@@ -16,6 +16,8 @@ IS_IT_KAFKA: Final = "Does this port speak Kafka, and with TLS or without? tls=1
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 """What a question comes to that nobody answers; why is told elsewhere."""
 
+_TOLD: Final = re.compile(r"^(?:\w+://)?(\S+:\d+)/(\d+): ")
+"""Who a report is about, where the cluster itself named the broker, with its number."""
 _SOCKET: Final = re.compile(r"^\S+: (?:Connect to \S+ failed: )?|\s*\(after \d+ms in state .*\)$")
 
 
@@ -26,6 +28,7 @@ class Away:
         self._where = where
         self._said: tuple[int, str] | None = None
         self._down = False
+        self._answered = False
 
     def hear(self, error: KafkaError) -> bool:
         """A report of a client, on any thread; whether it says that none of the brokers can be used."""
@@ -35,23 +38,34 @@ class Away:
         self._down |= code in _ALL
         return code in _ALL
 
-    def forget(self) -> None:
-        """The cluster has answered."""
-        self._said, self._down = None, False
+    def answered(self) -> None:
+        """The cluster has answered: it is where we thought, and what was reported before is over."""
+        self._said, self._down, self._answered = None, False, True
 
     @property
     def heard(self) -> bool:
         return self._down or self._said is not None
 
-    def why(self, known: bool) -> tuple[str, str]:
-        """What is wrong, and what to do; `known`: it was there before."""
+    def why(self) -> tuple[str, str]:
+        """What is wrong, and what to do."""
         if self._said is not None:
+            elsewhere = None if self._answered else _TOLD.match(self._said[1])
+            if elsewhere:
+                return sent_astray(self._where, elsewhere[1], elsewhere[2], self._said[1])
             return explained(*self._said, self._where)
         if not self._down:
             return f"no answer from {self._where} in time", IS_IT_UP
-        if known:
+        if self._answered:
             return f"the connection to {self._where} was lost", IS_IT_UP
         return f"{self._where} closed the connection and did not answer", IS_IT_KAFKA
+
+
+def sent_astray(where: str, address: str, number: str, said: str) -> tuple[str, str]:
+    """What it means that the first broker answered, and the one that it named does not."""
+    what = f"{where} is there, but broker {number} tells its clients to come to {address}, and from here: "
+    return what + _SOCKET.sub("", said).rstrip(". "), (
+        f"Set advertised.listeners of broker {number} to an address that is reached from here."
+    )
 
 
 def explained(code: int, said: str, where: str) -> tuple[str, str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import json
+import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any
+
+from confluent_kafka import KafkaError
 
 from tidings.brokers.kafka import versions
-from tidings.brokers.kafka.admin import ClusterMetadata, ConfigResource, ResourceType
+from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType
 from tidings.brokers.kafka.away import IS_IT_KAFKA, IS_IT_UP
 from tidings.brokers.kafka.doctor_topics import examine_topics
-from tidings.brokers.kafka.link import Link
+from tidings.brokers.kafka.doors import PATIENCE, doors, knock
+from tidings.brokers.kafka.link import Link, made
 from tidings.brokers.kafka.options import Options, parse
 from tidings.errors import BrokerUnavailable, TidingsError
 from tidings.findings import Finding
-
-PATIENCE: Final = 3.0
-"""Seconds for one step of one address."""
 
 
 async def examine(url: str) -> Sequence[Finding]:
@@ -41,6 +42,13 @@ async def examine(url: str) -> Sequence[Finding]:
 
 async def _ask(link: Link, options: Options) -> list[Finding]:
     try:
+        await link.ask(lambda: listen(options, link.brokers), 2 * PATIENCE)
+    except BrokerUnavailable:
+        pass  # a client that is to end may still wait for a name server: what it heard it has told
+    found = await _advertised(link)
+    if any(one.level == "wrong" for one in found):
+        return found  # whatever is asked now may go to an address that nobody reaches
+    try:
         cluster = await link.refresh(max(options.connect_timeout, PATIENCE))
     except BrokerUnavailable:
         what, remedy = link.away
@@ -50,11 +58,8 @@ async def _ask(link: Link, options: Options) -> list[Finding]:
     except TidingsError as error:
         remedy = "Grant this user the right to describe the cluster, with kafka-acls."
         return [Finding("down", f"{options.where} is there, and cannot be used: {error}", remedy)]
-    found = await _advertised(link)
-    if any(one.level == "wrong" for one in found):
-        return found  # whatever is asked now may go to an address that nobody reaches
-    found += await _releases(link)
-    return found + await _settings(link, cluster)
+    found = found or await _advertised(link)
+    return found + await _releases(link) + await _settings(link, cluster)
 
 
 async def _releases(link: Link) -> list[Finding]:
@@ -88,22 +93,38 @@ def _numbered(numbers: Sequence[int]) -> str:
     return ("broker " if len(numbers) == 1 else "each of the brokers ") + ", ".join(map(str, numbers))
 
 
+def listen(options: Options, told: dict[int, tuple[str, int]]) -> None:
+    """Hear where the brokers tell their clients to come, by number; nothing if none says so in time. Blocks.
+
+    A client of the library that has heard it leaves the address of the URL for those it was told, be they wrong or not,
+    and a question asked a moment later goes there and gets no answer. What it was told stands in its statistics.
+    """
+    refused = looked_since = False
+
+    def count(statistics: str) -> None:
+        nonlocal looked_since
+        looked_since = refused
+        for broker in json.loads(statistics)["brokers"].values():
+            if broker["source"] == "learned":
+                host, _, port = broker["nodename"].rpartition(":")
+                told[broker["nodeid"]] = host.strip("[]"), int(port)
+
+    def hear(error: KafkaError) -> None:
+        nonlocal refused
+        refused = True
+
+    heard: dict[str, Any] = {"stats_cb": count, "error_cb": hear, "statistics.interval.ms": 50}
+    client = made(AdminClient, {**options.administrator(), **heard}, options.where)
+    ends = time.monotonic() + PATIENCE
+    while not told and not looked_since and time.monotonic() < ends:
+        client.poll(0.05)
+
+
 async def _advertised(link: Link) -> list[Finding]:
-    """Where each broker tells its clients to come, and what happens there."""
-    brokers = sorted(link.brokers.items())
-    knocks = await asyncio.gather(*(knock(host, port) for _, (host, port) in brokers))
-    found = []
-    for (number, (host, port)), why in zip(brokers, knocks, strict=True):
-        if why:
-            what = f"broker {number} tells its clients to come to {host}:{port}, and from here {why}"
-            remedy = (
-                f"Set advertised.listeners of broker {number} to an address that is reached from here, such as"
-                " PLAINTEXT://localhost:9092 for a container whose port is published on this machine."
-            )
-            found.append(Finding("wrong", what, remedy))
-        else:
-            found.append(Finding("fine", f"broker {number} is reached where it says: {host}:{port}"))
-    return found
+    return [
+        Finding("wrong", one.told, one.remedy) if one.why else Finding("fine", one.told)
+        for one in await doors(link.brokers)
+    ]
 
 
 async def _settings(link: Link, cluster: ClusterMetadata) -> list[Finding]:
@@ -128,26 +149,3 @@ def _creation(broker: Mapping[str, str]) -> list[Finding]:
             "Set auto.create.topics.enable=false. Tidings makes its topics itself, and none by accident.",
         )
     ]
-
-
-async def knock(host: str, port: int) -> str:
-    """Resolve a name and connect to a port; why that cannot be done, or nothing."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError):
-        return f"the name {host!r} is not known ({host}:{port})"
-    try:
-        async with asyncio.timeout(PATIENCE):
-            _, writer = await asyncio.open_connection(host, port)
-    except TimeoutError:
-        return f"{host}:{port} does not answer within {PATIENCE:.0f} s"
-    except OSError as error:
-        return f"nobody answers at {host}:{port} ({error.strerror or error})"
-    writer.close()
-    try:
-        await writer.wait_closed()
-    except OSError:
-        pass  # it was there
-    return ""

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
 from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, Away
+from tidings.brokers.kafka.doors import must_reach
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
 from tidings.brokers.kafka.versions import must_assign
@@ -125,10 +126,11 @@ class Link:
         """Reach the cluster.
 
         Raises:
-            BrokerUnavailable: it cannot be reached in time.
+            BrokerUnavailable: it cannot be reached in time, or sends its clients to where nobody is reached.
             ConfigurationError: its brokers are too old for what the options ask of them.
         """
         await self.refresh(self.options.connect_timeout)
+        await must_reach(self.options.where, self.brokers)
         await must_assign(self.options, self.brokers)
         self._watching = asyncio.create_task(self._watch(), name="tidings-kafka-watch")
 
@@ -174,7 +176,7 @@ class Link:
 
     def _answered(self) -> None:
         self.trouble = ""
-        self._away.forget()
+        self._away.answered()
 
     def _list(self, timeout: float, topic: str | None = None) -> ClusterMetadata:
         try:
@@ -264,7 +266,7 @@ class Link:
     @property
     def away(self) -> tuple[str, str]:
         """Why the cluster cannot be used, as far as the clients know, and what to do."""
-        return self._away.why(known=bool(self.brokers))
+        return self._away.why()
 
     def _heard(self, error: KafkaError) -> None:
         """A client reports something, on a thread of its own."""

@@ -12,7 +12,8 @@ import msgspec
 from confluent_kafka import KafkaError
 
 from tidings.brokers.kafka.admin import ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
-from tidings.brokers.kafka.link import PAUSE, Link, failed, reason
+from tidings.brokers.kafka.away import NO_ANSWER
+from tidings.brokers.kafka.link import PAUSE, Link, code_of, failed, reason
 from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, check_stream, retry_topic
 from tidings.delivery import MAX_EVENT_BYTES
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -86,6 +87,8 @@ async def _make(link: Link, missing: Iterable[Wanted]) -> None:
     answers = await link.answers(lambda: link.admin.create_topics(new, operation_timeout=5.0), 15.0)
     if (error := failed(answers, _EXISTS)) is not None:
         names = ", ".join(one.topic for one in new)
+        if code_of(error) in NO_ANSWER:
+            error = link.meaning(error)
         if isinstance(error, BrokerUnavailable):
             raise error
         raise ConfigurationError(

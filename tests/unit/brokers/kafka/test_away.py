@@ -34,16 +34,22 @@ NO_CERTIFICATE = (
 )
 NO_ROUTE = (
     KafkaError._TRANSPORT,
-    "10.0.0.1:9092/1: Connect to ipv4#10.0.0.1:9092 failed: No route to host (after 2ms in state CONNECT, 3 identical"
-    " error(s) suppressed)",
+    "10.0.0.1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: No route to host (after 2ms in state CONNECT, 3"
+    " identical error(s) suppressed)",
+)
+ASTRAY = (
+    KafkaError._TRANSPORT,
+    "sasl_ssl://kafka:29092/2: Connect to ipv4#10.0.0.1:29092 failed: Connection refused (after 2ms in state CONNECT)",
 )
 
 
 def told(*reports: tuple[int, str], known: bool = False) -> str:
     away = Away(WHERE)
+    if known:
+        away.answered()
     for code, said in reports:
         away.hear(KafkaError(code, said))
-    return ". ".join(away.why(known))
+    return ". ".join(away.why())
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,11 @@ def told(*reports: tuple[int, str], known: bool = False) -> str:
         ([DENIED], "SASL authentication error: Authentication failed. ", "Look at the user, the password"),
         ([NO_CERTIFICATE], "SSL alert number 42. ", "tls_cert= and tls_key="),
         ([NO_ROUTE, DOWN], f"{WHERE} cannot be reached: No route to host. ", "Is the broker running"),
+        (
+            [ASTRAY, DOWN],
+            "but broker 2 tells its clients to come to kafka:29092, and from here: Connection ref",
+            "Set advertised.listeners of broker 2",
+        ),
         ([], f"no answer from {WHERE} in time", "Is the broker running"),
     ],
     ids=[
@@ -66,6 +77,7 @@ def told(*reports: tuple[int, str], known: bool = False) -> str:
         "refused",
         "no certificate",
         "no route",
+        "sent elsewhere",
         "silence",
     ],
 )
@@ -84,9 +96,13 @@ def test_a_cluster_that_was_there_was_lost_and_speaks_kafka() -> None:
     assert text.startswith(f"the connection to {WHERE} was lost. Is the broker running")
 
 
+def test_a_broker_that_was_reached_before_was_sent_to_the_right_address() -> None:
+    assert "advertised" not in told(ASTRAY, DOWN, known=True)
+
+
 def test_only_what_concerns_all_brokers_is_a_reason_to_look() -> None:
     away = Away(WHERE)
     assert not away.hear(KafkaError(*REFUSED))
     assert away.hear(KafkaError(*DOWN))
-    away.forget()
+    away.answered()
     assert not away.heard
