@@ -357,4 +357,19 @@ KAFKA: tuple[Mutant, ...] = (
         '        if self._answered:\n            return f"the connection to {self._where} was lost", IS_IT_UP\n',
         '        if self._answered:\n            return f"{self._where}: 1/1 brokers are down", IS_IT_UP\n',
     ),
+    bug(
+        "a text that the brokers do not keep is said again as it is",
+        "commits.py",
+        "        self._room = self._room // 2 if",
+        "        self._room = self._room if",
+        (
+            "tests/integration/kafka/test_positions.py::test_P3_P9_brokers_that_keep_little_beside_an_offset_are_told_less_and_get_every_commit",
+        ),
+    ),
+    bug(
+        "names beside an offset have all the room they want",
+        "progress.py",
+        " if end <= room // 2)",
+        ")",
+    ),
 )

@@ -60,6 +60,25 @@ async def test_P3_P9_who_comes_after_a_stop_gets_what_was_not_done_and_nothing_e
     assert [one.delivered for one in second.got] == [2, 2]
 
 
+async def test_P3_P9_brokers_that_keep_little_beside_an_offset_are_told_less_and_get_every_commit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Kafka(tmp_path / "server", offset_metadata_max_bytes="100") as server:
+        rig = Rig(KafkaBroker(f"{server.url}?{QUICK}"), position())
+        await rig.broker.open(plan(rig.subscription))
+        await rig.subscribe()
+        await rig.publish(*(rig.message(b"%d" % n) for n in range(400)))
+        await until(lambda: len(rig.got) == 400)
+        await rig.ack(*rig.got[:3], *rig.got[4::2])
+        await until_equal(lambda: marks(rig), [3])
+        await rig.ack(rig.got[3], rig.got[5])
+        await rig.feed.close()  # the last word has to get through as well
+        await until_equal(lambda: marks(rig), [7])
+        await rig.broker.close()
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "offset.metadata.max.bytes=4096" in line
+
+
 WORKER = """
 import asyncio, sys
 from tidings.brokers.kafka.broker import KafkaBroker

@@ -15,6 +15,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tidings.brokers.kafka.link import ASKED, code_of, reason
+from tidings.brokers.kafka.progress import MOST_TEXT
 from tidings.brokers.kafka.tracks import Track
 
 log = logging.getLogger("tidings.kafka")
@@ -29,6 +30,8 @@ AGAIN: Final = 0.05
 _BETWEEN: Final = frozenset({KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION})
 SURE: Final = 0.8
 """The part of the session's time for which partitions count as ours without a new answer."""
+LEAST_TEXT: Final = 60
+"""Below this nothing is said beside an offset."""
 
 
 class Commits:
@@ -53,6 +56,7 @@ class Commits:
         self._next = 0.0
         self._asked = 0.0
         self._waits = False
+        self._room = MOST_TEXT
 
     def forget(self) -> None:
         """The consumer is another one: no answer will come."""
@@ -101,6 +105,10 @@ class Commits:
                 return
             except KafkaException as error:
                 log.debug("%s: not committed: %s", self._position, reason(error))
+                if self._shortened(error):
+                    self._changed(tracks, final=final)
+                    places = [_place(track) for track in tracks]
+                    continue
                 if code_of(error) not in _BETWEEN or time.monotonic() > ends:
                     break
             if between is not None:
@@ -118,19 +126,33 @@ class Commits:
             self.sure_until = max(self.sure_until, self._asked + self._lease)
             self._well()
             return
+        self._shortened(error)
         for place in places:
             if (track := self._tracks.get((place.topic, place.partition))) is not None:
                 track.text = (-1, "")  # to be said again
         log.debug("%s: not committed: %s", self._position, error.str())
 
     def _changed(self, tracks: Sequence[Track], *, final: bool = False) -> list[TopicPartition]:
-        places = []
-        for track in tracks:
-            said = track.progress.snapshot(final=final)
-            if said != track.text:
-                track.text = said
-                places.append(_place(track))
-        return places
+        return [_place(track) for track in tracks if self._say(track, final=final)]
+
+    def _say(self, track: Track, *, final: bool) -> bool:
+        """Whether there is something new to say of a partition."""
+        said, track.text = track.text, track.progress.snapshot(final=final, room=self._room)
+        return said != track.text
+
+    def _shortened(self, error: KafkaException | KafkaError) -> bool:
+        """Whether the brokers keep less beside an offset than was said, so that it is said shorter from now on."""
+        if code_of(error) != KafkaError.OFFSET_METADATA_TOO_LARGE or not self._room:
+            return False
+        if self._room == MOST_TEXT:
+            log.warning(
+                "%s: the brokers keep less beside an offset than is to be remembered there. Of what is done behind an"
+                " event that is not, part may come again after a restart, and is known then; set"
+                " offset.metadata.max.bytes=4096 on the brokers",
+                self._position,
+            )
+        self._room = self._room // 2 if self._room >= 2 * LEAST_TEXT else 0
+        return True
 
 
 def _place(track: Track) -> TopicPartition:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Final
 
 from tidings.delivery import Delivery
@@ -103,8 +103,11 @@ class Progress:
         """So much has come that a death now would leave events whose delivery nobody knows of."""
         return self.seen > self._committed_window
 
-    def snapshot(self, *, final: bool = False) -> tuple[int, str]:
-        """The offset to commit and the text beside it; `final` where nothing more will be handed over."""
+    def snapshot(self, *, final: bool = False, room: int = MOST_TEXT) -> tuple[int, str]:
+        """The offset to commit and the text beside it; `final` where nothing more will be handed over.
+
+        `room` is how long the text may be, in bytes.
+        """
         still = list(self.open)
         seen = self.seen
         mark = still[0] if still else seen
@@ -114,7 +117,7 @@ class Progress:
             self._last_seen = seen
             self._committed_window = seen + window // 2
             ahead = seen + window
-        return mark, _write(mark, seen, self._bounds(ahead), still)
+        return mark, _write(mark, seen, self._bounds(ahead), still, room)
 
     def _bounds(self, ahead: int) -> dict[str, int]:
         """Before which offset each process was handed what there is, this one up to `ahead`; few are kept."""
@@ -142,10 +145,13 @@ def _read(text: str | None) -> tuple[int, dict[str, int], list[int]]:
     )
 
 
-def _write(mark: int, seen: int, bounds: Mapping[str, int], still: Sequence[int]) -> str:
-    head = "".join(f"{who}:{bound - mark}," for who, bound in bounds.items() if bound > mark)
+def _write(mark: int, seen: int, bounds: Mapping[str, int], still: Sequence[int], room: int) -> str:
+    names = [f"{who}:{bound - mark}," for who, bound in bounds.items() if bound > mark]
+    head = "".join(name for name, end in zip(names, accumulate(map(len, names)), strict=True) if end <= room // 2)
     lengths: list[int] = []
-    known, room = seen, MOST_TEXT - len(head) - 40
+    known, room = seen, room - len(head) - 40
+    if room < 0:
+        return ""
     for begin, end in _runs(still):
         more = [begin - mark - sum(lengths), end - begin] if lengths else [end - begin]
         room -= sum(len(str(one)) + 1 for one in more)

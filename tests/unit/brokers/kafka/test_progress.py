@@ -91,6 +91,21 @@ def test_a_text_that_would_be_too_long_forgets_what_is_done_and_never_what_is_op
     assert not after.is_done(19_999)
 
 
+@pytest.mark.parametrize("room", [0, 59, 60, 125, 250, 1000])
+def test_a_text_keeps_to_the_room_that_the_brokers_leave_it(room: int) -> None:
+    progress = Progress(0, None, "us")
+    for times in range(MOST_BOUNDS):
+        progress = Progress(*progress.snapshot(), f"a_process_with_a_name_of_its_own_{times}")
+    handed(progress, range(1000))
+    for offset in range(1, 1000, 2):
+        progress.done(offset)
+    mark, text = progress.snapshot(room=room)
+    assert (mark, len(text) <= room) == (0, True)
+    after = Progress(mark, text, "they")
+    assert not any(after.is_done(offset) for offset in range(0, 1000, 2))
+    assert after.is_done(1) == (room > 0), "names took the room of what is done"
+
+
 def test_deliveries_are_counted_over_the_processes_that_had_them() -> None:
     progress = Progress(0, None, "us")
     assert progress.delivered(0) == 0
