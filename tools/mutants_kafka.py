@@ -372,4 +372,18 @@ KAFKA: tuple[Mutant, ...] = (
         " if end <= room // 2)",
         ")",
     ),
+    bug(
+        "what waits for a slow follower has no limit",
+        "reading.py",
+        "self.missed |= len(self._records) + len(records) > MOST_COMING",
+        "self.missed = False",
+        ("tests/integration/kafka/test_reading.py",),
+    ),
+    bug(
+        "what a slow follower was not told is lost to it",
+        "reading.py",
+        "                if coming.missed:\n",
+        "                if coming.missed is None:\n",
+        ("tests/integration/kafka/test_reading.py",),
+    ),
 )

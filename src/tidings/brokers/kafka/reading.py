@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -32,6 +33,8 @@ log = logging.getLogger("tidings.kafka")
 MOST: Final = 500
 AHEAD: Final = 2000
 """Records of one partition that wait until those of others have come, before it is paused."""
+MOST_COMING: Final = 10_000
+"""Records that wait for one follower in memory."""
 SILENCE: Final = 30.0
 """Seconds without an answer after which a reader gives up."""
 PAUSE: Final = 0.2
@@ -44,8 +47,12 @@ def _some(consumer: Consumer, seconds: float = PAUSE) -> list[Record]:
     return [] if first is None else [first, *consumer.consume(MOST - 1, 0)]
 
 
-async def read_records(link: Link, topic: str, since: datetime | None = None) -> AsyncIterator[Record]:
+async def read_records(
+    link: Link, topic: str, since: datetime | None = None, seen: Mapping[int, int] = MappingProxyType({})
+) -> AsyncIterator[Record]:
     """The records of a topic up to where it ends now, in the order in which they were stored.
+
+    `seen` is the offset of the last one, by partition, behind which to go on.
 
     Raises:
         BrokerUnavailable: no answer for too long; what was read so far was read.
@@ -55,6 +62,7 @@ async def read_records(link: Link, topic: str, since: datetime | None = None) ->
     if since is not None:
         later = await offsets(link, topic, at_time(since.timestamp()))
         begins = {number: max(begins[number], later[number]) if later[number] >= 0 else ends[number] for number in ends}
+    begins = {number: max(begin, seen.get(number, -1) + 1) for number, begin in begins.items()}
     merge = Merge({number: end for number, end in ends.items() if begins[number] < end})
     if not merge.open:
         return
@@ -141,6 +149,28 @@ class Merge:
                 del self.open[place.partition]
 
 
+class Coming:
+    """What one follower was told of and has not read yet; beyond a limit it is told nothing more, and reads again."""
+
+    def __init__(self) -> None:
+        self.missed = False
+        self._records: list[Record] = []
+        self._news = asyncio.Event()
+
+    def take(self, records: list[Record]) -> None:
+        self.missed |= len(self._records) + len(records) > MOST_COMING
+        if not self.missed:
+            self._records += records
+        self._news.set()
+
+    async def new(self) -> list[Record]:
+        """What has come; with `missed`, it is all that will."""
+        await self._news.wait()
+        self._news.clear()
+        records, self._records = self._records, []
+        return records
+
+
 class Tail:
     """Hears of what is stored in a topic from now on, on a thread, and tells all who follow it."""
 
@@ -213,33 +243,40 @@ class Reading:
         if topic not in self._link.partitions:
             names = ", ".join(sorted(name for name in self._link.partitions if not name.startswith(("tidings-", "_"))))
             raise ConfigurationError(f"there is no stream {stream!r}; the streams are: {names or 'none'}")
-        coming: asyncio.Queue[list[Record]] = asyncio.Queue()
+        coming = Coming()
         tail = self._tails.setdefault(topic, Tail(self._link, topic)) if follow else None
+        seen: dict[int, int] = {}
         try:
             if tail is not None:
-                await tail.follow(coming.put_nowait)
-            seen: dict[int, int] = {}
+                await tail.follow(coming.take)
             async for record in read_records(self._link, topic, since):
-                seen[record.partition() or 0] = record.offset() or 0
-                if (delivery := _logged(record, route, stream)) is not None:
+                if (delivery := _logged(record, route, stream, seen)) is not None:
                     yield delivery
             yield None
             while tail is not None:
-                for record in await coming.get():
-                    new = (record.offset() or 0) > seen.get(record.partition() or 0, -1)
-                    if new and (delivery := _logged(record, route, stream)) is not None:
+                for record in await coming.new():
+                    if (delivery := _logged(record, route, stream, seen)) is not None:
                         yield delivery
+                if coming.missed:
+                    coming.missed = False
+                    async for record in read_records(self._link, topic, since, seen):
+                        if (delivery := _logged(record, route, stream, seen)) is not None:
+                            yield delivery
         finally:
             if tail is not None:
-                tail.leave(coming.put_nowait)
+                tail.leave(coming.take)
 
     def close(self) -> None:
         for tail in self._tails.values():
             tail.end()
 
 
-def _logged(record: Record, route: Route, stream: str) -> Delivery | None:
-    """A record of a log as a delivery; of notes, those of one position."""
+def _logged(record: Record, route: Route, stream: str, seen: dict[int, int]) -> Delivery | None:
+    """A record of a log as a delivery, unless it was seen; of notes, those of one position."""
+    number, offset = record.partition() or 0, record.offset() or 0
+    if offset <= seen.get(number, -1):
+        return None
+    seen[number] = offset
     pairs = pairs_of(record)
     if route is Route.NOTE and own(pairs, POSITION) != stream:
         return None
