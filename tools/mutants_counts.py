@@ -68,8 +68,15 @@ COUNTS: tuple[Mutant, ...] = (
     Mutant(
         "other lanes run beside a suspect",
         ALONE,
-        "                while self._busy():\n",
-        "                while False:\n",
+        "        while self._busy():\n",
+        "        while False:\n",
+        HERE,
+    ),
+    Mutant(
+        "a suspect waits without end for one of another handler",
+        ALONE,
+        "if not await _in_time(lock.acquire()):",
+        "if not await lock.acquire():",
         HERE,
     ),
     Mutant(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ from tidings.pipeline import Pipeline
 from tidings.policy import describe, killed
 
 PATIENCE: Final = 60.0
-"""Seconds that a suspect waits for the other lanes of its handler before it lets them go on for a while."""
+"""Seconds that a suspect waits for another one, and for the other lanes of its handler, before it lets them go on."""
 
 _one_at_a_time: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 """Of all handlers in this process: of two suspects that run at once, nobody knows which one killed it."""
@@ -30,6 +30,15 @@ _one_at_a_time: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = Wea
 
 def _the_lock() -> asyncio.Lock:
     return _one_at_a_time.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+
+async def _in_time(waiting: Awaitable[object]) -> bool:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
 
 
 class Gate:
@@ -55,22 +64,21 @@ class Gate:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[bool]:
         """Run alone in this handler, and as the only suspect of this process; False where the others do not end."""
-        async with _the_lock():
-            self._open.clear()
-            try:
-                yield await self._is_empty()
-            finally:
-                self._open.set()
-
-    async def _is_empty(self) -> bool:
+        lock = _the_lock()
+        if not await _in_time(lock.acquire()):  # that of another handler may hang, and this one has healthy events, too
+            yield False
+            return
         try:
-            async with asyncio.timeout(PATIENCE):
-                while self._busy():
-                    self._left.clear()
-                    await self._left.wait()
-        except TimeoutError:
-            return False
-        return True
+            self._open.clear()
+            yield await _in_time(self._is_empty())
+        finally:
+            self._open.set()
+            lock.release()
+
+    async def _is_empty(self) -> None:
+        while self._busy():
+            self._left.clear()
+            await self._left.wait()
 
 
 async def handle_alone(

@@ -371,7 +371,7 @@ class Worker:
                 lane.queue.append(suspect)  # behind the healthy, which must not wait for it as well
                 batch = []
             if not alone or self._stopping.is_set() or self._pipeline.settler.counts.suspect(batch) is None:
-                return batch, "" if alone else "one of its lanes does not come to an end beside a suspect"
+                return batch, "" if alone else "what runs beside a suspect does not come to an end"
             if self.paused:
                 await self._give_back(batch)
                 return [], ""

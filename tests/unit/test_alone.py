@@ -215,6 +215,27 @@ async def test_a_lane_that_does_not_end_does_not_keep_a_suspect_and_the_others_f
         await run.settled(4)
 
 
+async def test_P12_a_suspect_that_hangs_does_not_keep_the_healthy_events_of_other_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(alone, "PATIENCE", 0.05)
+    leave = asyncio.Event()
+
+    async def hangs(event: Placed) -> None:
+        await leave.wait()
+
+    async with Run(hangs) as stuck, Run(Beside(), lanes=1, size=1) as run:
+        stuck.give(*suspects("a1"))
+        await asyncio.sleep(0.01)
+        run.give(*suspects("b2"), *batch("c3", "d4"))
+        await run.settled(2)
+        assert sorted(ids([one for one, _ in run.broker.settled])) == ["c3", "d4"]
+        await until(lambda: "beside a suspect" in run.worker.trouble)
+        leave.set()
+        await run.settled(3)
+        await stuck.settled(1)
+
+
 @pytest.mark.parametrize(
     ("deaths", "failures", "retry", "dead"),
     [
