@@ -161,4 +161,17 @@ RABBITMQ: tuple[Mutant, ...] = (
         "if quiet > 10_000:",
         "supervision.py",
     ),
+    _bug(
+        "a channel that nobody waits for any more stays",
+        "link.py",
+        "            channel.leave()\n",
+        "            pass\n",
+        "supervision.py",
+    ),
+    _bug(
+        "the number of a channel is given to the next while the server still speaks to it",
+        "channel.py",
+        "        if not self._parting:\n",
+        "        if True:\n",
+    ),
 )

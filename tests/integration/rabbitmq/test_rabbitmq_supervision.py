@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, Rig, position, until
 from tests.proxy import Proxy
 from tidings.brokers.rabbitmq import connection
+from tidings.brokers.rabbitmq.link import Link
 from tidings.delivery import ACK, Route
+from tidings.errors import BrokerUnavailable
 from tools.services.rabbitmq import RabbitMQ
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
@@ -38,6 +41,13 @@ def through(proxy: Proxy, more: str = "") -> str:
     return f"amqp://tidings:tidings@127.0.0.1:{proxy.port}?heartbeat=4s{more}"
 
 
+def link_of(rig: Rig) -> Link:
+    main = rig.broker._main
+    assert main is not None
+    assert main._link is not None
+    return main._link
+
+
 async def test_P10_everything_resumes_after_the_server_was_killed(server: RabbitMQ, connect: Connect) -> None:
     rig = await connect(server.url)
     await works(rig, b"before")
@@ -47,6 +57,34 @@ async def test_P10_everything_resumes_after_the_server_was_killed(server: Rabbit
     await works(rig, b"after")
     letters = [one async for one in rig.broker.read(Route.DEAD)]
     assert letters == []
+
+
+async def test_numbers_of_channels_are_used_again_where_the_server_allows_few(tmp_path: Path, connect: Connect) -> None:
+    with RabbitMQ(tmp_path / "few", "channel_max = 12") as server:
+        rig = await connect(server.url)
+        await works(rig, b"before")
+        link = link_of(rig)
+        for _ in range(20):
+            await (await link.channel(5.0)).close(5.0)
+        with pytest.raises(BrokerUnavailable, match="allows 12 channels at a time"):
+            for _ in range(20):
+                await link.channel(5.0)
+        assert link_of(rig) is link, "the server threw the connection out"
+        await works(rig, b"after")
+
+
+async def test_who_stops_waiting_for_a_channel_leaves_none_behind(rabbitmq_url: str, connect: Connect) -> None:
+    rig = await connect(rabbitmq_url)
+    await works(rig, b"before")
+    link = link_of(rig)
+    before = len(link._channels)
+    for _ in range(50):
+        opening = asyncio.create_task(link.channel(5.0))
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+    await until(lambda: len(link._channels) == before)
+    await works(rig, b"after")
 
 
 async def test_trap_158_a_server_that_hangs_is_noticed_and_comes_back(

@@ -17,6 +17,8 @@ from pamqp.base import Frame
 from tidings.brokers.rabbitmq.frames import (
     ACK,
     BODY,
+    CLOSE,
+    CLOSE_OK,
     DELIVER,
     HEADER,
     METHOD,
@@ -93,6 +95,8 @@ class Channel:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._tags = 0
+        self._parting = False
+        """We have closed it, and the server has not said yet that it has."""
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,10 +164,25 @@ class Channel:
             return
         self.on_closed = None
         self._takers.clear()
+        self._parting = True
         try:
             await self.call(commands.Channel.Close(200, "closed", 0, 0), timeout)
+            self._parting = False
         finally:
             self._end(BrokerUnavailable("the channel was closed"))
+
+    def leave(self) -> None:
+        """The same without waiting for the answer."""
+        if not self.open:
+            return
+        self.on_closed = None
+        self._takers.clear()
+        self._parting = True
+        try:
+            self.link.send(pamqp.frame.marshal(commands.Channel.Close(200, "closed", 0, 0), self.number))
+        except BrokerUnavailable:
+            pass  # it has gone with its connection
+        self._end(BrokerUnavailable("the channel was closed"))
 
     def lost(self, why: str) -> None:
         """Its connection is no more."""
@@ -173,7 +192,8 @@ class Channel:
         if not self.open:
             return
         self.open, self.why = False, why
-        self.link.forget(self)
+        if not self._parting:
+            self.link.forget(self)
         calls, self._calls = self._calls, deque()
         for one in calls:
             if not one.done():
@@ -187,6 +207,8 @@ class Channel:
     def take(self, kind: int, payload: bytes) -> None:
         """A frame for this channel."""
         if not self.open:
+            if kind == METHOD:
+                self._parted(payload)
             return
         if kind == METHOD:
             method = int.from_bytes(payload[:4], "big")
@@ -213,6 +235,14 @@ class Channel:
                 self._whole(b"".join(pieces))
             else:
                 self._whole(payload)
+
+    def _parted(self, payload: bytes) -> None:
+        """Its number is free once the server has closed it too: what comes until then is not for the next one."""
+        method = int.from_bytes(payload[:4], "big")
+        if method == CLOSE:
+            self.link.send(pamqp.frame.marshal(commands.Channel.CloseOk(), self.number))
+        if method in (CLOSE, CLOSE_OK):
+            self.link.forget(self)
 
     def _whole(self, body: bytes) -> None:
         content, self._content = self._content, None

@@ -45,6 +45,7 @@ class Link(asyncio.Protocol):
         self._error: Exception | None = None
         self._channels: dict[int, Channel] = {}
         self._next = 1
+        self._most_channels = MOST_CHANNELS
         self._answers: asyncio.Queue[Frame] = asyncio.Queue()
         self._full = False
         self._writable = asyncio.Event()
@@ -102,8 +103,8 @@ class Link(asyncio.Protocol):
         self._say(commands.Connection.StartOk(cast(Any, properties), mechanism, response))
         tune = cast(commands.Connection.Tune, await self._answer(commands.Connection.Tune))
         self.most_frame = min(tune.frame_max or MOST_FRAME, MOST_FRAME)
-        channels = min(tune.channel_max or MOST_CHANNELS, MOST_CHANNELS)
-        self._say(commands.Connection.TuneOk(channels, self.most_frame, self.heartbeat))
+        self._most_channels = min(tune.channel_max or MOST_CHANNELS, MOST_CHANNELS)
+        self._say(commands.Connection.TuneOk(self._most_channels, self.most_frame, self.heartbeat))
         self._say(commands.Connection.Open(self._options.vhost))
         await self._answer(commands.Connection.OpenOk)
         self.up = True
@@ -202,12 +203,16 @@ class Link(asyncio.Protocol):
         """A new channel. Raises BrokerUnavailable."""
         if not self.up:
             raise BrokerUnavailable(f"the connection was lost: {self.ended}")
+        if len(self._channels) >= self._most_channels:
+            raise BrokerUnavailable(f"the server allows {self._most_channels} channels at a time (channel_max)")
         while self._next in self._channels:
-            self._next = self._next % MOST_CHANNELS + 1
-        number = self._next
-        self._next = self._next % MOST_CHANNELS + 1
-        channel = self._channels[number] = Channel(self, number)
-        await channel.call(commands.Channel.Open(), timeout)
+            self._next = self._next % self._most_channels + 1
+        channel = self._channels[self._next] = Channel(self, self._next)
+        try:
+            await channel.call(commands.Channel.Open(), timeout)
+        except BaseException:
+            channel.leave()
+            raise
         return channel
 
     def forget(self, channel: Channel) -> None:
