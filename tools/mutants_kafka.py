@@ -198,9 +198,9 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "nobody hears the reports of a producer that was made anew",
         "publishing.py",
-        "        self._producer = producer = made(Producer, self._link.settings(settings), self._where)\n",
+        "        self._producer = producer = self._link.clients.producer(settings)\n",
         "        before = getattr(self, '_producer', None)\n"
-        "        producer = made(Producer, self._link.settings(settings), self._where)\n"
+        "        producer = self._link.clients.producer(settings)\n"
         "        self._producer = producer if before is None else before\n"
         "        self._loop.call_later(0.05, lambda: setattr(self, '_producer', producer))\n",
         (f"{PUBLISHING[0]}::test_P1_P10_a_producer_that_cannot_go_on_is_made_anew",),
@@ -385,5 +385,29 @@ KAFKA: tuple[Mutant, ...] = (
         "                if coming.missed:\n",
         "                if coming.missed is None:\n",
         ("tests/integration/kafka/test_reading.py",),
+    ),
+    bug(
+        "a password that was replaced is not read again",
+        "link.py",
+        "                    await self.clients.renew(self.ask)\n",
+        "                    pass\n",
+        (
+            "tests/integration/kafka/test_security.py::test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_connected",
+        ),
+    ),
+    bug(
+        "a consumer is told the new password from outside, and never hears of it",
+        "clients.py",
+        "        if isinstance(client, _Consumer):\n",
+        "        if client is None:\n",
+        (
+            "tests/integration/kafka/test_security.py::test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_connected",
+        ),
+    ),
+    bug(
+        "who is let in hides that another client is not",
+        "away.py",
+        "if time.monotonic() - self._refused > REFUSED_FOR:",
+        "if time.monotonic() - self._refused > 0:",
     ),
 )

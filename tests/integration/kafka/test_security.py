@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are there
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from tests.integration.kafka.conftest import Rig, plan, position, until
 from tidings.brokers import examine
@@ -149,6 +155,40 @@ async def test_P10_tokens_of_a_callback_are_renewed_for_all_that_is_connected(se
         await until(lambda: b"last" in rig.bodies)
         assert await rig.broker.positions(service)
         await until(lambda: rig.broker.trouble == "")
+
+
+def set_password(server: SecureKafka, password: str) -> None:
+    """Give the user another one, by the listener that asks for none."""
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.far_port}"})
+    how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+    changed = admin.alter_user_scram_credentials([UserScramCredentialUpsertion("shop", how, password.encode())])
+    for one in changed.values():
+        one.result(10)
+
+
+async def test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_connected(
+    secure: SecureKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(CANARY)
+    url = f"kafka://shop@{secure.address}?mechanism=SCRAM-SHA-256&{TRUSTS}&password_file={file}&join=3s"
+    try:
+        async with working(url) as rig:
+            service = rig.subscription.position.partition(".")[0]
+            assert await rig.broker.positions(service)
+            await asyncio.to_thread(set_password, secure, f"new-{CANARY}")
+            await asyncio.to_thread(secure.stop)  # who is connected stays; who has to connect again does not get in
+            await asyncio.to_thread(secure.start)
+            await until(lambda: "uthentication" in rig.broker.trouble)
+            file.write_text(f"new-{CANARY}")
+            await until(lambda: rig.broker.trouble == "")
+            (error,) = await rig.broker.publish([rig.message(b"last")], timeout=20)
+            assert error is None
+            await until(lambda: b"last" in rig.bodies)
+            assert await rig.broker.positions(service)
+    finally:
+        await asyncio.to_thread(set_password, secure, CANARY)
+    assert CANARY not in caplog.text
 
 
 @pytest.mark.parametrize(

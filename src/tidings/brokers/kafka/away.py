@@ -6,6 +6,7 @@ The client library counts brokers (`0/2 brokers are down`), among them addresses
 from __future__ import annotations
 
 import re
+import time
 from typing import Final
 
 from confluent_kafka import KafkaError
@@ -13,9 +14,14 @@ from confluent_kafka import KafkaError
 IS_IT_UP: Final = "Is the broker running, and is the address right?"
 IS_IT_KAFKA: Final = "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
 
+REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
+REFUSED_FOR: Final = 3.0
+"""Seconds for which it counts that somebody was not let in, whoever else is: clients try again once a second."""
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 """What a question comes to that nobody answers; why is told elsewhere."""
 
+_SLIP: Final = "not valid in current SASL state"
+"""How it ends when the library (2.16) signs in anew twice at once, with a fresh token: it connects again, and is in."""
 _TOLD: Final = re.compile(r"^(?:\w+://)?(\S+:\d+)/(\d+): ")
 """Who a report is about, where the cluster itself named the broker, with its number."""
 _SOCKET: Final = re.compile(r"^\S+: (?:Connect to \S+ failed: )?|\s*\(after \d+ms in state .*\)$")
@@ -29,18 +35,28 @@ class Away:
         self._said: tuple[int, str] | None = None
         self._down = False
         self._answered = False
+        self._refused = -REFUSED_FOR
 
     def hear(self, error: KafkaError) -> bool:
         """A report of a client, on any thread; whether it says that none of the brokers can be used."""
         code = error.code()
+        if _SLIP in error.str():
+            return False
         if code in _TELLING:
             self._said = code, error.str()
         self._down |= code in _ALL
+        if code in REFUSED:
+            self._refused = time.monotonic()
         return code in _ALL
 
     def answered(self) -> None:
-        """The cluster has answered: it is where we thought, and what was reported before is over."""
-        self._said, self._down, self._answered = None, False, True
+        """The cluster has answered: it is where we thought, and what was reported before is over.
+
+        Not so that it lets none of our other clients in: they may say so between two answers to this one.
+        """
+        self._answered = True
+        if time.monotonic() - self._refused > REFUSED_FOR:
+            self._said, self._down = None, False
 
     @property
     def heard(self) -> bool:
@@ -100,4 +116,4 @@ _TELLING: Final = frozenset(
         KafkaError._BAD_MSG,
     }
 )
-_ALL: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+_ALL: Final = REFUSED | {KafkaError._ALL_BROKERS_DOWN}

@@ -14,7 +14,8 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from tidings.brokers.kafka.link import ASKED, code_of, reason
+from tidings.brokers.kafka.clients import code_of, reason
+from tidings.brokers.kafka.link import ASKED
 from tidings.brokers.kafka.progress import MOST_TEXT
 from tidings.brokers.kafka.tracks import Track
 

@@ -13,9 +13,10 @@ from confluent_kafka import KafkaError
 from tidings.brokers.kafka import versions
 from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType
 from tidings.brokers.kafka.away import IS_IT_KAFKA, IS_IT_UP
+from tidings.brokers.kafka.clients import made
 from tidings.brokers.kafka.doctor_topics import examine_topics
 from tidings.brokers.kafka.doors import PATIENCE, doors, knock
-from tidings.brokers.kafka.link import Link, made
+from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import Options, parse
 from tidings.errors import BrokerUnavailable, TidingsError
 from tidings.findings import Finding

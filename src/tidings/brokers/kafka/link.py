@@ -15,8 +15,9 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from tidings.brokers.kafka.admin import AdminClient, ClusterMetadata
-from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, Away
+from tidings.brokers.kafka.admin import ClusterMetadata
+from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, REFUSED, Away
+from tidings.brokers.kafka.clients import Clients, code_of, reason
 from tidings.brokers.kafka.doors import must_reach
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
@@ -60,38 +61,6 @@ _PASSING: Final = frozenset(
     }
 )
 """What a cluster says of a topic that was just made, or while it has an election."""
-_REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
-
-
-def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: str) -> T:
-    """A client of librdkafka.
-
-    Raises:
-        ConfigurationError: it does not know a setting, or not its value; the message shows no password.
-        BrokerUnavailable: there is no token to sign in with.
-    """
-    try:
-        return make(settings)
-    except KafkaException as error:
-        if code_of(error) == KafkaError.SASL_AUTHENTICATION_FAILED:
-            raise BrokerUnavailable(f"{where}: {reason(error)}: does oauth_cb return one, and in time?") from None
-        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
-
-
-def reason(error: BaseException | KafkaError) -> str:
-    """What an error of the library says, in its own words."""
-    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
-        error = error.args[0]
-    return error.str() if isinstance(error, KafkaError) else str(error)
-
-
-def code_of(error: BaseException | KafkaError | None) -> int:
-    """The code of an error of the library; 0 where it has none."""
-    if isinstance(error, KafkaException) and error.args:
-        error = error.args[0]
-    return error.code() if isinstance(error, KafkaError) else 0
 
 
 class Link:
@@ -108,7 +77,8 @@ class Link:
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._away = Away(options.where)
-        self.admin: AdminClient = made(AdminClient, self.settings(options.administrator()), options.where)
+        self.clients = Clients(options, name, self._heard)
+        self.admin = self.clients.administrator()
         self._askers: dict[str, Consumer] = {}
         """Consumers that take nothing: for questions about a group, and of partitions."""
         self.partitions: dict[str, int] = {}
@@ -117,10 +87,6 @@ class Link:
         """Those that existed at any time, and were not found to be gone."""
         self.brokers: dict[int, tuple[str, int]] = {}
         """The brokers, as they say where they are."""
-
-    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings with what every client of this process says and hears."""
-        return {"client.id": self.name.replace(" ", "-"), "error_cb": self._heard, **settings}
 
     async def start(self) -> None:
         """Reach the cluster.
@@ -175,8 +141,9 @@ class Link:
         self._answered()
 
     def _answered(self) -> None:
-        self.trouble = ""
         self._away.answered()
+        if not self._away.heard:
+            self.trouble = ""
 
     def _list(self, timeout: float, topic: str | None = None) -> ClusterMetadata:
         try:
@@ -204,7 +171,7 @@ class Link:
         """
         if group not in self._askers:
             settings = self.options.reader() | ({"group.id": group} if group else {})
-            self._askers[group] = made(Consumer, self.settings(settings), self.options.where)
+            self._askers[group] = self.clients.asker(settings)
         return self._askers[group]
 
     async def answers(
@@ -271,7 +238,7 @@ class Link:
     def _heard(self, error: KafkaError) -> None:
         """A client reports something, on a thread of its own."""
         if self._away.hear(error):
-            refused = error.code() in _REFUSED
+            refused = error.code() in REFUSED
             try:
                 self._loop.call_soon_threadsafe(self._lost if refused else self._wake.set)
             except RuntimeError:
@@ -295,8 +262,10 @@ class Link:
             self._wake.clear()
             was = self.trouble
             try:
-                await self._probe()
                 if was:
+                    await self.clients.renew(self.ask)
+                await self._probe()
+                if was and not self.trouble:
                     log.info("%s can be reached again", self.options.where)
             except TidingsError as error:
                 # A client may report what is long over; that the cluster does not answer either makes it true.

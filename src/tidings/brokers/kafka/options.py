@@ -129,6 +129,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """How groups are kept together: by the clients (classic), or by the brokers (consumer)."""
         return str(self.more.get("group.protocol", "classic")).lower()
 
+    def secret(self) -> str:
+        """The password as it is now.
+
+        Raises:
+            ConfigurationError: its file cannot be read.
+        """
+        return (read_secret("password_file", self.password_file) if self.password_file else self.password) or ""
+
     def common(self) -> dict[str, Any]:
         """What every client of the cluster is told."""
         settings: dict[str, Any] = {
@@ -147,8 +155,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.mechanism:
             settings["sasl.mechanism"] = self.mechanism
         if self.user is not None:
-            secret = read_secret("password_file", self.password_file) if self.password_file else self.password
-            settings |= {"sasl.username": self.user, "sasl.password": secret or ""}
+            settings |= {"sasl.username": self.user, "sasl.password": self.secret()}
         protocol = ("SASL_" if self.mechanism else "") + ("SSL" if secure else "PLAINTEXT")
         settings["security.protocol"] = protocol
         for name, path in (("ca", self.tls_ca), ("certificate", self.tls_cert), ("key", self.tls_key)):

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from tidings.brokers.kafka.link import Link, code_of, made, reason
+from tidings.brokers.kafka.clients import code_of, reason
+from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import topic_of
 from tidings.brokers.kafka.records import Outgoing, record_of
 from tidings.brokers.kafka.topics import MAX_MESSAGE
@@ -95,7 +96,7 @@ class Publisher:
         """Have a producer, and hear its reports."""
         self._made_at = time.monotonic()
         settings = {"message.max.bytes": MAX_MESSAGE, **self._link.options.producer()}
-        self._producer = producer = made(Producer, self._link.settings(settings), self._where)
+        self._producer = producer = self._link.clients.producer(settings)
         # Not before it is the one that counts: a thread that is begun may run first.
         threading.Thread(target=self._poll, args=(producer,), name="tidings-kafka-reports", daemon=True).start()
 

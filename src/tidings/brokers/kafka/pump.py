@@ -23,8 +23,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
 from tidings.brokers.kafka.arrivals import Arrivals
+from tidings.brokers.kafka.clients import reason
 from tidings.brokers.kafka.commits import Commits
-from tidings.brokers.kafka.link import ASKED, Link, made, reason
+from tidings.brokers.kafka.link import ASKED, Link
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.progress import Progress
 from tidings.brokers.kafka.tracks import Batch, Track
@@ -83,16 +84,15 @@ class Pump:
             session=link.options.session_timeout,
             well=self._well,
         )
-        self._settings = link.settings(link.options.consumer(subscription.position)) | {"on_commit": self.commits.heard}
-        self._made: Consumer | None = made(Consumer, self._settings, link.options.where)
-        """The first one is made where a wrong setting can be said."""
+        self._make: Callable[[], Consumer] = lambda: link.clients.consumer(
+            link.options.consumer(subscription.position) | {"on_commit": self.commits.heard}
+        )
+        self._made: Consumer | None = self._make()  # the first one where a wrong setting can be said
         self._taken = self._taken_bytes = 0
         self._most = max(2, 2 * subscription.max_in_flight)
         self._most_bytes = subscription.max_in_flight_bytes + subscription.max_in_flight_bytes // 4
-        self.waits = False
+        self.waits = self.stopping = self.closing = self._paused = False
         self.wake = threading.Event()
-        self.stopping = self.closing = False
-        self._paused = False
         self.trouble = ""
         self._broken = ""
         self._next_look = 0.0
@@ -114,7 +114,7 @@ class Pump:
         try:
             while not self.closing:
                 try:
-                    self._live(self._made or made(Consumer, self._settings, self._link.options.where))
+                    self._live(self._made or self._make())
                 except Exception as error:
                     log.exception("%s: its consumer failed, and is made anew", self._subscription.position)
                     self.trouble = f"the consumer of {self._subscription.position} failed: {reason(error)}"

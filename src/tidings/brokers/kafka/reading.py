@@ -21,7 +21,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
 from tidings.brokers._standing import of_log
-from tidings.brokers.kafka.link import Link, made, reason
+from tidings.brokers.kafka.clients import reason
+from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import topic_to_read
 from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, offsets
 from tidings.brokers.kafka.records import POSITION, delivery_of, own, pairs_of
@@ -67,7 +68,7 @@ async def read_records(
     if not merge.open:
         return
     loop = asyncio.get_running_loop()
-    consumer = made(Consumer, link.settings(link.options.reader()), link.options.where)
+    consumer = link.clients.consumer(link.options.reader())
     try:
         consumer.assign([TopicPartition(topic, number, begins[number]) for number in merge.open])
         heard = time.monotonic()
@@ -189,7 +190,7 @@ class Tail:
         async with self._starting:
             if self._thread is None:
                 ends = await offsets(self._link, self._topic, LATEST)
-                consumer = made(Consumer, self._link.settings(self._link.options.reader()), self._link.options.where)
+                consumer = self._link.clients.consumer(self._link.options.reader())
                 consumer.assign([TopicPartition(self._topic, number, end) for number, end in ends.items()])
                 self._thread = threading.Thread(
                     target=self._run, args=(consumer,), name=f"tidings-kafka-tail-{self._topic}", daemon=True

@@ -13,7 +13,8 @@ from confluent_kafka import KafkaError
 
 from tidings.brokers.kafka.admin import ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
 from tidings.brokers.kafka.away import NO_ANSWER
-from tidings.brokers.kafka.link import PAUSE, Link, code_of, failed, reason
+from tidings.brokers.kafka.clients import code_of, reason
+from tidings.brokers.kafka.link import PAUSE, Link, failed
 from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, check_stream, retry_topic
 from tidings.delivery import MAX_EVENT_BYTES
 from tidings.errors import BrokerUnavailable, ConfigurationError

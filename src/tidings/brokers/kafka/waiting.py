@@ -16,10 +16,11 @@ from functools import partial
 from itertools import accumulate, count
 from typing import Final
 
-from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka import Message as Record
+from confluent_kafka import TopicPartition
 
-from tidings.brokers.kafka.link import Link, code_of, made, reason
+from tidings.brokers.kafka.clients import code_of, reason
+from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.records import delivery_of, pairs_of
 from tidings.brokers.kafka.tracks import Place, Track, place_of
 from tidings.delivery import Delivery, Route
@@ -184,7 +185,7 @@ def fetch(link: Link, places: Sequence[Place]) -> dict[tuple[int, int], Record |
     """
     found: dict[tuple[int, int], Record | None] = {}
     begins: dict[int, int] = {}
-    consumer = made(Consumer, link.settings(link.options.reader()), link.options.where)
+    consumer = link.clients.consumer(link.options.reader())
     ends = time.monotonic() + FETCH_WITHIN
     at = (-1, -1)
     try:

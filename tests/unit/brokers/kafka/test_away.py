@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
 from confluent_kafka import KafkaError
 
-from tidings.brokers.kafka.away import Away
+from tidings.brokers.kafka.away import REFUSED_FOR, Away
 
 WHERE = "kafka://127.0.0.1:9092"
 DOWN = (KafkaError._ALL_BROKERS_DOWN, "0/2 brokers are down")
@@ -98,6 +99,27 @@ def test_a_cluster_that_was_there_was_lost_and_speaks_kafka() -> None:
 
 def test_a_broker_that_was_reached_before_was_sent_to_the_right_address() -> None:
     assert "advertised" not in told(ASTRAY, DOWN, known=True)
+
+
+def test_a_slip_of_the_library_while_it_signs_in_anew_is_no_outage() -> None:
+    slip = (
+        "sasl_ssl://127.0.0.1:9093/1: SASL OAUTHBEARER mechanism handshake failed: Broker: Request not valid in current"
+        " SASL state: broker's supported mechanisms:  (after 3204ms in state UP)"
+    )
+    away = Away(WHERE)
+    assert not away.hear(KafkaError(KafkaError._AUTHENTICATION, slip))
+    assert not away.heard
+
+
+def test_who_is_let_in_does_not_hide_that_another_client_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Away(WHERE)
+    away.hear(KafkaError(*DENIED))
+    away.answered()
+    assert "Authentication failed" in ". ".join(away.why())
+    later = time.monotonic() + REFUSED_FOR + 0.1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    away.answered()
+    assert not away.heard
 
 
 def test_only_what_concerns_all_brokers_is_a_reason_to_look() -> None:
