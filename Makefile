@@ -50,9 +50,9 @@ format: venv ## Put the code into its one format and sort imports
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: venv ## All tests but the long ones
+test: venv ## All tests but the long ones, two files at a time; WORKERS= says how many, 0 means here
 	$(BIN)/python -m tools.servers
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long" -n "$(or $(WORKERS),2)" --dist loadfile
 
 .PHONY: test-long
 test-long: venv ## All tests, the long ones too

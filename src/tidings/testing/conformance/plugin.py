@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 
-
-class Report(NamedTuple):
-    """What a test has to say besides that it passed."""
-
-    broker: str
-    test: str
-    text: str
-
-
-REPORTS = pytest.StashKey[list[Report]]()
+SAYS = "conformance"
+"""The user property in which a test says more than that it passed, also from another process (pytest-xdist)."""
 
 NOT_SUPPORTED = "not supported: "
 APART = "not in this run: "
@@ -56,17 +46,22 @@ def gaps_of(config: pytest.Config) -> dict[str, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    reports = config.stash.get(REPORTS, [])
+    said = [
+        text
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, text in report.user_properties
+        if name == SAYS
+    ]
     missing = [
         word + report.longrepr[2].partition(word)[2] + ": " + report.nodeid.rpartition("::")[2]
         for report in terminalreporter.stats.get("skipped", [])
         for word in (NOT_SUPPORTED, APART)
         if isinstance(report.longrepr, tuple) and word in report.longrepr[2]
     ]
-    if not reports and not missing:
+    if not said and not missing:
         return
     terminalreporter.section(f"conformance ({config.getoption('--conformance')})")
-    for broker, test, text in reports:
-        terminalreporter.line(f"{broker}  {test}  {text}")
-    for line in missing:
-        terminalreporter.line(line)
+    for line in said + missing:
+        terminalreporter.line(str(line))

@@ -17,7 +17,7 @@ from tidings.testing.conformance.networks import Networks
 from tidings.testing.conformance.notes import Noting
 from tidings.testing.conformance.ordering import Ordering
 from tidings.testing.conformance.outages import Outages
-from tidings.testing.conformance.plugin import REPORTS, Report, gaps_of
+from tidings.testing.conformance.plugin import SAYS, gaps_of
 from tidings.testing.conformance.policy import Policy
 from tidings.testing.conformance.positions import Positions
 from tidings.testing.conformance.publishing import Publishing
@@ -52,9 +52,8 @@ class _Suite:
         finally:
             request.node.user_properties.append(("sizes", bench.sizes))
             if text := bench.report():
-                request.config.stash.setdefault(REPORTS, []).append(
-                    Report(bench.features.name, request.node.originalname, text)
-                )
+                line = f"{bench.features.name}  {request.node.originalname}  {text}"
+                request.node.user_properties.append((SAYS, line))
             await bench.close()
 
     @pytest.fixture(params=["none", "sqlite"])
