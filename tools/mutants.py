@@ -33,6 +33,7 @@ from tools.mutants_shares import SHARES
 from tools.mutants_sight import SIGHT
 from tools.mutants_signing import SIGNING
 from tools.mutants_stuck import STUCK
+from tools.mutants_words import WORDS
 from tools.mutants_workers import WORKERS
 
 AT_ONCE = 2
@@ -57,6 +58,7 @@ KNOWN = (
     *SECRETS,
     *KAFKA,
     *DOCTOR,
+    *WORDS,
     *SIGHT,
     *SIGNING,
 )

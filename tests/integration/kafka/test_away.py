@@ -51,6 +51,14 @@ def test_a_port_that_speaks_something_else_is_told_from_one_where_nobody_is() ->
     assert "is not Kafka. Does this port speak Kafka" in line
 
 
+def test_a_port_that_takes_connections_and_says_nothing_is_told_from_one_where_nobody_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # as HTTP: it waits for the end of a line
+        url = f"kafka://127.0.0.1:{listening.getsockname()[1]}?connect_timeout=1s"
+        status, (line,) = tidings("dead", "list", "--broker", url)
+    assert status == 4
+    assert "took the connection and did not answer. Does this port speak Kafka" in line
+
+
 def _greet(listening: socket.socket) -> None:
     """What RabbitMQ answers to whoever does not speak its protocol."""
     try:

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError
 
 IS_IT_UP: Final = "Is the broker running, and is the address right?"
 IS_IT_KAFKA: Final = "Does this port speak Kafka, and with TLS or without? tls=1 in the URL says with."
+DOES_IT_ASK: Final = f"{IS_IT_KAFKA} If it demands a user: kafka://user:password@host:9092. Or does it hang?"
 
 REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 REFUSED_FOR: Final = 3.0
@@ -62,6 +63,10 @@ class Away:
     def heard(self) -> bool:
         return self._down or self._said is not None
 
+    def silent(self) -> None:
+        """Somebody takes connections there, and nothing was heard of it: to the library that is no error for long."""
+        self._down = True
+
     def why(self) -> tuple[str, str]:
         """What is wrong, and what to do."""
         if self._said is not None:
@@ -73,7 +78,7 @@ class Away:
             return f"no answer from {self._where} in time", IS_IT_UP
         if self._answered:
             return f"the connection to {self._where} was lost", IS_IT_UP
-        return f"{self._where} closed the connection and did not answer", IS_IT_KAFKA
+        return f"{self._where} took the connection and did not answer", DOES_IT_ASK
 
 
 def sent_astray(where: str, address: str, number: str, said: str) -> tuple[str, str]:
@@ -90,21 +95,29 @@ def explained(code: int, said: str, where: str) -> tuple[str, str]:
         return f"what {where} answers is not Kafka", IS_IT_KAFKA
     if "Connection refused" in said:
         return f"nothing listens on {where}", IS_IT_UP
-    what = f"{where} cannot be reached: {_SOCKET.sub('', said)}".rstrip(". ")
+    text = _SOCKET.sub("", said)  # without the address: sasl_ssl:// says nothing about what went wrong
+    what = f"{where} cannot be reached: {text}".rstrip(".:? ")
     if code == KafkaError._RESOLVE:
         return what, (
             "Is the address right? Its name must be known on this machine, also where a broker tells it to its clients"
             " (advertised.listeners)."
         )
-    text = said.lower()
+    text = text.lower()
+    if "certificate verify failed" in text:
+        return f"the certificate that {where} shows is not trusted", (
+            "Look at tls_ca= of the URL, the file with the certificates to trust, and at whether the certificate is of"
+            " the name in the URL."
+        )
+    if text.rstrip().endswith("supported mechanisms:"):
+        return f"{where} asks nobody for a user", "Leave user, password and mechanism= out of the URL."
     if "authentication" in text or "sasl" in text:
         return what, "Look at the user, the password and mechanism= of the URL, and at what the listener demands."
-    if "ssl" in text or "certificate" in text:
+    if "ssl" in said.lower() or "certificate" in text:
         return what, (
             "Look at tls= and tls_ca= of the URL, at tls_cert= and tls_key= if it demands a certificate of its clients,"
             " and whether this listener speaks TLS."
         )
-    return what, IS_IT_KAFKA if "disconnected" in text else IS_IT_UP
+    return what, DOES_IT_ASK if "disconnected" in text else IS_IT_UP
 
 
 _TELLING: Final = frozenset(

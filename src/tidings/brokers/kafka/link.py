@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from tidings.brokers.kafka.admin import ClusterMetadata
 from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, REFUSED, Away
 from tidings.brokers.kafka.clients import Clients, code_of, reason
-from tidings.brokers.kafka.doors import must_reach
+from tidings.brokers.kafka.doors import knock, must_reach
 from tidings.brokers.kafka.names import NOTE_TOPIC
 from tidings.brokers.kafka.options import Options
 from tidings.brokers.kafka.versions import must_assign
@@ -95,7 +95,13 @@ class Link:
             BrokerUnavailable: it cannot be reached in time, or sends its clients to where nobody is reached.
             ConfigurationError: its brokers are too old for what the options ask of them.
         """
-        await self.refresh(self.options.connect_timeout)
+        try:
+            await self.refresh(self.options.connect_timeout)
+        except BrokerUnavailable:
+            if self._away.heard or all(await asyncio.gather(*(knock(*one) for one in self.options.servers))):
+                raise
+            self._away.silent()
+            raise BrokerUnavailable(". ".join(self.away)) from None
         await must_reach(self.options.where, self.brokers)
         await must_assign(self.options, self.brokers)
         self._watching = asyncio.create_task(self._watch(), name="tidings-kafka-watch")

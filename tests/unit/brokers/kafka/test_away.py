@@ -29,6 +29,22 @@ DENIED = (
     KafkaError._AUTHENTICATION,
     "sasl_ssl://127.0.0.1:9092/bootstrap: SASL authentication error: Authentication failed (after 9ms in state AUTH)",
 )
+NOT_TRUSTED = (
+    KafkaError._SSL,
+    "sasl_ssl://127.0.0.1:9092/bootstrap: SSL handshake failed: error:0A000086:SSL routines::certificate verify failed:"
+    " broker certificate could not be verified, verify that ssl.ca.location is correctly configured or root CA"
+    " certificates are installed (install ca-certificates package) (after 9ms in state SSL_HANDSHAKE)",
+)
+NO_TLS = (
+    KafkaError._SSL,
+    "sasl_ssl://127.0.0.1:9092/bootstrap: SSL handshake failed: Disconnected: SSL connection closed by peer: connecting"
+    " to a PLAINTEXT broker listener? (after 9ms in state SSL_HANDSHAKE)",
+)
+NOBODY_ASKED = (
+    KafkaError._AUTHENTICATION,
+    "sasl_plaintext://127.0.0.1:9092/bootstrap: SASL PLAIN mechanism handshake failed: Broker: Request not valid in"
+    " current SASL state: broker's supported mechanisms:  (after 3ms in state AUTH_HANDSHAKE)",
+)
 NO_CERTIFICATE = (
     KafkaError._TRANSPORT,
     "ssl://127.0.0.1:9093/bootstrap: Disconnected: SSL routines::sslv3 alert bad certificate: SSL alert number 42",
@@ -57,10 +73,14 @@ def told(*reports: tuple[int, str], known: bool = False) -> str:
     ("reports", "what", "to_do"),
     [
         ([REFUSED, DOWN], f"nothing listens on {WHERE}", "Is the broker running"),
-        ([DOWN], f"{WHERE} closed the connection and did not answer", "Does this port speak Kafka"),
+        ([DOWN], f"{WHERE} took the connection and did not answer", "Does this port speak Kafka"),
+        ([DOWN], f"{WHERE} took the connection and did not answer", "kafka://user:password@host:9092"),
         ([RUBBISH, DOWN], f"what {WHERE} answers is not Kafka", "Does this port speak Kafka"),
         ([UNKNOWN, DOWN], "Failed to resolve 'nosuch:9092': Name or service not known. ", "Is the address right"),
         ([DENIED], "SASL authentication error: Authentication failed. ", "Look at the user, the password"),
+        ([NOT_TRUSTED], f"the certificate that {WHERE} shows is not trusted. ", "Look at tls_ca="),
+        ([NO_TLS], "connecting to a PLAINTEXT broker listener. ", "whether this listener speaks TLS"),
+        ([NOBODY_ASKED], f"{WHERE} asks nobody for a user. ", "Leave user, password and mechanism= out"),
         ([NO_CERTIFICATE], "SSL alert number 42. ", "tls_cert= and tls_key="),
         ([NO_ROUTE, DOWN], f"{WHERE} cannot be reached: No route to host. ", "Is the broker running"),
         (
@@ -72,10 +92,14 @@ def told(*reports: tuple[int, str], known: bool = False) -> str:
     ],
     ids=[
         "nobody listens",
-        "another server closes",
+        "another server, or one that hangs",
+        "nobody signs in where one must",
         "another server answers",
         "no such name",
         "refused",
+        "a certificate of nobody known",
+        "no TLS",
+        "somebody signs in where nobody does",
         "no certificate",
         "no route",
         "sent elsewhere",
@@ -88,7 +112,8 @@ def test_what_is_wrong_with_a_cluster_is_said_with_what_to_do_and_without_the_li
     text = told(*reports)
     assert what in text
     assert to_do in text
-    for figure in ("brokers are down", "in state", "ipv4#", "/bootstrap"):
+    assert not any(end in text for end in ("?.", ":.", ".."))
+    for figure in ("brokers are down", "in state", "ipv4#", "/bootstrap", "ssl.ca.location"):
         assert figure not in text
 
 

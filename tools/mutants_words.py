@@ -1,0 +1,35 @@
+"""Bugs to seed into what is said to whoever has got an address, a user, a certificate or a server wrong."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+KAFKA = ("tests/unit/brokers/kafka",)
+AWAY = ("tests/integration/kafka/test_away.py",)
+
+
+def kafka(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = KAFKA) -> Mutant:
+    return Mutant(f"words: kafka: {what}", f"brokers/kafka/{file}", old, new, tests)
+
+
+WORDS: tuple[Mutant, ...] = (
+    kafka(
+        "the scheme of an address counts as what is wrong with it",
+        "away.py",
+        "    text = text.lower()\n    if",
+        "    text = said.lower()\n    if",
+    ),
+    kafka(
+        "a certificate that is not trusted is told in the words of the library",
+        "away.py",
+        '    if "certificate verify failed" in text:',
+        '    if "certificate verified" in text:',
+    ),
+    kafka(
+        "who takes connections and says nothing is not there",
+        "link.py",
+        "            if self._away.heard or all(",
+        "            if True or all(",
+        AWAY,
+    ),
+)
