@@ -32,4 +32,29 @@ WORDS: tuple[Mutant, ...] = (
         "            if True or all(",
         AWAY,
     ),
+    kafka(
+        "a user needs no password",
+        "options.py",
+        "        if not options.user or not (options.password or options.password_file):",
+        "        if not options.user:",
+    ),
+    kafka("tokens come from nowhere", "options.py", "    _check_tokens(options)\n", ""),
+    kafka(
+        "a file that is not there is left to the library",
+        "options.py",
+        "                _must_read(option, path)\n",
+        "",
+    ),
+    kafka(
+        "what is refused is told in the names of the library",
+        "link.py",
+        "        text = text.replace(setting, option)\n",
+        "        pass\n",
+    ),
+    kafka(
+        "an address with colons is shown without brackets",
+        "options.py",
+        """    return f"[{host}]:{port}" if ":" in host""",
+        """    return f"{host}:{port}" if ":" in host""",
+    ),
 )

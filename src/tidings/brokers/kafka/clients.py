@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
 from tidings.brokers.kafka.admin import AdminClient
-from tidings.brokers.kafka.options import Options
+from tidings.brokers.kafka.options import FILES, Options
 from tidings.errors import BrokerUnavailable, ConfigurationError
 
 log = logging.getLogger("tidings.kafka")
 
 T = TypeVar("T")
+
+_FAILED: Final = re.compile(r"^Failed to create \w+ ?\w*: ")
 
 
 class Ask(Protocol):
@@ -66,9 +69,9 @@ def made(make: Callable[[dict[str, Any]], T], settings: dict[str, Any], where: s
     except KafkaException as error:
         if code_of(error) == KafkaError.SASL_AUTHENTICATION_FAILED:
             raise BrokerUnavailable(f"{where}: {reason(error)}: does oauth_cb return one, and in time?") from None
-        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
+        raise ConfigurationError(f"a setting for {where} is refused: {_in_our_names(reason(error))}") from None
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"a setting for {where} is refused: {reason(error)}") from None
+        raise ConfigurationError(f"a setting for {where} is refused: {_in_our_names(reason(error))}") from None
 
 
 def reason(error: BaseException | KafkaError) -> str:
@@ -76,6 +79,13 @@ def reason(error: BaseException | KafkaError) -> str:
     if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
         error = error.args[0]
     return error.str() if isinstance(error, KafkaError) else str(error)
+
+
+def _in_our_names(text: str) -> str:
+    """What the library says of a setting, by the name that stands in the URL."""
+    for option, setting in FILES.items():
+        text = text.replace(setting, option)
+    return _FAILED.sub("", text)
 
 
 def code_of(error: BaseException | KafkaError | None) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tidings.brokers.kafka.options import address
 from tidings.errors import BrokerUnavailable
 
 log = logging.getLogger("tidings.kafka")
@@ -48,7 +49,7 @@ async def doors(brokers: Mapping[int, tuple[str, int]]) -> list[Door]:
     """Knock at each; `brokers` is where they say they are, by number."""
     sorted_ = sorted(brokers.items())
     knocks = await asyncio.gather(*(knock(host, port) for _, (host, port) in sorted_))
-    return [Door(number, f"{host}:{port}", why) for (number, (host, port)), why in zip(sorted_, knocks, strict=True)]
+    return [Door(number, address(host, port), why) for (number, (host, port)), why in zip(sorted_, knocks, strict=True)]
 
 
 async def must_reach(where: str, brokers: Mapping[int, tuple[str, int]]) -> None:
@@ -67,19 +68,20 @@ async def must_reach(where: str, brokers: Mapping[int, tuple[str, int]]) -> None
 
 async def knock(host: str, port: int) -> str:
     """Resolve a name and connect to a port; why that cannot be done, or nothing."""
+    where = address(host, port)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(PATIENCE):
             await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError):
-        return f"the name {host!r} is not known ({host}:{port})"
+        return f"the name {host!r} is not known ({where})"
     try:
         async with asyncio.timeout(PATIENCE):
             _, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
-        return f"{host}:{port} does not answer within {PATIENCE:.0f} s"
+        return f"{where} does not answer within {PATIENCE:.0f} s"
     except OSError as error:
-        return f"nobody answers at {host}:{port} ({error.strerror or error})"
+        return f"nobody answers at {where} ({error.strerror or error})"
     writer.close()
     try:
         await writer.wait_closed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -34,6 +35,8 @@ _KNOWN: Final = {
     "password_file": "path of a file with the password of the user in the URL",
     "unsafe": "what of the unsafe is meant: a list of the words that refusals name",
 }
+FILES: Final = {"tls_ca": "ssl.ca.location", "tls_cert": "ssl.certificate.location", "tls_key": "ssl.key.location"}
+"""The options that are paths, each with its name in the library."""
 _MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -117,7 +120,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def where(self) -> str:
         """The addresses, fit for a message."""
-        return "kafka://" + ",".join(f"{host}:{port}" for host, port in self.servers)
+        return "kafka://" + ",".join(address(host, port) for host, port in self.servers)
 
     def __repr__(self) -> str:
         return f"<Options {self.where}>"
@@ -138,9 +141,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return (read_secret("password_file", self.password_file) if self.password_file else self.password) or ""
 
     def common(self) -> dict[str, Any]:
-        """What every client of the cluster is told."""
+        """What every client of the cluster is told.
+
+        Raises:
+            ConfigurationError: a file that the URL names cannot be read.
+        """
         settings: dict[str, Any] = {
-            "bootstrap.servers": ",".join(f"{_bracketed(host)}:{port}" for host, port in self.servers),
+            "bootstrap.servers": ",".join(address(host, port) for host, port in self.servers),
             "allow.auto.create.topics": False,
             "socket.keepalive.enable": True,
             "socket.nagle.disable": True,
@@ -158,9 +165,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             settings |= {"sasl.username": self.user, "sasl.password": self.secret()}
         protocol = ("SASL_" if self.mechanism else "") + ("SSL" if secure else "PLAINTEXT")
         settings["security.protocol"] = protocol
-        for name, path in (("ca", self.tls_ca), ("certificate", self.tls_cert), ("key", self.tls_key)):
-            if path:
-                settings[f"ssl.{name}.location"] = path
+        for option, setting in FILES.items():
+            if path := getattr(self, option):
+                _must_read(option, path)
+                settings[setting] = path
         return settings
 
     def administrator(self) -> dict[str, Any]:
@@ -256,6 +264,7 @@ def _check(options: Options) -> None:
         raise ConfigurationError(
             "password_file= is for the password of a user: write kafka://user@host?password_file=/run/secrets/kafka"
         )
+    _check_login(options)
     strategy = options.more.get("partition.assignment.strategy", "cooperative-sticky")
     if strategy != "cooperative-sticky":
         raise ConfigurationError(
@@ -267,6 +276,7 @@ def _check(options: Options) -> None:
     if open_words and not secure and not all(_is_here(host) for host, _ in options.servers):
         what = f"the {open_words} would travel in the open ({options.mechanism} without TLS): add tls=1"
         _refuse(options, options.mechanism.lower(), what)
+    _check_tokens(options)
     for name, value in options.more.items():
         if name in _OURS:
             raise ConfigurationError(f"{name} cannot be set: {_OURS[name]}")
@@ -274,6 +284,38 @@ def _check(options: Options) -> None:
             word, safe, what = _UNSAFE[name]
             if str(value).lower() not in safe:
                 _refuse(options, word, f"{name}={value}: {what}")
+
+
+def _check_login(options: Options) -> None:
+    """The library says of what is missing which of its own settings it misses, and of a token nothing at all."""
+    if options.mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        lacking = "password" if options.user else "user"
+        if not options.user or not (options.password or options.password_file):
+            raise ConfigurationError(
+                f"the broker's URL names no {lacking}, and {options.mechanism} takes user and password: write {EXAMPLE},"
+                " or kafka://user@host:9092?password_file=/run/secrets/kafka"
+            )
+
+
+def _check_tokens(options: Options) -> None:
+    makes = ("sasl.oauthbearer.", "enable.sasl.oauthbearer.")
+    if options.mechanism == "OAUTHBEARER" and not any(
+        name == "oauth_cb" or name.startswith(makes) for name in options.more
+    ):
+        raise ConfigurationError(
+            "mechanism=OAUTHBEARER takes something that makes tokens: a function, KafkaBroker(…, options={'oauth_cb':"
+            " …}), or the library itself, sasl.oauthbearer.method=oidc with what belongs to it"
+        )
+
+
+def _must_read(option: str, path: str) -> None:
+    if option == "tls_ca" and (Path(path).is_dir() or path == "probe"):
+        return  # to the library, a folder of certificates, or wherever this system has them
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{option}={path}: {error.strerror}") from None
 
 
 def _refuse(options: Options, word: str, what: str) -> None:
@@ -290,8 +332,9 @@ def _is_here(host: str) -> bool:
         return False
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def address(host: str, port: int) -> str:
+    """The two as they are written in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -68,7 +68,10 @@ async def ask(options: Options, host: str, port: int) -> Understood:
     Raises:
         CannotBeAsked: it does not answer, or how it is spoken to is known to the client library alone.
     """
-    context = _context(options.administrator())
+    try:
+        context = _context(options.administrator())
+    except ConfigurationError as error:  # a file was there when the clients were made
+        raise CannotBeAsked(str(error)) from None
     try:
         async with asyncio.timeout(WITHIN):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)

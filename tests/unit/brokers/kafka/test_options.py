@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tidings.brokers.kafka.admin import AdminClient
+from tidings.brokers.kafka.link import made
 from tidings.brokers.kafka.options import parse
 from tidings.errors import ConfigurationError
 
@@ -42,7 +44,7 @@ def test_a_name_with_a_dot_is_a_setting_of_the_library() -> None:
 
 def test_what_asks_about_the_cluster_signs_in_like_all_others() -> None:
     given = {"oauth_cb": print, "ssl.ca.pem": "-----BEGIN"}
-    found = parse("kafka://host?mechanism=OAUTHBEARER&tls=1", given)
+    found = parse("kafka://host?mechanism=OAUTHBEARER&tls=1&sasl.oauthbearer.method=oidc", given)
     for settings in (found.administrator(), found.producer(), found.consumer("stock.reserve"), found.reader()):
         assert settings["security.protocol"] == "SASL_SSL"
         assert {name: settings[name] for name in given} == given
@@ -59,11 +61,11 @@ def test_the_group_protocol_of_the_brokers_leaves_out_what_they_decide() -> None
     [
         ("kafka://localhost", "PLAINTEXT", None),
         ("kafka://host?tls=1", "SSL", None),
-        ("kafka://host?tls_ca=/ca.pem", "SSL", None),
+        ("kafka://host?tls_ca=/", "SSL", None),
         ("kafka://u:p@host?tls=1", "SASL_SSL", "PLAIN"),
         ("kafka://u:p@host?mechanism=scram-sha-512", "SASL_PLAINTEXT", "SCRAM-SHA-512"),
         ("kafka://u:p@127.0.0.1:9092,[::1]:9093,localhost", "SASL_PLAINTEXT", "PLAIN"),
-        ("kafka://host?mechanism=OAUTHBEARER&tls=1", "SASL_SSL", "OAUTHBEARER"),
+        ("kafka://host?mechanism=OAUTHBEARER&tls=1&sasl.oauthbearer.method=oidc", "SASL_SSL", "OAUTHBEARER"),
     ],
 )
 def test_how_it_signs_in_and_whether_it_is_seen(url: str, protocol: str, mechanism: str | None) -> None:
@@ -107,7 +109,57 @@ def test_a_password_in_the_open_is_refused_unless_it_stays_here() -> None:
     parse(f"kafka://user:{CANARY}@elsewhere?tls=1")
     with pytest.raises(ConfigurationError, match=r"token would travel.*unsafe=oauthbearer$"):
         parse("kafka://localhost,elsewhere?mechanism=OAUTHBEARER")
-    parse("kafka://elsewhere?mechanism=OAUTHBEARER&unsafe=oauthbearer")
+    parse("kafka://elsewhere?mechanism=OAUTHBEARER&unsafe=oauthbearer&sasl.oauthbearer.method=oidc")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("kafka://user@localhost", "no password"),
+        ("kafka://user:@localhost?mechanism=SCRAM-SHA-256", "no password"),
+        (f"kafka://:{CANARY}@localhost", "no user"),
+        ("kafka://localhost?mechanism=PLAIN", "no user"),
+        ("kafka://localhost?mechanism=OAUTHBEARER", "oauth_cb"),
+    ],
+)
+def test_who_signs_in_without_what_that_takes_is_told_what_to_write(url: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as raised:
+        parse(url)
+    assert CANARY not in str(raised.value)
+
+
+def test_what_makes_tokens_is_enough_to_sign_in() -> None:
+    url = "kafka://localhost?mechanism=OAUTHBEARER"
+    parse(url, {"oauth_cb": print})
+    parse(f"{url}&sasl.oauthbearer.method=oidc")
+    parse(f"{url}&enable.sasl.oauthbearer.unsecure.jwt=true")
+
+
+@pytest.mark.parametrize("option", ["tls_ca", "tls_cert", "tls_key"])
+def test_a_file_that_cannot_be_read_is_named_with_its_option(option: str, tmp_path: Path) -> None:
+    good = tmp_path / "good.pem"
+    good.write_text("-----BEGIN")
+    files = {name: good for name in ("tls_ca", "tls_cert", "tls_key")} | {option: tmp_path / "bad.pem"}
+    found = parse("kafka://localhost?" + "&".join(f"{name}={path}" for name, path in files.items()))
+    with pytest.raises(ConfigurationError, match=rf"{option}={tmp_path}/bad\.pem: No such file"):
+        found.common()
+
+
+def test_what_the_library_refuses_is_told_by_the_name_that_stands_in_the_url(tmp_path: Path) -> None:
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificates")
+    found = parse(f"kafka://localhost?tls_ca={rubbish}")
+    with pytest.raises(ConfigurationError, match=r"refused: tls_ca failed: .*no certificate") as raised:
+        made(AdminClient, found.common(), found.where)
+    assert "ssl.ca.location" not in str(raised.value)
+
+
+def test_certificates_to_trust_may_be_a_folder_of_them(tmp_path: Path) -> None:
+    assert parse(f"kafka://localhost?tls_ca={tmp_path}").common()["ssl.ca.location"] == str(tmp_path)
+
+
+def test_an_address_with_colons_is_shown_as_it_has_to_be_written() -> None:
+    assert parse("kafka://[::1]:9093,localhost").where == "kafka://[::1]:9093,localhost:9092"
 
 
 @pytest.mark.parametrize(
