@@ -12,6 +12,11 @@ def kafka(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = KAF
     return Mutant(f"words: kafka: {what}", f"brokers/kafka/{file}", old, new, tests)
 
 
+def rabbitmq(what: str, file: str, old: str, new: str, test: str = "connecting") -> Mutant:
+    tests = (f"tests/integration/rabbitmq/test_rabbitmq_{test}.py",)
+    return Mutant(f"words: rabbitmq: {what}", f"brokers/rabbitmq/{file}", old, new, tests)
+
+
 WORDS: tuple[Mutant, ...] = (
     kafka(
         "the scheme of an address counts as what is wrong with it",
@@ -56,5 +61,27 @@ WORDS: tuple[Mutant, ...] = (
         "options.py",
         """    return f"[{host}]:{port}" if ":" in host""",
         """    return f"{host}:{port}" if ":" in host""",
+    ),
+    rabbitmq(
+        "who takes connections and says nothing is not there",
+        "connection.py",
+        "if isinstance(error, TimeoutError) and link.stood:",
+        "if isinstance(error, TimeoutError) and link.up:",
+    ),
+    rabbitmq(
+        "a user is told of that nobody wrote", "connection.py", "    if not options.named:", "    if options.external:"
+    ),
+    rabbitmq(
+        "an address with colons is shown without brackets",
+        "options.py",
+        """    return f"[{host}]:{port}" if ":" in host""",
+        """    return f"{host}:{port}" if ":" in host""",
+    ),
+    rabbitmq(
+        "a queue that is gone is told of again and again",
+        "source.py",
+        "        if isinstance(why, Refused) and self._open:",
+        "        if isinstance(why, Refused):",
+        "taking",
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
@@ -46,6 +48,32 @@ async def test_something_else_that_answers_is_no_rabbitmq(words: bytes) -> None:
         said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=1s", BrokerUnavailable)
     assert f"amqp://127.0.0.1:{port}" in said
     assert "what is no RabbitMQ's greeting" in said or "Does RabbitMQ listen at this port?" in said, said
+
+
+async def test_who_takes_the_connection_and_says_nothing_is_there_and_may_be_another_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # as HTTP: it waits for the end of a line
+        port = listening.getsockname()[1]
+        said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=1s", BrokerUnavailable)
+    assert f"amqp://127.0.0.1:{port}: it took the connection and says nothing" in said
+    assert "Does RabbitMQ listen at this port?" in said
+    assert "15672" in said
+    assert "Is the server running" not in said
+
+
+async def test_a_login_that_nobody_wrote_is_told_from_one_that_is_wrong(rabbitmq_url: str) -> None:
+    host = rabbitmq_url.rpartition("@")[2]
+    said = await failed(f"amqp://{host}", ConfigurationError)
+    assert "refused the user 'guest', as the URL names none: write amqp://user:password@host" in said
+    said = await failed(f"amqp://tidings@{host}", ConfigurationError)
+    assert "refused the user 'tidings', and the URL names no password" in said
+    said = await failed(f"amqp://tidings:hunter2@{host}", ConfigurationError)
+    assert "the URL names no" not in said
+
+
+async def test_an_address_with_colons_is_shown_as_it_has_to_be_written() -> None:
+    port = free_port()
+    said = await failed(f"amqp://[::1]:{port}?connect_timeout=1s", BrokerUnavailable)
+    assert f"amqp://[::1]:{port}" in said
 
 
 async def test_the_scheme_finds_it(rabbitmq_url: str) -> None:

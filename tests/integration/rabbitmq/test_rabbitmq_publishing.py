@@ -35,6 +35,7 @@ async def test_P1_trap_105_what_no_queue_takes_from_is_not_stored(rabbitmq_url: 
     lost, stored = await rig.broker.publish([message, good], timeout=5)
     assert isinstance(lost, NotStored)
     assert "no queue takes from the exchange" in str(lost)
+    assert "optional=True" in str(lost)
     assert stored is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -111,7 +112,7 @@ async def send_large(rig: Rig, count: int) -> None:
 
 
 async def test_trap_109_a_queue_that_was_removed_is_trouble_and_ends_when_it_is_back(
-    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from pamqp import commands
 
@@ -129,6 +130,10 @@ async def test_trap_109_a_queue_that_was_removed_is_trouble_and_ends_when_it_is_
     channel = await (await connection.ready(5)).channel(5)
     await channel.call(commands.Queue.Delete(0, rig.subscription.position, False, False, False), 5)
     await until(lambda: "is gone" in rig.broker.trouble)
+    await asyncio.sleep(4 * source.LOOK_AGAIN)
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(told) == 1, "it is said once, however often it is looked for"
+    assert "is gone" in told[0]
     await rig.broker.open(plan(rig.subscription))
     await until(lambda: rig.broker.trouble == "")
     await channel.call(commands.Queue.Delete(0, f"{rig.subscription.position}._wait.800", False, False, False), 5)

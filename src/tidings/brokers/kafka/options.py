@@ -292,8 +292,8 @@ def _check_login(options: Options) -> None:
         lacking = "password" if options.user else "user"
         if not options.user or not (options.password or options.password_file):
             raise ConfigurationError(
-                f"the broker's URL names no {lacking}, and {options.mechanism} takes user and password: write {EXAMPLE},"
-                " or kafka://user@host:9092?password_file=/run/secrets/kafka"
+                f"the broker's URL names no {lacking}, and {options.mechanism} takes user and password: write"
+                f" {EXAMPLE}, or kafka://user@host:9092?password_file=/run/secrets/kafka"
             )
 
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from tidings.brokers._healing import Healing
 from tidings.brokers.rabbitmq.channel import REFUSED, Channel, Refused
-from tidings.brokers.rabbitmq.link import Link
-from tidings.brokers.rabbitmq.options import PORTS, Options
+from tidings.brokers.rabbitmq.link import IS_IT_RABBIT, Link
+from tidings.brokers.rabbitmq.options import EXAMPLE, PORTS, Options, address
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
 log = logging.getLogger("tidings.rabbitmq")
@@ -55,7 +55,9 @@ class Connection(Healing[Link]):
             if not isinstance(error, Exception):
                 raise
             await link.gone()
-            raise explained(error, f"{self.options.scheme}://{host}:{port}", self.options) from None
+            if isinstance(error, TimeoutError) and link.stood:
+                error = BrokerUnavailable(f"it took the connection and says nothing. Does it hang? {IS_IT_RABBIT}")
+            raise explained(error, f"{self.options.scheme}://{address(host, port)}", self.options) from None
         self.sure_until = asked + SURE * link.heartbeat
         return link
 
@@ -112,7 +114,7 @@ def explained(error: Exception, where: str, options: Options) -> TidingsError:
             )
         if error.code == REFUSED:
             return ConfigurationError(
-                f"{where} refused the user {options.user!r}: check user and password. (guest may come from the server's"
+                f"{where} refused the user {options.user!r}{_what_to_write(options)}. (guest may come from the server's"
                 " own host only)"
             )
         if error.code == 530:
@@ -144,6 +146,15 @@ def explained(error: Exception, where: str, options: Options) -> TidingsError:
     if isinstance(error, OSError):
         return BrokerUnavailable(f"{where} cannot be reached: {error.strerror or type(error).__name__}. {_IS_IT_UP}")
     return BrokerUnavailable(f"{where} answered with what is no RabbitMQ's greeting ({type(error).__name__})")
+
+
+def _what_to_write(options: Options) -> str:
+    """What of a login stands in no URL was taken to be that of the user whom servers come with."""
+    if not options.named:
+        return f", as the URL names none: write {EXAMPLE}"
+    if options.password is None and options.password_file is None:
+        return f", and the URL names no password: write {EXAMPLE}, or password_file="
+    return ": check user and password"
 
 
 def _perhaps_a_certificate(options: Options) -> str:

@@ -28,7 +28,10 @@ _head = struct.Struct(">BHI")
 MOST_CHANNELS: Final = 2047
 TLS_ALERT: Final = b"\x15\x03"
 """How a server answers that expected TLS."""
-IS_IT_RABBIT: Final = "Does RabbitMQ listen at this port? It is 5672, and 5671 with TLS, unless it was told otherwise"
+IS_IT_RABBIT: Final = (
+    "Does RabbitMQ listen at this port? It is 5672, and 5671 with TLS, unless it was told otherwise; 15672 is its web"
+    " page's"
+)
 CLOSING: Final = 1.0
 """Seconds that the server has to say goodbye."""
 
@@ -61,6 +64,11 @@ class Link(asyncio.Protocol):
         self.properties: dict[str, Any] = {}
         self.heartbeat = options.heartbeat
         self.most_frame = MOST_FRAME
+
+    @property
+    def stood(self) -> bool:
+        """Whether somebody took the connection, and spoke TLS where that is asked for; be it who it may."""
+        return self._transport is not None
 
     @property
     def version(self) -> str:

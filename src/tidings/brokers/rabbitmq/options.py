@@ -18,6 +18,9 @@ from tidings.secret import read_secret
 PORTS: Final = {"amqp": 5672, "amqps": 5671}
 EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
 
+GUEST: Final = "guest"
+"""The user, and the password, that servers come with: meant where the URL names none."""
+
 _KNOWN: Final = {
     "heartbeat": "seconds after which a peer that says nothing counts as gone (10s)",
     "connect_timeout": "seconds until a first connection must stand (5s)",
@@ -38,7 +41,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     servers: tuple[tuple[str, int], ...]
     tls: bool = False
-    user: str = "guest"
+    user: str = GUEST
+    named: bool = False
+    """Whether the URL names the user."""
     password: str | None = None
     password_file: str | None = None
     vhost: str = "/"
@@ -59,7 +64,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def where(self) -> str:
         """The addresses, fit for a message."""
         vhost = "" if self.vhost == "/" else f"/{self.vhost}"
-        return f"{self.scheme}://" + ",".join(f"{host}:{port}" for host, port in self.servers) + vhost
+        return f"{self.scheme}://" + ",".join(address(host, port) for host, port in self.servers) + vhost
 
     def __repr__(self) -> str:
         return f"<Options {self.where}>"
@@ -70,7 +75,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """The password, read anew where it stands in a file. Raises ConfigurationError."""
         if self.password_file is not None:
             return read_secret("password_file", self.password_file)
-        return self.password if self.password is not None else "guest"
+        return self.password if self.password is not None else GUEST
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """How to speak TLS, or None.
@@ -121,7 +126,7 @@ def parse(url: str) -> Options:
         settings["vhost"] = unquote(parts.path[1:])
     if login:
         user, colon, password = login.partition(":")
-        settings["user"] = unquote(user)
+        settings |= {"user": unquote(user), "named": True}
         if colon:
             settings["password"] = unquote(password)
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -140,6 +145,11 @@ def _check(options: Options) -> None:
         raise ConfigurationError("certificates need TLS: write amqps:// in the place of amqp://")
     if options.password_file and options.password is not None:
         raise ConfigurationError("password_file= stands in the place of the password in the URL: leave that out")
+
+
+def address(host: str, port: int) -> str:
+    """The two as they are written in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str, default: int) -> tuple[str, int]:

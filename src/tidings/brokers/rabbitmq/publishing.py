@@ -319,7 +319,8 @@ class Publisher:
             if not any(one.stream == message.stream for one in known.values()):
                 raise NotStored(
                     f"no queue takes from the exchange {message.stream!r}, so nothing would keep {message.type}"
-                    f" {message.id}: RabbitMQ has no history. Start a service that handles events of this stream first"
+                    f" {message.id}: RabbitMQ has no history. Start a service that handles events of this stream first;"
+                    " an event that nobody has to take is declared with optional=True"
                 )
             if not any(message.type in one.types for one in known.values()):
                 frame.exchange = names.UNROUTED  # nobody asks for this type: kept for a while, as a stream would

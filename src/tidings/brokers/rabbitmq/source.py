@@ -153,7 +153,7 @@ class Source:
         self._ended.set()
 
     def _closed(self, why: BrokerUnavailable) -> None:
-        if isinstance(why, Refused):
+        if isinstance(why, Refused) and self._open:  # of a queue that is gone it is said elsewhere, and once
             log.warning("%s: the server closed a channel, and gives back what was with us: %s", self.name, why)
         self.drop()
 
