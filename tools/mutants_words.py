@@ -5,6 +5,7 @@ from __future__ import annotations
 from tools.mutants_kit import Mutant
 
 KAFKA = ("tests/unit/brokers/kafka",)
+RIGHTS = ("tests/integration/kafka/test_rights.py",)
 AWAY = ("tests/integration/kafka/test_away.py",)
 
 
@@ -61,6 +62,34 @@ WORDS: tuple[Mutant, ...] = (
         "options.py",
         """    return f"[{host}]:{port}" if ":" in host""",
         """    return f"{host}:{port}" if ":" in host""",
+    ),
+    kafka(
+        "a group that the user may not read is silence",
+        "link.py",
+        "                self._barred.add(group)\n",
+        "                pass\n",
+        RIGHTS,
+    ),
+    kafka(
+        "settings that the user may not see stop a start",
+        "topics.py",
+        "            if code_of(found) not in DENIED:\n",
+        "            if True:\n",
+        RIGHTS,
+    ),
+    kafka(
+        "that a user may not see settings is no matter of the broker",
+        "topics.py",
+        "    except ConfigurationError:  # a right",
+        "    except KeyError:  # a right",
+        RIGHTS,
+    ),
+    kafka(
+        "topics that the user may not see cannot be made",
+        "topics.py",
+        "        if code_of(error) in DENIED:\n            raise",
+        "        if False:\n            raise",
+        RIGHTS,
     ),
     rabbitmq(
         "who takes connections and says nothing is not there",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tidings.brokers.kafka.admin import ClusterMetadata
 from tidings.brokers.kafka.away import IS_IT_UP, NO_ANSWER, REFUSED, Away
@@ -37,7 +37,7 @@ ASKED: Final = 5.0
 
 T = TypeVar("T")
 
-_DENIED: Final = frozenset(
+DENIED: Final = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -81,6 +81,8 @@ class Link:
         self.admin = self.clients.administrator()
         self._askers: dict[str, Consumer] = {}
         """Consumers that take nothing: for questions about a group, and of partitions."""
+        self._barred = set[str]()
+        """The groups that the user may not read."""
         self.partitions: dict[str, int] = {}
         """The topics that are known to exist, and into how many partitions they fall."""
         self.seen = set[str]()
@@ -180,6 +182,31 @@ class Link:
             self._askers[group] = self.clients.asker(settings)
         return self._askers[group]
 
+    def committed(self, group: str, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        """How far a group is. Blocks.
+
+        That the user may not read the group is no answer to the library: it waits, and tells it the consumer, once.
+
+        Raises:
+            KafkaException: there is no answer in time.
+            ConfigurationError: the user may not read the group.
+        """
+        asker = self.asker(group)
+        try:
+            found = asker.committed(places, timeout)
+        except KafkaException:
+            said = asker.poll(0)
+            if said is not None and code_of(said.error()) in DENIED:
+                self._barred.add(group)
+            if group not in self._barred:
+                raise
+            raise ConfigurationError(
+                f"the user at {self.options.where} may not read the group {group}. Grant it: kafka-acls.sh"
+                f" --bootstrap-server … --add --allow-principal User:… --operation Read --group {group}"
+            ) from None
+        self._barred.discard(group)
+        return found
+
     async def answers(
         self, ask: Callable[[], Mapping[Any, Future[T]]], timeout: float = ASKED, patience: float = ASKED
     ) -> list[T | Exception]:
@@ -222,7 +249,7 @@ class Link:
             return error
         if isinstance(error, TimeoutError):
             return self._no_answer()
-        if code_of(error) in _DENIED:
+        if code_of(error) in DENIED:
             return ConfigurationError(
                 f"the user at {self.options.where} may not do this ({reason(error)}): grant it with kafka-acls"
             )

@@ -54,11 +54,12 @@ async def committed_of(link: Link, position: str, topics: Iterable[str]) -> Comm
 
     Raises:
         BrokerUnavailable: the cluster does not answer in time.
+        ConfigurationError: the user may not read the group.
     """
     places = [TopicPartition(topic, number) for topic in topics for number in range(link.partitions.get(topic, 0))]
     if not places:
         return {}
-    found = await _asked(link, lambda: link.asker(position).committed(places, EACH))
+    found = await _asked(link, lambda: link.committed(position, places, EACH))
     return {(one.topic, one.partition): (one.offset, one.metadata or "") for one in found if one.offset >= 0}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -14,11 +15,13 @@ from confluent_kafka import KafkaError
 from tidings.brokers.kafka.admin import ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
 from tidings.brokers.kafka.away import NO_ANSWER
 from tidings.brokers.kafka.clients import code_of, reason
-from tidings.brokers.kafka.link import PAUSE, Link, failed
+from tidings.brokers.kafka.link import DENIED, PAUSE, Link, failed
 from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, check_stream, retry_topic
 from tidings.delivery import MAX_EVENT_BYTES
 from tidings.errors import BrokerUnavailable, ConfigurationError
 from tidings.ports import Drift, Plan, StreamPlan
+
+log = logging.getLogger("tidings.kafka")
 
 WEEK: Final = timedelta(days=7)
 ROOM: Final = 256 * 1024
@@ -29,6 +32,11 @@ HOUR: Final = 3_600_000
 FOR_EVER: Final = 10**15
 """Milliseconds that nobody means as a time."""
 
+_UNSEEN: Final = (
+    "the user may not see the settings of the topic {}, so that what they do to events is not looked at, and no id of an"
+    " event is ever forgotten. Grant it: kafka-acls.sh --bootstrap-server … --add --allow-principal User:…"
+    " --operation DescribeConfigs --topic {}"
+)
 _EXISTS: Final = frozenset({KafkaError.TOPIC_ALREADY_EXISTS})
 
 
@@ -92,10 +100,13 @@ async def _make(link: Link, missing: Iterable[Wanted]) -> None:
             error = link.meaning(error)
         if isinstance(error, BrokerUnavailable):
             raise error
-        raise ConfigurationError(
-            f"not all of the topics {names} can be made at {link.options.where}: {reason(error)}. Make them by hand, or"
-            " let the user create topics"
-        )
+        why = reason(error).rstrip(". ")
+        if code_of(error) in DENIED:
+            raise ConfigurationError(
+                f"the user at {link.options.where} may neither see nor make all of the topics {names} ({why}). Where"
+                " they are there, grant Describe on them; or let the user create topics, or make them by hand"
+            )
+        raise ConfigurationError(f"not all of the topics {names} can be made at {link.options.where}: {why}")
     names_wanted = {one.topic for one in new}
     ends = time.monotonic() + KNOWN_WITHIN
     while time.monotonic() < ends:  # each broker hears of a new topic in its own time
@@ -122,10 +133,13 @@ async def topic_settings(link: Link, topic: str) -> dict[str, str]:
     """The settings of a topic as the cluster has them.
 
     Raises:
-        BrokerUnavailable: it cannot be asked, or there is no such topic.
+        BrokerUnavailable: it cannot be asked, the user may not, or there is no such topic.
     """
     asked = [ConfigResource(ResourceType.TOPIC, topic)]
-    (found,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
+    try:
+        (found,) = await link.answer(lambda: link.admin.describe_configs(asked, request_timeout=5.0))
+    except ConfigurationError:  # a right may be granted while a service runs
+        raise BrokerUnavailable(_UNSEEN.format(topic, topic)) from None
     return {name: str(entry.value) for name, entry in found.items() if isinstance(entry, ConfigEntry)}
 
 
@@ -134,9 +148,14 @@ async def _compare(link: Link, streams: Sequence[StreamPlan], new: set[str]) -> 
     if not old:
         return []
     resources = [ConfigResource(ResourceType.TOPIC, one.name) for one in old]
-    answers = await link.answer(lambda: link.admin.describe_configs(resources, request_timeout=5.0))
+    answers = await link.answers(lambda: link.admin.describe_configs(resources, request_timeout=5.0))
     drifts = []
     for stream, found in zip(old, answers, strict=True):
+        if isinstance(found, Exception):
+            if code_of(found) not in DENIED:
+                raise link.meaning(found)
+            log.warning("%s", _UNSEEN.format(stream.name, stream.name))
+            continue
         settings = {name: str(entry.value) for name, entry in found.items()}
         if "compact" in settings.get("cleanup.policy", ""):
             raise ConfigurationError(

@@ -1,0 +1,146 @@
+"""A user with the rights that the guide names, and what is said to one who lacks one of them, on a real Kafka."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # as in tidings.brokers.kafka.admin
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from tests.integration.kafka.conftest import Rig, plan, position, until
+from tidings.brokers import examine
+from tidings.brokers.kafka.broker import KafkaBroker
+from tidings.brokers.kafka.names import DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC, retry_topic
+from tidings.errors import BrokerUnavailable, ConfigurationError
+from tidings.ports import Subscription
+from tools.services.kafka import Kafka
+
+pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
+
+USERS: Final = ("full", "groupless", "blind")
+ALL_OF: Final = (AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE)
+
+
+class GuardedKafka(Kafka):
+    """Whoever comes to it signs in, and may do what is granted; at the far port nobody does, and may do all."""
+
+    def properties(self) -> dict[str, str]:
+        near = "listener.name.near."
+        users = " ".join(f'user_{one}="{one}"' for one in USERS)
+        return super().properties() | {
+            "inter.broker.listener.name": "FAR",
+            "listener.security.protocol.map": "NEAR:SASL_PLAINTEXT,FAR:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            near + "sasl.enabled.mechanisms": "PLAIN",
+            near
+            + "plain.sasl.jaas.config": f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+        }
+
+    def ready(self) -> bool:
+        return self._answers(self.far_port)
+
+    @property
+    def far(self) -> str:
+        return f"kafka://127.0.0.1:{self.far_port}?join=3s"
+
+    def of(self, user: str) -> str:
+        return f"kafka://{user}:{user}@{self.address}?join=3s"
+
+    def grant(self, user: str, kind: Any, name: str, *operations: Any) -> None:
+        given = [
+            AclBinding(kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", one, AclPermissionType.ALLOW)
+            for one in operations
+        ]
+        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"})
+        for done in admin.create_acls(given).values():
+            done.result(10)
+
+    def grant_topics(self, user: str, one: Subscription) -> None:
+        """What the guide names, but for the groups."""
+        self.grant(user, ResourceType.TOPIC, one.stream, *ALL_OF)
+        for topic in (retry_topic(one.position), DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC):
+            self.grant(user, ResourceType.TOPIC, topic, *ALL_OF)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedKafka]:
+    with GuardedKafka(tmp_path_factory.mktemp("guarded")) as server:
+        yield server
+
+
+async def made(guarded: GuardedKafka, subscription: Subscription) -> None:
+    """Somebody who may has made the topics."""
+    broker = KafkaBroker(guarded.far)
+    try:
+        await broker.open(plan(subscription))
+    finally:
+        await broker.close()
+
+
+async def refused(url: str, subscription: Subscription) -> str:
+    broker = KafkaBroker(url)
+    began = time.monotonic()
+    try:
+        with pytest.raises(ConfigurationError) as raised:
+            await broker.open(plan(subscription))
+    finally:
+        await broker.close()
+    assert time.monotonic() - began < 8.0
+    return str(raised.value)
+
+
+async def test_a_user_with_the_rights_of_the_guide_publishes_and_handles(
+    guarded: GuardedKafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscription = position()
+    await made(guarded, subscription)
+    guarded.grant_topics("full", subscription)
+    for group in (subscription.position, "tidings-reader"):
+        guarded.grant("full", ResourceType.GROUP, group, AclOperation.READ)
+    rig = Rig(KafkaBroker(guarded.of("full")), subscription)
+    try:
+        await rig.broker.open(plan(subscription))
+        await rig.subscribe()
+        await rig.publish(rig.message(b"1"))
+        await until(lambda: rig.got)
+        assert rig.broker.trouble == ""
+        with pytest.raises(BrokerUnavailable, match="DescribeConfigs"):
+            await rig.feed.keeps()
+        before = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+        guarded.grant("full", ResourceType.TOPIC, subscription.stream, AclOperation.DESCRIBE_CONFIGS)
+        assert await rig.feed.keeps() == timedelta(days=14)
+    finally:
+        await rig.broker.close()
+    assert [f"--operation DescribeConfigs --topic {subscription.stream}" in one for one in before] == [True], before
+
+
+async def test_a_group_that_the_user_may_not_read_is_named_and_not_called_silence(guarded: GuardedKafka) -> None:
+    subscription = position()
+    await made(guarded, subscription)
+    guarded.grant_topics("groupless", subscription)
+    said = await refused(guarded.of("groupless"), subscription)
+    assert f"may not read the group {subscription.position}" in said
+    assert f"--operation Read --group {subscription.position}" in said
+    found = [one.what for one in await examine(guarded.of("groupless"))]
+    assert any("may not read the group" in what for what in found), found
+
+
+async def test_topics_that_the_user_may_not_see_are_not_told_to_be_missing(guarded: GuardedKafka) -> None:
+    subscription = position()
+    await made(guarded, subscription)
+    said = await refused(guarded.of("blind"), subscription)
+    assert "may neither see nor make" in said
+    assert subscription.stream in said
+    assert ".." not in said
