@@ -91,6 +91,20 @@ WORDS: tuple[Mutant, ...] = (
         "        if False:\n            raise",
         RIGHTS,
     ),
+    kafka(
+        "a right that is taken away is a matter of nobody",
+        "commits.py",
+        "        if error.code() not in DENIED:\n",
+        "        if error.code():\n",
+        RIGHTS,
+    ),
+    kafka(
+        "whether a right is back is asked by nobody",
+        "commits.py",
+        "(self._signs or self._denied)",
+        "self._signs",
+        RIGHTS,
+    ),
     rabbitmq(
         "who takes connections and says nothing is not there",
         "connection.py",

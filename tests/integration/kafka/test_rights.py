@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, Final
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # as in tidings.brokers.kafka.admin
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -28,7 +30,7 @@ from tools.services.kafka import Kafka
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 
-USERS: Final = ("full", "groupless", "blind")
+USERS: Final = ("full", "robbed", "groupless", "blind")
 ALL_OF: Final = (AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE)
 
 
@@ -65,6 +67,17 @@ class GuardedKafka(Kafka):
         ]
         admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"})
         for done in admin.create_acls(given).values():
+            done.result(10)
+
+    def revoke(self, user: str, kind: Any, name: str) -> None:
+        """All that was granted of it."""
+        anywhere: Any = None
+        user = f"User:{user}"
+        gone = AclBindingFilter(
+            kind, name, ResourcePatternType.LITERAL, user, anywhere, AclOperation.ANY, AclPermissionType.ANY
+        )
+        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"})
+        for done in admin.delete_acls([gone]).values():
             done.result(10)
 
     def grant_topics(self, user: str, one: Subscription) -> None:
@@ -144,3 +157,39 @@ async def test_topics_that_the_user_may_not_see_are_not_told_to_be_missing(guard
     assert "may neither see nor make" in said
     assert subscription.stream in said
     assert ".." not in said
+
+
+@pytest.mark.parametrize(
+    ("what", "more"), [("the stream", 1), ("the group", 1), ("the stream", 0)], ids=["stream", "group", "idle"]
+)
+async def test_P10_a_right_that_is_taken_away_is_trouble_until_it_is_back(
+    guarded: GuardedKafka, what: str, more: int
+) -> None:
+    subscription = position(ordered=False)
+    await made(guarded, subscription)
+    guarded.grant_topics("robbed", subscription)
+    kind, name = ResourceType.TOPIC, subscription.stream
+    for group in (subscription.position, "tidings-reader"):
+        guarded.grant("robbed", ResourceType.GROUP, group, AclOperation.READ)
+    rig, other = Rig(KafkaBroker(guarded.of("robbed")), subscription), Rig(KafkaBroker(guarded.far), subscription)
+    try:
+        await rig.broker.open(plan(subscription))
+        await other.broker.open(plan(subscription))
+        await rig.subscribe()
+        await other.publish(other.message(b"1"))
+        await until(lambda: rig.got)
+        await rig.ack(*rig.got)
+        await asyncio.sleep(1)
+        if what == "the group":
+            kind, name = ResourceType.GROUP, subscription.position
+        guarded.revoke("robbed", kind, name)
+        if more:
+            await other.publish(other.message(b"2"))
+        await until(lambda: "may not" in rig.broker.trouble)
+        assert name in rig.broker.trouble
+        guarded.grant("robbed", kind, name, *(ALL_OF if what == "the stream" else [AclOperation.READ]))
+        await until(lambda: len(set(rig.bodies)) == 1 + more, 30)
+        await until(lambda: rig.broker.trouble == "")
+    finally:
+        await rig.broker.close()
+        await other.broker.close()

@@ -15,7 +15,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tidings.brokers.kafka.clients import code_of, reason
-from tidings.brokers.kafka.link import ASKED
+from tidings.brokers.kafka.link import ASKED, DENIED
 from tidings.brokers.kafka.progress import MOST_TEXT
 from tidings.brokers.kafka.tracks import Track
 
@@ -45,19 +45,22 @@ class Commits:
         *,
         signs: bool,
         session: float,
-        well: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
         self._position = position
         self._tracks = tracks
         self._signs = signs
         self._lease = SURE * session
-        self._well = well
+        self._tell = tell
         self.sure_until = 0.0
         """Until when (monotonic) the group's coordinator lets nobody else have what is ours."""
         self._next = 0.0
         self._asked = 0.0
         self._waits = False
         self._room = MOST_TEXT
+        self._denied = 0.0
+        """When (monotonic) it was heard last that the user may not read any more; 0 while there is no word of it."""
+        self._told = ""
 
     def forget(self) -> None:
         """The consumer is another one: no answer will come."""
@@ -72,7 +75,7 @@ class Commits:
             return
         self._next = now + COMMIT_EVERY
         places = self._changed(list(self._tracks.values()))
-        if not places and self._signs and now > self.sure_until - self._lease + SIGN_EVERY:
+        if not places and (self._signs or self._denied) and now > self.sure_until - self._lease + SIGN_EVERY:
             said = [track for track in self._tracks.values() if track.text[0] >= 0]
             places = [_place(track) for track in said[:1]]
         if places:
@@ -125,13 +128,34 @@ class Commits:
         error = error or next((one.error for one in places if one.error), None)
         if error is None:
             self.sure_until = max(self.sure_until, self._asked + self._lease)
-            self._well()
+            if self._asked > self._denied:  # and not an answer to what was asked while all was well
+                self._denied, self._told = 0.0, ""
+                self._tell("")
             return
         self._shortened(error)
         for place in places:
             if (track := self._tracks.get((place.topic, place.partition))) is not None:
                 track.text = (-1, "")  # to be said again
-        log.debug("%s: not committed: %s", self._position, error.str())
+        if not self.denied(error):
+            log.debug("%s: not committed: %s", self._position, error.str())
+
+    def denied(self, error: KafkaError) -> bool:
+        """Whether an error says that a right was taken away, which is told until something is committed again.
+
+        The library says it of a partition once, and nothing more comes of it.
+        """
+        if error.code() not in DENIED:
+            return False
+        self._denied = time.monotonic()
+        topics = ", ".join(sorted({topic for topic, _ in self._tracks})) or f"the topics of {self._position}"
+        what = self._position if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED else topics
+        kind = "group" if what == self._position else "topics"
+        told = f"the user may not read the {kind} {what} any more: grant Read on them with kafka-acls.sh"
+        if told != self._told:
+            log.error("%s: %s", self._position, told)
+        self._told = told
+        self._tell(told)
+        return True
 
     def _changed(self, tracks: Sequence[Track], *, final: bool = False) -> list[TopicPartition]:
         return [_place(track) for track in tracks if self._say(track, final=final)]

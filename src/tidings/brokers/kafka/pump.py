@@ -82,7 +82,7 @@ class Pump:
             self.tracks,
             signs=subscription.ordered,
             session=link.options.session_timeout,
-            well=self._well,
+            tell=self._tell,
         )
         self._make: Callable[[], Consumer] = lambda: link.clients.consumer(
             link.options.consumer(subscription.position) | {"on_commit": self.commits.heard}
@@ -237,8 +237,8 @@ class Pump:
         self.tracks[old.topic, old.number] = new
         return new
 
-    def _well(self) -> None:
-        self.trouble = ""
+    def _tell(self, trouble: str = "") -> None:
+        self.trouble = trouble
 
     def _note(self, error: KafkaError) -> None:
         """What came in a record's place."""
@@ -249,7 +249,7 @@ class Pump:
                 f"the topic {self._subscription.stream} of {self._subscription.position} is gone ({error.str()}):"
                 " restart the service to make it anew"
             )
-        else:
+        elif not self.commits.denied(error):
             log.debug("%s: %s", self._subscription.position, error.str())
 
     def _soon(self, call: Callable[..., Any], *arguments: Any) -> None:
@@ -272,7 +272,7 @@ class Pump:
                 consumer.pause(places)
                 return
             new = self._take_up(consumer, begins)
-            self._well()
+            self._tell()
             if new:
                 self._soon(self.joined.set)
         except Exception as error:

@@ -33,8 +33,8 @@ FOR_EVER: Final = 10**15
 """Milliseconds that nobody means as a time."""
 
 _UNSEEN: Final = (
-    "the user may not see the settings of the topic {}, so that what they do to events is not looked at, and no id of an"
-    " event is ever forgotten. Grant it: kafka-acls.sh --bootstrap-server … --add --allow-principal User:…"
+    "the user may not see the settings of the topic {}, so that what they do to events is not looked at, and no id of"
+    " an event is ever forgotten. Grant it: kafka-acls.sh --bootstrap-server … --add --allow-principal User:…"
     " --operation DescribeConfigs --topic {}"
 )
 _EXISTS: Final = frozenset({KafkaError.TOPIC_ALREADY_EXISTS})
