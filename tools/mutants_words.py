@@ -13,6 +13,10 @@ def kafka(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = KAF
     return Mutant(f"words: kafka: {what}", f"brokers/kafka/{file}", old, new, tests)
 
 
+def cli(what: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(f"words: cli: {what}", f"cli/{file}", old, new, (f"tests/unit/{test}.py",))
+
+
 def rabbitmq(what: str, file: str, old: str, new: str, test: str = "connecting") -> Mutant:
     tests = (f"tests/integration/rabbitmq/test_rabbitmq_{test}.py",)
     return Mutant(f"words: rabbitmq: {what}", f"brokers/rabbitmq/{file}", old, new, tests)
@@ -104,6 +108,20 @@ WORDS: tuple[Mutant, ...] = (
         "(self._signs or self._denied)",
         "self._signs",
         RIGHTS,
+    ),
+    cli(
+        "a field that the class does not have is passed over",
+        "publish.py",
+        "            if more := sorted(set(data) - set(known)):",
+        "            if more := sorted(set(data) - set(data)):",
+        "cli/test_publish",
+    ),
+    cli(
+        "a module is taken for a package",
+        "target.py",
+        """    if parent and not hasattr(sys.modules.get(parent), "__path__"):""",
+        """    if parent and not hasattr(sys.modules.get(parent), "__name__"):""",
+        "test_cli_hints",
     ),
     rabbitmq(
         "who takes connections and says nothing is not there",

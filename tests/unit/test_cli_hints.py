@@ -48,6 +48,18 @@ def test_a_file_name_is_answered_with_how_a_module_is_named(shop: str) -> None:
         find_events(f"{shop}.py")
 
 
+def test_a_dot_in_the_place_of_the_colon_is_answered_with_the_colon(shop: str) -> None:
+    with pytest.raises(CommandError, match=f"{shop} is a module, and no package. Did you mean {shop}:OrderPlaced"):
+        find_events(f"{shop}.OrderPlaced")
+
+
+def test_an_option_that_is_none_is_answered_with_the_near_one_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["run", "shop:stock", "--brokr", "x"]) == Status.USAGE
+    assert "Did you mean --broker? tidings run --help" in capsys.readouterr().err
+
+
 def test_data_that_the_shell_took_apart_is_answered_with_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["publish", "shop:OrderPlaced", "{order_id:", "1}"]) == Status.USAGE
     assert "put the JSON into single quotes" in capsys.readouterr().err

@@ -130,7 +130,8 @@ def run(arguments: Sequence[str]) -> int:
             problem = f"{problem.partition(' Available commands:')[0]} Commands: {', '.join(_beside(arguments))}"
         if isinstance(error, UnusedCliTokensError) and arguments[0] == "publish":
             problem = "the data is one argument: put the JSON into single quotes"
-        fail(f"{problem}. tidings {_command(arguments)}--help shows what there is", Status.USAGE, json=json)
+        ends = "" if problem.endswith("?") else "."
+        fail(f"{problem}{ends} tidings {_command(arguments)}--help shows what there is", Status.USAGE, json=json)
         return Status.USAGE
     except BrokenPipeError:
         # Whatever is flushed on the way out would raise again.

@@ -128,6 +128,11 @@ class Maker:
                     "unknown-version", f"{kind} has no version {wire[:20]!r} here; there are {versions}"
                 )
             cls = self._classes[kind, wire]
+        if isinstance(data, dict):  # what a class does not know, it passes over; here that would be lost
+            known = [field.encode_name for field in msgspec.structs.fields(cls)]
+            if more := sorted(set(data) - set(known)):
+                wrong = f"{cls.__name__} has no {more[0]!r}; it has {', '.join(known)}"
+                raise UndecodableEvent("bad-data", wrong)
         try:
             return spec_of(cls).decode(msgspec.json.encode(data))
         except (msgspec.MsgspecError, RecursionError) as error:

@@ -116,6 +116,8 @@ def _no_module(module: str, missing: str, here: str) -> str:
     parent, _, last = missing.rpartition(".")
     if last == "py":
         return f"a module is named without .py. Write {parent}:name"
+    if parent and not hasattr(sys.modules.get(parent), "__path__"):
+        return f"{parent} is a module, and no package. Did you mean {parent}:{last}?"
     paths = list(getattr(sys.modules.get(parent), "__path__", [])) if parent else [here]
     names = [one.name for one in pkgutil.iter_modules(paths) if not one.name.startswith("_")]
     if not parent:  # folders without __init__.py are packages too

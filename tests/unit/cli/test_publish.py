@@ -95,6 +95,7 @@ def test_an_older_envelope_is_checked_by_the_upcast_and_sent_as_it_is() -> None:
         (line(type="order.placed", dat={}), "'dat' is none of them"),
         (line(type="order.plced", data={}), "there are order.noted, order.paid, order.placed"),
         (line(type="order.placed", data={"order_id": 7, "quantity": 1}), "does not fit Placed"),
+        (line(type="order.placed", data={"order_id": "7", "quantity": 1, "notes": 2}), "Placed has no 'notes'"),
         (line(type="order.placed", version=9, data={}), "no version 'v9'"),
         (envelope(data={"order_id": "7"}), "does not fit"),
         (envelope(id=""), "id"),
