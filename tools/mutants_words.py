@@ -109,6 +109,13 @@ WORDS: tuple[Mutant, ...] = (
         "self._signs",
         RIGHTS,
     ),
+    Mutant(
+        "words: that a position gains a type is told to nobody",
+        "brokers/_gained.py",
+        "        if had is None or not",
+        "        if had or not",
+        ("tests/integration/rabbitmq/test_rabbitmq_declaring.py",),
+    ),
     cli(
         "a field that the class does not have is passed over",
         "publish.py",

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it is there
@@ -377,3 +378,18 @@ async def test_P3_a_position_whose_group_is_forgotten_begins_where_it_began_and_
     await until(lambda: len(again.got) == seen + 1)
     assert sorted(again.bodies) == sorted([*rig.bodies, b"while it was away"])
     assert f"{name} has no place at the cluster any more" in caplog.text
+
+
+async def test_P13_a_position_that_gains_a_type_says_that_older_processes_pass_it_over(connect: Connect) -> None:
+    old = await connect()
+    one = old.subscription
+    gains = msgspec.structs.replace(one, types=(*one.types, f"{one.stream}.closed"))
+    new = KafkaBroker(old.broker._options.where)
+    try:
+        (drift,) = await new.open(plan(gains))
+        assert drift.what == f"types of {one.position}"
+        assert f"pass over {one.stream}.closed" in drift.remedy
+        assert await new.open(plan(gains)) == []
+    finally:
+        await new.close()
+        await new.close()

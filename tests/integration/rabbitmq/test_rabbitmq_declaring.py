@@ -103,3 +103,16 @@ async def test_a_start_in_the_past_is_refused_because_there_is_none(rabbitmq_url
 
     with pytest.raises(ConfigurationError, match="keeps no history"):
         await opened(rabbitmq_url, position(since=datetime.now(UTC)))
+
+
+async def test_P13_a_position_that_gains_a_type_says_that_older_processes_pass_it_over(
+    rabbitmq_url: str, connect: Connect
+) -> None:
+    old = await connect(rabbitmq_url)
+    one = old.subscription
+    gains = msgspec.structs.replace(one, types=(*one.types, f"{one.stream}.closed"))
+    (drift,) = await old.broker.open(plan(gains))
+    assert drift.what == f"types of {one.position}"
+    assert f"pass over {one.stream}.closed" in drift.remedy
+    assert await old.broker.open(plan(gains)) == []
+    await old.broker.close()

@@ -69,7 +69,7 @@ class KafkaBroker:
             try:
                 link, publisher = await self._connect(plan.service)
                 drifts = await ensure_topics(link, plan)
-                await ensure_positions(link, publisher, plan)
+                drifts += await ensure_positions(link, publisher, plan)
             except BaseException:
                 if not self._opened:
                     await self._disconnect()

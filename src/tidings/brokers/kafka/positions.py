@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 from confluent_kafka import TopicPartition
 
+from tidings.brokers._gained import gained
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import POSITION_TOPIC, check_position
 from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, committed_of, offsets
 from tidings.brokers.kafka.publishing import Publisher
 from tidings.brokers.kafka.reading import read_records
 from tidings.errors import BrokerUnavailable
-from tidings.ports import Plan, Subscription
+from tidings.ports import Drift, Plan, Subscription
 
 log = logging.getLogger("tidings.kafka")
 
@@ -67,8 +68,11 @@ async def written_positions(link: Link, prefix: str = "") -> dict[str, Entry]:
     return written
 
 
-async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None:
+async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> list[Drift]:
     """Give each position of a plan its place, if it has none, and write down which types it takes.
+
+    Returns:
+        The types that a position did not take so far.
 
     Raises:
         ConfigurationError: a position was orphaned, or cannot be one.
@@ -76,10 +80,11 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None
     for one in plan.subscriptions:
         check_position(one.position)
     if not plan.subscriptions:
-        return
+        return []
     written = await written_positions(link, f"{plan.service}.")
     existing = await _existing(link, written)
-    plan.check_positions({name: entry.types for name, entry in existing.items()}, REMOVE)
+    types = {name: entry.types for name, entry in existing.items()}
+    plan.check_positions(types, REMOVE)
     new = [one for one in plan.subscriptions if one.position not in existing]
     made = await asyncio.gather(*(_ensure(link, one, written.get(one.position)) for one in new))
     begins = {one.position: found for one, found in zip(new, made, strict=True)}
@@ -92,6 +97,7 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> None
     }
     if changed:
         await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in changed.items()})
+    return gained(plan, types)
 
 
 async def _ensure(link: Link, subscription: Subscription, known: Entry | None) -> Mapping[int, int]:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 from pamqp import commands
 
+from tidings.brokers._gained import gained
 from tidings.brokers.rabbitmq import names, waiting
 from tidings.brokers.rabbitmq.channel import DIFFERENT, GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
@@ -100,7 +101,8 @@ class Topology:
         wanted = [
             Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
         ]
-        drifts = [drift for one in wanted for drift in await self._queues(one)]
+        drifts = gained(plan, {name: one.types for name, one in known.items()})
+        drifts += [drift for one in wanted for drift in await self._queues(one)]
         if not known or any(one.position not in known for one in wanted):
             await asyncio.sleep(ON_DISK)
         for now in wanted:
