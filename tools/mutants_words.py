@@ -112,9 +112,16 @@ WORDS: tuple[Mutant, ...] = (
     Mutant(
         "words: that a position gains a type is told to nobody",
         "brokers/_gained.py",
-        "        if had is None or not",
-        "        if had or not",
+        "        drifts.append(\n",
+        "        _ = (\n",
         ("tests/integration/rabbitmq/test_rabbitmq_declaring.py",),
+    ),
+    Mutant(
+        "words: what is older than a class is told to be newer",
+        "evolution.py",
+        "    if number and int(number[1]) < min(",
+        "    if number and int(number[1]) > max(",
+        ("tests/unit/test_evolution.py",),
     ),
     cli(
         "a field that the class does not have is passed over",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -48,7 +49,7 @@ class Reader:
             raise UndecodableEvent(
                 "unknown-version",
                 f"{envelope.type} has version {envelope.version[:20]!r}; {self._names[envelope.type]} reads"
-                f" {', '.join(sorted(versions))}. Deploy the newer class, then redrive",
+                f" {', '.join(sorted(versions))}. {_what_to_deploy(envelope.version, versions)}, then redrive",
             )
         try:
             event = decode(envelope.data)
@@ -63,6 +64,16 @@ class Reader:
         set_stamp(event, envelope)
         return event
 
+
+def _what_to_deploy(version: str, read: Iterable[str]) -> str:
+    """Whether what came is older than all that is read, or newer."""
+    number = _NUMBER.fullmatch(version)
+    if number and int(number[1]) < min(int(one[1:]) for one in read):
+        return "What is older needs an upcast: deploy a class that has one"
+    return "Deploy the newer class"
+
+
+_NUMBER: Final = re.compile(r"v([1-9]\d{0,8})", re.ASCII)
 
 Step = tuple[Callable[[Any], Event], type[Event]]
 """An upcast, and the class that it makes."""

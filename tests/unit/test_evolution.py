@@ -227,3 +227,18 @@ async def test_P13_P7_a_service_that_knows_only_version_1_keeps_version_2_for_it
         await broker.idle()
     assert seen_by_new == [Name(id="7", names=("Ada", "King"))]
     assert await dead_letters.list_letters(broker) == []
+
+
+def test_a_version_older_than_all_that_are_read_asks_for_an_upcast() -> None:
+    class Alone(Event, type="order.alone", version=2, key="order_id"):
+        order_id: str
+
+    for version, remedy in (
+        ("v1", "What is older needs an upcast: deploy a class that has one, then redrive"),
+        ("v3", "Deploy the newer class, then redrive"),
+        ("2025-01", "Deploy the newer class, then redrive"),
+    ):
+        envelope = msgspec.structs.replace(stored("placed-v1"), type="order.alone", version=version)
+        with pytest.raises(UndecodableEvent) as raised:
+            Reader([Alone]).read(envelope)
+        assert str(raised.value).endswith(f"Alone reads v2. {remedy}")
