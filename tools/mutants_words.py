@@ -116,6 +116,13 @@ WORDS: tuple[Mutant, ...] = (
         "        _ = (\n",
         ("tests/integration/rabbitmq/test_rabbitmq_declaring.py",),
     ),
+    kafka(
+        "another number of partitions than the URL says is told to nobody",
+        "topics.py",
+        "    return _counted(link, plan.streams) + await",
+        "    return await",
+        ("tests/integration/kafka/test_declaring.py",),
+    ),
     Mutant(
         "words: what is older than a class is told to be newer",
         "evolution.py",

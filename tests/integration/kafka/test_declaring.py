@@ -120,3 +120,16 @@ async def test_a_setting_that_the_library_does_not_know_is_said_at_the_start(kaf
             await broker.open(plan(position()))
     finally:
         await broker.close()
+
+
+async def test_a_topic_of_another_number_of_partitions_than_the_url_says_is_told_and_not_changed(
+    connect: Connect, kafka: Kafka
+) -> None:
+    one = (await connect(subscribe=False)).subscription
+    for said, remedy in (("?partitions=6", "--partitions 6"), ("?partitions=2", "cannot have fewer"), ("", "")):
+        broker = KafkaBroker(kafka.url + said)
+        drifts = {drift.what: drift for drift in await broker.open(plan(one))}
+        await broker.close()
+        found = drifts.get(f"partitions of stream {one.stream}")
+        assert (found is not None) == bool(said)
+        assert found is None or (remedy in found.remedy and found.found == "4")

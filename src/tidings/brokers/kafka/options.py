@@ -100,7 +100,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """A URL, taken apart. Its text shows no secret."""
 
     servers: tuple[tuple[str, int], ...]
-    partitions: int = 8
+    partitions: int | None = None
+    """Of a new topic; None where the URL does not say: then they are not compared with those of one that is there."""
     replication: int = -1
     connect_timeout: float = 5.0
     session_timeout: float = 10.0

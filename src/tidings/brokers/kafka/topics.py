@@ -27,6 +27,8 @@ WEEK: Final = timedelta(days=7)
 ROOM: Final = 256 * 1024
 """Bytes beside the body that copies and dead letters may need for their headers."""
 MAX_MESSAGE: Final = MAX_EVENT_BYTES + ROOM
+PARTITIONS: Final = 8
+"""Of a new topic, where the URL does not say."""
 KNOWN_WITHIN: Final = 10.0
 HOUR: Final = 3_600_000
 FOR_EVER: Final = 10**15
@@ -83,12 +85,12 @@ async def ensure_topics(link: Link, plan: Plan) -> list[Drift]:
     for stream in plan.streams:
         check_stream(stream.name)
     await link.refresh()
-    wanted = wanted_topics(plan, link.partitions, link.options.partitions)
+    wanted = wanted_topics(plan, link.partitions, link.options.partitions or PARTITIONS)
     missing = [one for one in wanted if one.name not in link.partitions]
     if missing:
         await _make(link, missing)
     await _match_retries(link, plan)
-    return await _compare(link, plan.streams, {one.name for one in missing})
+    return _counted(link, plan.streams) + await _compare(link, plan.streams, {one.name for one in missing})
 
 
 async def _make(link: Link, missing: Iterable[Wanted]) -> None:
@@ -164,6 +166,22 @@ async def _compare(link: Link, streams: Sequence[StreamPlan], new: set[str]) -> 
                 " cleanup.policy=delete"
             )
         drifts += _drifts(stream, settings)
+    return drifts
+
+
+def _counted(link: Link, streams: Sequence[StreamPlan]) -> list[Drift]:
+    drifts = []
+    said = link.options.partitions
+    for name in (one.name for one in streams):
+        if said is None or (there := link.partitions.get(name, said)) == said:
+            continue
+        remedy = (
+            f"Settle it: kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {said}. Keys then"
+            " change their partition, and the order of what is on its way at that moment is not kept"
+            if there < said
+            else f"A topic cannot have fewer than before: say ?partitions={there}, or nothing"
+        )
+        drifts.append(Drift(what=f"partitions of stream {name}", declared=str(said), found=str(there), remedy=remedy))
     return drifts
 
 
