@@ -57,7 +57,7 @@ WORDS: tuple[Mutant, ...] = (
     ),
     kafka(
         "what is refused is told in the names of the library",
-        "link.py",
+        "clients.py",
         "        text = text.replace(setting, option)\n",
         "        pass\n",
     ),

@@ -21,7 +21,7 @@ REFUSED_FOR: Final = 3.0
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 """What a question comes to that nobody answers; why is told elsewhere."""
 
-_SLIP: Final = "not valid in current SASL state"
+_SLIP: Final = re.compile(r"not valid in current SASL state.*in state UP")
 """How it ends when the library (2.16) signs in anew twice at once, with a fresh token: it connects again, and is in."""
 _TOLD: Final = re.compile(r"^(?:\w+://)?(\S+:\d+)/(\d+): ")
 """Who a report is about, where the cluster itself named the broker, with its number."""
@@ -41,7 +41,7 @@ class Away:
     def hear(self, error: KafkaError) -> bool:
         """A report of a client, on any thread; whether it says that none of the brokers can be used."""
         code = error.code()
-        if _SLIP in error.str():
+        if _SLIP.search(error.str()):
             return False
         if code in _TELLING:
             self._said = code, error.str()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tidings.brokers.kafka.admin import AdminClient
-from tidings.brokers.kafka.link import made
+from tidings.brokers.kafka.clients import made
 from tidings.brokers.kafka.options import parse
 from tidings.errors import ConfigurationError
 
