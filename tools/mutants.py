@@ -24,6 +24,7 @@ from tools.mutants_kafka import KAFKA
 from tools.mutants_kit import Broken, Mutant, run
 from tools.mutants_lanes import LANES
 from tools.mutants_letters import LETTERS
+from tools.mutants_nats import NATS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_rabbitmq import RABBITMQ
@@ -45,6 +46,7 @@ KNOWN = (
     *HELD,
     *ENDS,
     *LETTERS,
+    *NATS,
     *OUTBOX,
     *POSTGRES,
     *REDIS,

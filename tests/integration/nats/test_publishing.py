@@ -54,6 +54,23 @@ async def test_a_large_call_is_stored_in_order_and_once(server: NatsServer, conn
     assert (await info(rig))["messages"] == 2500
 
 
+async def test_P8_what_the_server_turns_away_for_a_moment_is_overtaken_by_no_later_event_of_its_key(
+    tmp_path: Path, connect: Connect
+) -> None:
+    server = NatsServer(tmp_path / "busy", jetstream="sync_interval: always\nmax_buffered_msgs: 8").start()
+    try:
+        rig = await connect(server.url, subscribe=False)
+        few = [rig.message(b"%d" % n, id=f"m{n}", key=f"k{n % 2}") for n in range(30)]
+        more = [rig.message(b"%d" % n, id=f"m{n}", key=f"k{n % 2}") for n in range(30, 200)]
+        for call in (few, [*more, more[0]]):  # an id twice: they cannot leave as one batch
+            assert set(await rig.broker.publish(call, timeout=20)) == {None}
+        numbers = [int(body) for body in await stored(rig)]
+    finally:
+        server.stop()
+    for key in (0, 1):
+        assert [number for number in numbers if number % 2 == key] == list(range(key, 200, 2))
+
+
 async def test_trap_39_a_batch_with_a_known_id_goes_one_by_one(server: NatsServer, connect: Connect) -> None:
     rig = await connect(server.url, subscribe=False)
     messages = many(rig, 100)
@@ -90,8 +107,11 @@ async def test_a_batch_is_one_write_of_the_server(
         return answers[-1]
 
     monkeypatch.setattr("tidings.brokers.nats.publishing.store_batch", watched)
-    await rig.broker.publish(many(rig, atomic.FEWEST - 1), timeout=5)
+    await rig.broker.publish([rig.message(key=f"k{n}") for n in range(atomic.FEWEST - 1)], timeout=5)
     assert answers == []
+    await rig.broker.publish(many(rig, 8), timeout=5)  # a key stands in them twice, and its order is kept
+    assert answers == [True]
+    answers.clear()
     await rig.broker.publish(many(rig, 1500, start=1000), timeout=5)
     assert answers == [True, True]
     await rig.broker.publish(many(rig, 100, start=1000), timeout=5)

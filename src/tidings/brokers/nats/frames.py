@@ -26,6 +26,7 @@ class Frame(msgspec.Struct, gc=False):
     """A message ready to be sent, but for the subject that its answer comes on."""
 
     id: str
+    key: str | None
     subject: bytes
     stream: str
     batches: bool
@@ -75,7 +76,8 @@ def frame_of(message: Message, max_event: int, max_payload: int) -> Frame:
         lines.append(f"Nats-TTL: {FORGOTTEN_AFTER}\r\n")
     head = "".join(lines).encode("ascii") + (render(message.headers) if message.headers else b"")
     _check_size(message, len(head), max_event, max_payload)
-    return Frame(message.id, subject.encode("ascii"), stream, message.route is not Route.NOTE, head, message.body)
+    batches = message.route is not Route.NOTE
+    return Frame(message.id, message.key, subject.encode("ascii"), stream, batches, head, message.body)
 
 
 def _stamp(moment: datetime) -> str:

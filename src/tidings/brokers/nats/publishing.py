@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from tidings.brokers.nats.api import FULL, NO_STREAM, TOO_LARGE, TRANSIENT, Api, ApiError
-from tidings.brokers.nats.atomic import MOST, store_batch, suits
+from tidings.brokers.nats.atomic import FEWEST, MOST, store_batch, suits
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.frames import Frame, frame_of
 from tidings.brokers.nats.headers import status_of
@@ -70,15 +71,20 @@ class Publisher:
     async def publish(self, messages: Sequence[Message], timeout: float) -> list[Exception | None]:
         """Store messages; see `ports.Broker.publish`."""
         end = time.monotonic() + timeout
-        results: list[Exception | None] = [None] * len(messages)
+        not_tried = BrokerUnavailable(f"{_NOT_SENT}: what goes ahead of it took all the time")
+        results: list[Exception | None] = [not_tried] * len(messages)
         frames: dict[int, Frame] = {}
         for index, message in enumerate(messages):
             try:
                 frames[index] = frame_of(message, self.max_event, self.max_payload)
             except TidingsError as error:
                 results[index] = error
+        stuck: set[str] = set()
         for indices in _waves(frames):
-            await self._store(indices, frames, results, end)
+            if (stream := frames[indices[0]].stream) not in stuck:
+                await self._store(indices, frames, results, end)
+                if _unknown(indices, results):
+                    stuck.add(stream)  # the next wave may have later events of the same keys
         return results
 
     async def publish_batch(self, messages: Sequence[Message], timeout: float) -> bool:
@@ -96,29 +102,37 @@ class Publisher:
     async def _store(
         self, indices: list[int], frames: dict[int, Frame], results: list[Exception | None], end: float
     ) -> None:
-        """Send a wave until each of its messages is stored or refused, or the time is over."""
-        left, sent, patience = indices, False, ANSWER
-        together = suits([frames[index] for index in indices])
-        while left:
-            try:
-                link = await self._connection.ready(max(end - time.monotonic(), 0.001))
-            except BrokerUnavailable as error:
-                for index in left:
-                    results[index] = BrokerUnavailable(f"{_MAYBE if sent else _NOT_SENT}: {error}")
+        """Store a wave. Of a key that stands in it more than once nothing is sent before its turn.
+
+        What is sent together may be stored in part, and in another order with the next attempt: the server turns away
+        what it has no room for just now, and a leader that is lost takes with it what it had not shared. A batch is
+        stored whole or not at all.
+        """
+        turns = _turns(indices, frames)
+        wave = [frames[index] for index in indices]
+        if suits(wave, fewest=FEWEST if len(turns) == 1 else 2):
+            link = await self._link(indices, results, end)
+            if link is None:
                 return
+            for index in indices:
+                results[index] = BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}")
+            if await store_batch(link, wave, min(end - time.monotonic(), ANSWER)):
+                for index in indices:
+                    results[index] = None
+                return
+        for turn in turns:
+            await self._send(turn, frames, results, end)
+            if _unknown(turn, results):
+                return
+
+    async def _send(
+        self, left: list[int], frames: dict[int, Frame], results: list[Exception | None], end: float
+    ) -> None:
+        """Send messages side by side until each of them is stored or refused, or the time is over."""
+        patience = ANSWER
+        while left and (link := await self._link(left, results, end)) is not None:
             limit = min(end - time.monotonic(), patience)
-            sent, patience = True, patience * 2
-            if together:
-                together = False
-                if await store_batch(link, [frames[index] for index in left], limit):
-                    for index in left:
-                        results[index] = None
-                    return
-                for index in left:
-                    results[index] = BrokerUnavailable(f"{_MAYBE}: no answer in time from {self._where}")
-                if time.monotonic() >= end:
-                    return
-                continue
+            patience *= 2
             wave = Wave(len(left))
             await wave.run(link, [frames[index] for index in left], limit)
             again: list[int] = []
@@ -133,6 +147,18 @@ class Publisher:
             if not left or time.monotonic() + PAUSE > end:
                 return
             await asyncio.sleep(PAUSE)
+
+    async def _link(self, left: list[int], results: list[Exception | None], end: float) -> Link | None:
+        """What to send over, or nothing where there is no connection, or no time."""
+        if (remaining := end - time.monotonic()) <= 0:
+            return None
+        try:
+            return await self._connection.ready(remaining)
+        except BrokerUnavailable as error:
+            for index in left:
+                sent = str(results[index]).startswith(_MAYBE)
+                results[index] = BrokerUnavailable(f"{_MAYBE if sent else _NOT_SENT}: {error}")
+            return None
 
     async def _meaning(self, answer: Answered, frame: Frame, missing: dict[str, Exception | None]) -> Exception | None:
         """None for stored; raises Again for what may work with the next attempt."""
@@ -248,6 +274,26 @@ def _waves(frames: dict[int, Frame]) -> list[list[int]]:
         waves[-1].append(index)
         size += frame.size
     return waves
+
+
+def _turns(wave: list[int], frames: dict[int, Frame]) -> list[list[int]]:
+    """The indices of a wave in turns, each of which has a key once; what has no key has no order to keep."""
+    turns: list[list[int]] = []
+    seen: Counter[str] = Counter()
+    for index in wave:
+        key = frames[index].key
+        turn = 0 if key is None else seen[key]
+        if key is not None:
+            seen[key] += 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(index)
+    return turns
+
+
+def _unknown(indices: list[int], results: list[Exception | None]) -> bool:
+    """Whether one of these may be stored or not, or was not sent."""
+    return any(isinstance(results[index], BrokerUnavailable) for index in indices)
 
 
 _MAYBE = "the event may be stored or not; publishing it again under the same id is safe"

@@ -1,0 +1,26 @@
+"""Bugs to seed into the NATS adapter, which its tests with a real server must notice."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tools.mutants_kit import Mutant
+
+PUBLISHING = "brokers/nats/publishing.py"
+
+_publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
+
+NATS: tuple[Mutant, ...] = (
+    _publishing(
+        "nats: events of one key are sent side by side",
+        PUBLISHING,
+        "turn = 0 if key is None else seen[key]",
+        "turn = 0",
+    ),
+    _publishing(
+        "nats: a few events of one key do not leave as a batch",
+        PUBLISHING,
+        "fewest=FEWEST if len(turns) == 1 else 2",
+        "fewest=FEWEST",
+    ),
+)
