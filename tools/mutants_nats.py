@@ -7,8 +7,10 @@ from functools import partial
 from tools.mutants_kit import Mutant
 
 PUBLISHING = "brokers/nats/publishing.py"
+HEALING = "brokers/_healing.py"
 
 _publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
+_connecting = partial(Mutant, tests=("tests/integration/nats/test_connecting.py",))
 
 NATS: tuple[Mutant, ...] = (
     _publishing(
@@ -22,5 +24,11 @@ NATS: tuple[Mutant, ...] = (
         PUBLISHING,
         "fewest=FEWEST if len(turns) == 1 else 2",
         "fewest=FEWEST",
+    ),
+    _connecting(
+        "nats: a server of a list that hangs takes the time of the others",
+        HEALING,
+        "(end - time.monotonic()) / untried",
+        "end - time.monotonic()",
     ),
 )

@@ -113,10 +113,13 @@ class Healing(ABC, Generic[L]):
 
     async def _first(self) -> None:
         end = time.monotonic() + self._connect_timeout
-        pause = FIRST_PAUSE
+        pause, tried = FIRST_PAUSE, 0
         while True:
+            # Each server gets its part of the time: one that hangs must not take that of those behind it.
+            untried = max(1, len(self._servers) - tried)
+            tried += 1
             try:
-                return await self._connect(max(end - time.monotonic(), 0.2))
+                return await self._connect(max((end - time.monotonic()) / untried, 0.2))
             except BrokerUnavailable:
                 if time.monotonic() + pause > end:
                     raise

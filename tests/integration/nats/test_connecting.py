@@ -232,6 +232,17 @@ async def test_the_first_server_of_a_list_may_be_down(server: NatsServer, connec
     await connect(f"nats://127.0.0.1:1,127.0.0.1:{server.port}")
 
 
+async def test_P10_a_server_of_a_list_that_hangs_leaves_time_for_the_others(
+    tmp_path: Path, server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.shuffle", lambda servers: None)  # the one that hangs comes first
+    with running(tmp_path / "hangs") as hanging:
+        hanging.pause()
+        rig = await connect(f"nats://127.0.0.1:{hanging.port},127.0.0.1:{server.port}?connect_timeout=3s")
+        await rig.publish(b"in")
+        await rig.settled(1)
+
+
 async def test_before_open_nothing_works_and_says_so() -> None:
     broker = NatsBroker("nats://127.0.0.1:1")
     with pytest.raises(MisuseError, match="open"):

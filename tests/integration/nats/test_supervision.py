@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,9 @@ async def test_P10_a_link_that_is_lost_in_the_moment_it_stands_holds_up_nobody(
     rig = await connect(server.url)
     opened, short_lived = link.Link.open, 3
 
-    async def lost_at_once(self: link.Link, host: str, port: int) -> None:
+    async def lost_at_once(self: link.Link, *where: Any) -> None:
         nonlocal short_lived
-        await opened(self, host, port)
+        await opened(self, *where)
         if short_lived:
             short_lived -= 1
             asyncio.get_running_loop().call_soon(self.abandon, "the server said: user authentication expired")

@@ -41,7 +41,7 @@ class Connection(Healing[Link]):
         link = Link(self.options, self.name, self._lost, self._login)
         try:
             async with asyncio.timeout(timeout + 1.0):
-                await _not_swallowed(link.open(host, port))
+                await _not_swallowed(link.open(host, port, timeout))
         except BaseException as error:
             link.abandon("never stood")
             if not isinstance(error, Exception):

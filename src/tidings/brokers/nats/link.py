@@ -78,8 +78,11 @@ class Link(Client):
         self._not_needed: dict[str, Callable[[], None]] = {}
         """By subject, whom to tell that the server refused it: what is only nice to have is no trouble."""
 
-    async def open(self, host: str, port: int) -> None:
-        """Connect to one server; raises what the library raises, see `connection.py` for what that means."""
+    async def open(self, host: str, port: int, timeout: float) -> None:
+        """Connect to one server, with so many seconds for each step.
+
+        It raises what the library raises; see `connection.py` for what that means.
+        """
         options = self._link_options
         address = f"[{host}]" if ":" in host else host
         await self.connect(
@@ -87,7 +90,7 @@ class Link(Client):
             error_cb=_ignore,
             name=self._link_name,
             allow_reconnect=False,
-            connect_timeout=options.connect_timeout,  # type: ignore[arg-type]  # hinted as int, and handed to asyncio as it is
+            connect_timeout=timeout,  # type: ignore[arg-type]  # hinted as int, and handed to asyncio as it is
             max_reconnect_attempts=0,
             tls=options.ssl_context(),
             tls_hostname=options.tls_name,
