@@ -8,9 +8,11 @@ from tools.mutants_kit import Mutant
 
 PUBLISHING = "brokers/nats/publishing.py"
 HEALING = "brokers/_healing.py"
+CONNECTION = "brokers/nats/connection.py"
 
 _publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
 _connecting = partial(Mutant, tests=("tests/integration/nats/test_connecting.py",))
+_told = partial(Mutant, tests=("tests/integration/nats/test_told_servers.py",))
 
 NATS: tuple[Mutant, ...] = (
     _publishing(
@@ -30,5 +32,17 @@ NATS: tuple[Mutant, ...] = (
         HEALING,
         "(end - time.monotonic()) / untried",
         "end - time.monotonic()",
+    ),
+    _told(
+        "nats: the certificate of a server that the cluster tells of must name its number",
+        CONNECTION,
+        "dict.fromkeys(told, link.tls_name)",
+        "dict.fromkeys(told)",
+    ),
+    _told(
+        "nats: servers that are gone are tried for ever",
+        CONNECTION,
+        "for one in self._servers if one in ours or one in link.told]",
+        "for one in self._servers]",
     ),
 )

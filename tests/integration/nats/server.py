@@ -17,6 +17,8 @@ from tidings.brokers.nats.embedded_probe import free_port
 class NatsServer:
     """The server binary with a configuration of its own, on a free loopback port."""
 
+    host = "127.0.0.1"
+
     def __init__(self, folder: Path, *, extra: str = "", jetstream: str | None = "", max_payload: str = "2MB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -27,7 +29,7 @@ class NatsServer:
     def configure(self, *, extra: str = "", jetstream: str | None = "", max_payload: str = "2MB") -> None:
         store = "" if jetstream is None else f'jetstream {{ store_dir: "{self.folder / "js"}"\n{jetstream} }}\n'
         (self.folder / "server.conf").write_text(
-            f'listen: "127.0.0.1:{self.port}"\nmax_payload: {max_payload}\n{store}{extra}\n'
+            f'listen: "{self.host}:{self.port}"\nmax_payload: {max_payload}\n{store}{extra}\n'
         )
 
     @property
@@ -50,7 +52,7 @@ class NatsServer:
         end = time.monotonic() + 10
         while time.monotonic() < end:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+                socket.create_connection((self.host, self.port), 0.2).close()
                 return self
             except OSError:
                 assert self._process.poll() is None, self.log

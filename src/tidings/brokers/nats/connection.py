@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import ssl
 import time
@@ -33,6 +34,8 @@ class Connection(Healing[Link]):
         super().__init__(name, options.where, options.servers, options.connect_timeout, log)
         self.options = options
         self._login = login
+        self._names: dict[str, str] = {}
+        """What is to stand on the certificates of hosts of which a server told the number alone: its own name."""
 
     def _hindered(self, link: Link) -> str:
         return f"the server refused a subject: {link.denied}" if link.denied else ""
@@ -41,15 +44,24 @@ class Connection(Healing[Link]):
         link = Link(self.options, self.name, self._lost, self._login)
         try:
             async with asyncio.timeout(timeout + 1.0):
-                await _not_swallowed(link.open(host, port, timeout))
+                await _not_swallowed(link.open(host, port, timeout, self._names.get(host)))
         except BaseException as error:
             link.abandon("never stood")
             if not isinstance(error, Exception):
                 raise
             where = f"{self.options.scheme}://{host}:{port}"
             raise _explained(error, where, self.options, self._login) from None
-        self._servers += [known for known in link.known_servers if known not in self._servers]
         return link
+
+    def _told_by(self, link: Link) -> None:
+        """Try in future what the URL names, and what the cluster told last: servers go, and others come."""
+        if not link.told:
+            return
+        ours = self.options.servers
+        self._servers = [one for one in self._servers if one in ours or one in link.told]
+        self._servers += [one for one in link.told if one not in self._servers]
+        told = {host for host, _ in link.told if is_number(host)} - {host for host, _ in ours}
+        self._names = {} if is_number(link.tls_name) else dict.fromkeys(told, link.tls_name)
 
     async def _watch(self, link: Link) -> None:
         """Return when the link is gone; a silent one is dropped (traps 46, 47 and 158)."""
@@ -72,6 +84,16 @@ class Connection(Healing[Link]):
             elif quiet >= PING_EVERY and link.up:
                 asked = 1
                 link.ping()
+        self._told_by(link)
+
+
+def is_number(host: str) -> bool:
+    """Whether it is an IP address, and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 MOST_SWALLOWED: Final = 50

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client, Srv
@@ -72,18 +73,23 @@ class Link(Client):
         """When the watchdog last saw that something was read."""
         self.ended = ""
         """Why it is not up any more."""
+        self.tls_name = ""
+        """What its certificate says."""
+        self.told: list[tuple[str, int]] = []
+        """The addresses of the cluster, as the server told them last."""
         self.denied = ""
         """What the server said when it last refused a subject."""
         self.when_denied: set[Callable[[], None]] = set()
         self._not_needed: dict[str, Callable[[], None]] = {}
         """By subject, whom to tell that the server refused it: what is only nice to have is no trouble."""
 
-    async def open(self, host: str, port: int, timeout: float) -> None:
-        """Connect to one server, with so many seconds for each step.
+    async def open(self, host: str, port: int, timeout: float, tls_name: str | None = None) -> None:
+        """Connect to one server, with so many seconds for each step; `tls_name` is on its certificate, or its host.
 
         It raises what the library raises; see `connection.py` for what that means.
         """
         options = self._link_options
+        self.tls_name = options.tls_name or tls_name or host
         address = f"[{host}]" if ":" in host else host
         await self.connect(
             [f"{options.scheme}://{address}:{port}"],
@@ -93,7 +99,7 @@ class Link(Client):
             connect_timeout=timeout,  # type: ignore[arg-type]  # hinted as int, and handed to asyncio as it is
             max_reconnect_attempts=0,
             tls=options.ssl_context(),
-            tls_hostname=options.tls_name,
+            tls_hostname=self.tls_name,
             tls_handshake_first=options.tls_first,
             inbox_prefix=options.inbox,
             **await credentials(options, self._login),
@@ -110,11 +116,6 @@ class Link(Client):
     def info(self) -> dict[str, Any]:
         """What the server says of itself."""
         return self._server_info
-
-    @property
-    def known_servers(self) -> list[tuple[str, int]]:
-        """The addresses that the cluster has told."""
-        return [(uri.hostname, uri.port) for uri in self.discovered_servers if uri.hostname and uri.port]
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,6 +307,10 @@ class Link(Client):
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise PlainServer
             info["tls_required"] = True
+        if told := info.get("connect_urls"):
+            self.told = [
+                (url.hostname, url.port) for one in told if (url := urlsplit(f"//{one}")).hostname and url.port
+            ]
         await super()._process_info(info, initial_connection)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
