@@ -9,6 +9,7 @@ from tools.mutants_kit import Mutant
 PUBLISHING = "brokers/nats/publishing.py"
 HEALING = "brokers/_healing.py"
 CONNECTION = "brokers/nats/connection.py"
+API = "brokers/nats/api.py"
 
 _publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
 _connecting = partial(Mutant, tests=("tests/integration/nats/test_connecting.py",))
@@ -44,5 +45,15 @@ NATS: tuple[Mutant, ...] = (
         CONNECTION,
         "for one in self._servers if one in ours or one in link.told]",
         "for one in self._servers]",
+    ),
+    _connecting(
+        "nats: a server that has no JetStream itself is refused unasked",
+        API,
+        "        try:\n            await self._answers()\n        except NoResponders:\n",
+        "        try:\n"
+        '            if not link.info.get("jetstream"):\n'
+        '                raise NoResponders("unasked")\n'
+        "            await self._answers()\n"
+        "        except NoResponders:\n",
     ),
 )

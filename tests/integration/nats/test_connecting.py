@@ -14,6 +14,7 @@ from tests.integration.nats.conftest import Connect, plan, position, until
 from tests.integration.nats.jwt import Authority, nkey_user
 from tests.integration.nats.server import NatsServer
 from tidings.brokers.nats.broker import NatsBroker
+from tidings.brokers.nats.embedded_probe import free_port
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError
 
@@ -206,6 +207,17 @@ async def serving(speak: Speak) -> AsyncIterator[int]:
 async def test_a_server_without_jetstream_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with running(tmp_path, jetstream=None) as server:
         assert "runs without JetStream" in await refused(server.url)
+
+
+async def test_a_leaf_node_without_jetstream_reaches_that_of_its_hub(tmp_path: Path, connect: Connect) -> None:
+    inner = free_port()
+    listens = f'leafnodes {{ listen: "127.0.0.1:{inner}" }}'
+    joins = f'leafnodes {{ remotes: [ {{ url: "nats://127.0.0.1:{inner}" }} ] }}'
+    with running(tmp_path / "hub", listens, jetstream="domain: hub"), running(tmp_path / "leaf", joins, None) as leaf:
+        assert "name the domain" in await refused(leaf.url)
+        rig = await connect(f"{leaf.url}?domain=hub")
+        await rig.publish(b"in")
+        assert (await rig.settled(1))[0].body == b"in"
 
 
 async def test_an_account_without_jetstream_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -102,14 +102,15 @@ class Api:
         """
         where = self._connection.options.where
         link = await self._connection.ready(self._connection.options.connect_timeout)
-        if not link.info.get("jetstream"):
-            raise ConfigurationError(
-                f"{where} runs without JetStream, so nothing would be stored: start it with -js, or add"
-                " `jetstream { store_dir: … }` to its configuration"
-            )
         try:
             await self._answers()
         except NoResponders:
+            if not link.info.get("jetstream"):  # which by itself says nothing: another server of a cluster may have it
+                raise ConfigurationError(
+                    f"{where} runs without JetStream, so nothing would be stored: start it with -js, or add"
+                    " `jetstream { store_dir: … }` to its configuration. If it is a leaf node, name the domain of the"
+                    " server that has JetStream (?domain=…)"
+                ) from None
             raise ConfigurationError(
                 f"nobody answers on {self.prefix}.INFO at {where}: the account has no JetStream, this user may not"
                 " publish there, or the API stands elsewhere (?prefix=… or ?domain=…)"
