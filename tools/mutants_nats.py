@@ -14,6 +14,7 @@ API = "brokers/nats/api.py"
 _publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
 _connecting = partial(Mutant, tests=("tests/integration/nats/test_connecting.py",))
 _told = partial(Mutant, tests=("tests/integration/nats/test_told_servers.py",))
+_doctor = partial(Mutant, tests=("tests/integration/nats/test_nats_doctor.py",))
 
 NATS: tuple[Mutant, ...] = (
     _publishing(
@@ -55,5 +56,23 @@ NATS: tuple[Mutant, ...] = (
         '                raise NoResponders("unasked")\n'
         "            await self._answers()\n"
         "        except NoResponders:\n",
+    ),
+    _doctor(
+        "nats: a port that says nothing counts as a server that is down",
+        CONNECTION,
+        "if isinstance(error, TimeoutError) and silent:",
+        "if isinstance(error, ImportError):",
+    ),
+    _doctor(
+        "nats: a user who may not ask JetStream is an outage",
+        API,
+        "if link is not None and link.denied:",
+        "if link is None:",
+    ),
+    _doctor(
+        "nats: what a server said before it reset a connection is not looked at",
+        CONNECTION,
+        "if isinstance(error, OSError) and (said := link.last_words()):",
+        'if said := "" and link.last_words():',
     ),
 )

@@ -12,7 +12,9 @@ import pytest
 from tests.integration.kafka.test_doctor import doctor
 from tests.integration.nats.server import NatsServer
 from tidings.brokers import examine
+from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.embedded_probe import free_port
+from tidings.brokers.nats.options import parse
 
 pytestmark = pytest.mark.server
 
@@ -42,6 +44,46 @@ def test_a_server_without_jetstream_is_named_in_the_first_line(tmp_path: Path) -
 def test_nobody_at_the_port_is_told(tmp_path: Path) -> None:
     status, lines = doctor(f"nats://127.0.0.1:{free_port()}")
     assert (status, lines[0].split(":")[0]) == (4, "down")
+
+
+async def test_a_port_that_is_not_for_clients_is_told_apart_from_a_server_that_is_down(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, url):
+        (found,) = await examine(f"nats://127.0.0.1:{url.rpartition('=')[2]}")
+    assert found.level == "down"
+    assert "says nothing" in found.what
+    assert "8222" in found.what
+    assert "tls_first=1" in found.what
+
+
+@pytest.mark.parametrize(
+    ("permissions", "subject"),
+    [('publish: "order.>", subscribe: "_INBOX.>"', "$js.api.info"), ('publish: ">", subscribe: "order.>"', "_inbox.")],
+)
+async def test_a_user_who_may_not_ask_jetstream_is_wrong_and_the_subject_is_named(
+    tmp_path: Path, permissions: str, subject: str
+) -> None:
+    users = f"authorization {{ users: [ {{user: a, password: b, permissions: {{ {permissions} }} }} ] }}"
+    server = NatsServer(tmp_path / "granted", extra=users).start()
+    try:
+        async with asyncio.timeout(10):
+            (*_, found) = await examine(f"nats://a:b@127.0.0.1:{server.port}")
+    finally:
+        server.stop()
+    assert found.level == "wrong"
+    assert subject in found.what
+
+
+async def test_a_server_that_takes_no_more_connections_is_told_in_its_own_words(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "full", extra="max_connections: 1").start()
+    other = Connection(parse(server.url), "other")
+    try:
+        await other.start()
+        # Of fifty resets one throws away what was said before, where nobody can find it.
+        told = [found.what for _ in range(3) for found in await examine(server.url)]
+    finally:
+        await other.close()
+        server.stop()
+    assert any("maximum connections exceeded" in what for what in told)
 
 
 @pytest.mark.parametrize(("setting", "seconds"), [("", "120 s"), ("sync_interval: 30s", "30 s")])

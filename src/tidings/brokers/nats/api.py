@@ -91,6 +91,12 @@ class Api:
             except NoResponders:
                 raise
             except BrokerUnavailable:
+                link = self._connection.link
+                if link is not None and link.denied:
+                    raise ConfigurationError(
+                        f"this user may not ask JetStream at {self._connection.options.where}, or not hear its answers:"
+                        f" the server said {link.denied}. Grant that subject to the user in the server's configuration"
+                    ) from None
                 if time.monotonic() > end:
                     raise
 

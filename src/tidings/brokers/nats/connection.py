@@ -46,11 +46,14 @@ class Connection(Healing[Link]):
             async with asyncio.timeout(timeout + 1.0):
                 await _not_swallowed(link.open(host, port, timeout, self._names.get(host)))
         except BaseException as error:
+            if isinstance(error, OSError) and (said := link.last_words()):
+                error = nats.errors.Error(said)
+            silent = link.silent
             link.abandon("never stood")
             if not isinstance(error, Exception):
                 raise
             where = f"{self.options.scheme}://{host}:{port}"
-            raise _explained(error, where, self.options, self._login) from None
+            raise _explained(error, where, self.options, self._login, silent=silent) from None
         return link
 
     def _told_by(self, link: Link) -> None:
@@ -120,7 +123,9 @@ async def _not_swallowed(call: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-def _explained(error: Exception, where: str, options: Options, login: Login | None) -> TidingsError:
+def _explained(
+    error: Exception, where: str, options: Options, login: Login | None, *, silent: bool = False
+) -> TidingsError:
     """What a failed attempt to connect means, and what to do about it; never with a secret."""
     if isinstance(error, TidingsError):
         return error
@@ -136,6 +141,11 @@ def _explained(error: Exception, where: str, options: Options, login: Login | No
         )
     if isinstance(error, nats.errors.Error) and any(word in str(error).lower() for word in _REFUSED):
         return ConfigurationError(f"{where} refused {who(options, login)}: {remedy(options, login)}")
+    if isinstance(error, TimeoutError) and silent:
+        return BrokerUnavailable(
+            f"whoever listens on {where} says nothing: a server that hangs, or no port for clients (4222), but another"
+            " such as that of the monitoring (8222), or one where TLS begins before the server speaks (?tls_first=1)"
+        )
     if isinstance(error, TimeoutError):
         return BrokerUnavailable(f"no answer from {where} in time. {_IS_IT_UP}")
     if isinstance(error, ConnectionRefusedError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections import deque
@@ -26,6 +27,8 @@ from tidings.brokers.nats.options import Options
 from tidings.errors import BrokerUnavailable
 
 log = logging.getLogger("tidings.nats")
+
+_ERROR = re.compile(rb"-ERR '([^'\r\n]+)'")
 
 RawSink = Callable[[bytes, bytes, bytes | None, bytes], None]
 """Takes subject, reply, headers and data of a message as they came."""
@@ -290,6 +293,19 @@ class Link(Client):
 
     def _stream(self) -> asyncio.StreamWriter | None:
         return getattr(self._transport, "_io_writer", None)
+
+    @property
+    def silent(self) -> bool:
+        """Somebody took the connection, and has said nothing."""
+        return self._stream() is not None and not self._server_info and not self._unread()
+
+    def last_words(self) -> str:
+        """Why the server closed the connection, where it said so and reset it before that was read."""
+        found = _ERROR.search(self._unread())
+        return found[1].decode("ascii", "replace") if found else ""
+
+    def _unread(self) -> bytes:
+        return bytes(getattr(getattr(self._transport, "_io_reader", None), "_buffer", b""))
 
     # ── what the library calls ──────────────────────────────────────────────────────────────────────────────────────
 
