@@ -10,6 +10,7 @@ PUBLISHING = "brokers/nats/publishing.py"
 HEALING = "brokers/_healing.py"
 CONNECTION = "brokers/nats/connection.py"
 API = "brokers/nats/api.py"
+READING = "brokers/nats/reading.py"
 
 _publishing = partial(Mutant, tests=("tests/integration/nats/test_publishing.py",))
 _connecting = partial(Mutant, tests=("tests/integration/nats/test_connecting.py",))
@@ -74,5 +75,12 @@ NATS: tuple[Mutant, ...] = (
         CONNECTION,
         "if isinstance(error, OSError) and (said := link.last_words()):",
         'if said := "" and link.last_words():',
+    ),
+    Mutant(
+        "nats: a piece of a log is as large as the server likes",
+        READING,
+        '"max_bytes": BATCH_BYTES, ',
+        "",
+        ("tests/integration/nats/test_retries.py",),
     ),
 )

@@ -6,12 +6,15 @@ import asyncio
 import signal
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, position, until
 from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers.nats import reading
 from tidings.delivery import ACK, Release, Route
 from tidings.errors import ConfigurationError
 from tidings.partition import slot_of
@@ -153,6 +156,33 @@ async def test_a_log_is_read_from_its_beginning_or_from_a_time(server: NatsServe
         _ = [one async for one in read(Route.EVENT, "nope")]
     names = (await rig.broker._api.call("CONSUMER.NAMES.order"))["consumers"]
     assert names == ["stock_reserve"], "reading leaves nothing behind"
+
+
+async def test_P11_a_log_of_small_events_and_then_large_ones_is_read_in_pieces_of_bounded_size(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = NatsServer(tmp_path / "large", max_payload="8MB").start()
+    try:
+        rig = await connect(server.url, subscribe=False)
+        sizes = [100] * 300 + [900_000] * 30
+        await rig.publish(*[b"x" * size for size in sizes], timeout=20)
+        bare = await nats.connect(server.url)
+        await bare.jetstream().publish("order.placed", b"x" * 6_000_000)
+        await bare.close()
+        pieces: list[int] = []
+        fetch = reading._fetch
+
+        async def watched(*args: Any) -> list[reading.Found]:
+            found = await fetch(*args)
+            pieces.append(sum(len(one.body) for _, one in found))
+            return found
+
+        monkeypatch.setattr(reading, "_fetch", watched)
+        assert [len(one.body) async for one in rig.broker.read(Route.EVENT, "order")] == [*sizes, 6_000_000]
+    finally:
+        server.stop()
+    assert pieces[-1] == 6_000_000, "what is larger comes alone"
+    assert max(pieces[:-1]) <= reading.BATCH_BYTES + 900_000
 
 
 async def test_a_log_is_followed_through_a_killed_server(server: NatsServer, connect: Connect) -> None:

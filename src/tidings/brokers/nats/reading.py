@@ -95,7 +95,7 @@ async def _explained(api: Api, name: str, error: ApiError) -> Exception:
 
 
 def _request(at: int, since: datetime | None, size: int, subjects: str) -> dict[str, Any]:
-    request: dict[str, Any] = {"batch": size, "next_by_subj": subjects}
+    request: dict[str, Any] = {"batch": size, "max_bytes": BATCH_BYTES, "next_by_subj": subjects}
     if since is None:
         return request | {"seq": at}
     moment = since if since.tzinfo is not None else since.astimezone()
