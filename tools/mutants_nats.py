@@ -83,4 +83,10 @@ NATS: tuple[Mutant, ...] = (
         "",
         ("tests/integration/nats/test_retries.py",),
     ),
+    _publishing(
+        "nats: what a server takes is asked at the start alone",
+        "brokers/nats/broker.py",
+        "main.on_up.append(self._measure)\n        link = await main.start()\n",
+        "link = await main.start()\n        self._measure(link)\n",
+    ),
 )

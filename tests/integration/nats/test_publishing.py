@@ -14,7 +14,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.integration.nats.conftest import Connect, Rig
+from tests.integration.nats.conftest import Connect, Rig, until
 from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats import atomic
 from tidings.delivery import Message, Route
@@ -69,6 +69,21 @@ async def test_P8_what_the_server_turns_away_for_a_moment_is_overtaken_by_no_lat
         server.stop()
     for key in (0, 1):
         assert [number for number in numbers if number % 2 == key] == list(range(key, 200, 2))
+
+
+async def test_P10_an_event_that_is_too_large_for_a_server_that_came_back_smaller_takes_no_other_with_it(
+    server: NatsServer, connect: Connect
+) -> None:
+    rig = await connect(server.url, subscribe=False)
+    await asyncio.to_thread(server.stop)
+    server.configure(max_payload="512KB")
+    await asyncio.to_thread(server.start)
+    await until(lambda: rig.broker.reconnects and not rig.broker.trouble)
+    large, small = rig.message(b"x" * 900_000), rig.message(b"small", key="other")
+    results = await rig.broker.publish([large, small], timeout=5)
+    assert isinstance(results[0], EventTooLarge)
+    assert results[1] is None
+    assert rig.broker.reconnects == 1
 
 
 async def test_trap_39_a_batch_with_a_known_id_goes_one_by_one(server: NatsServer, connect: Connect) -> None:

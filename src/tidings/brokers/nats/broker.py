@@ -21,6 +21,7 @@ from tidings.brokers.nats.consumers import (
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.feed import NatsFeed
 from tidings.brokers.nats.letters import NatsLetterLog
+from tidings.brokers.nats.link import Link
 from tidings.brokers.nats.login import Login
 from tidings.brokers.nats.names import RETRY_STREAM
 from tidings.brokers.nats.options import Options, parse
@@ -129,20 +130,27 @@ class NatsBroker:
             self._watching = asyncio.create_task(self._server.watch(), name="tidings-embedded-watch")
         assert self._options is not None
         main = self._main = Connection(self._options, f"tidings {service}", self._login)
+        api = self._api = Api(main)
+        self._publisher = Publisher(main, api)
+        main.on_up.append(self._measure)
         link = await main.start()
         _check_version(str(link.info.get("version", "")), self._options.where)
-        api = self._api = Api(main)
         await api.check()
-        most = int(link.info.get("max_payload", 1024 * 1024))
-        if most < 2 * ROOM_FOR_HEADERS:
+        if (most := self._publisher.max_payload) < 2 * ROOM_FOR_HEADERS:
             raise ConfigurationError(
                 f"{self._options.where} takes messages of {most:,} bytes at most: set max_payload to 1.2MB or more in"
                 " its configuration, so that dead letters fit with their headers"
             )
-        self._features = Features(name="nats", max_bytes=min(MAX_EVENT_BYTES, most - ROOM_FOR_HEADERS))
-        self._publisher = Publisher(main, api)
-        self._publisher.max_event, self._publisher.max_payload = self._features.max_bytes, most
         return main
+
+    def _measure(self, link: Link) -> None:
+        """See what this server takes: it may be another, or have got other settings meanwhile.
+
+        It closes the connection of whoever sends it more, and each attempt to send that again would do the same.
+        """
+        most = int(link.info.get("max_payload", 1024 * 1024))
+        self._features = Features(name="nats", max_bytes=min(MAX_EVENT_BYTES, most - ROOM_FOR_HEADERS))
+        self._publisher.max_event, self._publisher.max_payload = self._features.max_bytes, most
 
     async def _declare(self, api: Api, plan: Plan) -> list[Drift]:
         assert self._options is not None
