@@ -89,4 +89,11 @@ NATS: tuple[Mutant, ...] = (
         "main.on_up.append(self._measure)\n        link = await main.start()\n",
         "link = await main.start()\n        self._measure(link)\n",
     ),
+    Mutant(
+        "nats: a share that has left is asked for on a link that came meanwhile",
+        "brokers/nats/share.py",
+        "            pull.detach()  # a link",
+        "            pass  # a link",
+        ("tests/integration/nats/test_leaving.py",),
+    ),
 )

@@ -228,8 +228,7 @@ class Share:
             return
         code, text = status_of(headers)
         if code == 423:
-            self.lose("another process has it")
-            return
+            return self.lose("another process has it")
         # The server says these also while nobody is pinned. They count only in time, while that cannot be.
         in_time = time.monotonic() < self.sure_until and not self.in_doubt
         if in_time and (code == 404 or text.startswith("Message Size Exceeds")):
@@ -297,6 +296,10 @@ class Share:
             await self.unpin()
         except BrokerUnavailable as error:
             log.debug("%s was not given back properly: %s", self.name, error)
+        self._tasks.cancel("take over", "look", "verify")
+        for pull in self.pulls:
+            pull.detach()  # a link that came meanwhile was asked for it anew
+        self._over.forget()
         self.wanted = self._stands_in = False
         self._stand_by()
         self._owner.lost(self)
@@ -386,8 +389,7 @@ class Share:
         self.events.detach()
         if self.pin:
             self._begin()
-        link = link or self.connection.link
-        if link is not None:
+        if (link := link or self.connection.link) is not None:
             self.events.attach(link)
 
     def stop(self) -> None:
