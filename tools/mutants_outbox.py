@@ -67,6 +67,13 @@ OUTBOX: tuple[Mutant, ...] = (
         (*_RELAY, *_DIRECT),
     ),
     Mutant(
+        "rows of any size are written in one statement",
+        ROWS,
+        "if some and size + own > STATEMENT_BYTES:",
+        "if some and False:",
+        ("tests/integration/stores/test_direct.py",),
+    ),
+    Mutant(
         "a row does not wait for the one before it of another lane",
         DIRECT,
         "all(one.stage is Stage.PUBLISHED or (together and one in inside) for one in entry.before)",

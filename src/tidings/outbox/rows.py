@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,13 @@ from tidings.outbox.texts import escaped, message_of, plain
 
 CHUNK = 500
 """Ids in one statement."""
+
+STATEMENT_BYTES = 512 * 1024
+"""What rows of one statement hold together, about: far below what every server takes at once, also where a byte becomes
+two on its way and a letter four. A single row may be larger."""
+
+_LARGE = ("body", "headers", "message_id", "key", "position")
+"""Columns that count for that; the others are short."""
 
 PARKED_UNTIL = 1e18
 """The `retry_at` of a parked row: it holds its key until a person decides."""
@@ -58,8 +65,9 @@ def insert_held(connection: sa.Connection, messages: Sequence[Message], direct: 
     if not any(chosen):
         connection.execute(outbox.insert(), values)
         return []
-    # One statement for all. To have its answer sorted costs a statement for each row on SQLite; the ids tell the order.
-    written = connection.execute(outbox.insert().returning(outbox.c.id, outbox.c.message_id), values)
+    # To have an answer sorted costs a statement for each row on SQLite; the ids tell the order.
+    statement = outbox.insert().returning(outbox.c.id, outbox.c.message_id)
+    written = [row for some in _statements(values) for row in connection.execute(statement, some)]
     found = sorted((id, message_id) for id, message_id in written)
     ids = [id for id, _ in found]
     if [message_id for _, message_id in found] != [value["message_id"] for value in values]:
@@ -68,6 +76,20 @@ def insert_held(connection: sa.Connection, messages: Sequence[Message], direct: 
     entries = entries_of(messages, ids, hashes, chosen, before, until, wall)
     direct.written(entries)
     return entries
+
+
+def _statements(values: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one statement each: all, unless they are large, for no server takes a statement of any size."""
+    some: list[dict[str, Any]] = []
+    size = 0
+    for value in values:
+        own = sum(len(value[name] or "") for name in _LARGE)
+        if some and size + own > STATEMENT_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(value)
+        size += own
+    yield some
 
 
 def _unsent(connection: sa.Connection, keys: Collection[int]) -> dict[int, list[int]] | None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import sqlalchemy as sa
 
-from tests.integration.stores.ledger import Where, eventually, key, message, query, url_of, waiting
+from tests.integration.stores.ledger import Where, applied, eventually, key, message, query, url_of, waiting
 from tidings.delivery import Message
 from tidings.errors import Contention
 from tidings.ports import Publish
@@ -82,6 +82,18 @@ async def test_a_hundred_events_are_a_few_statements(where: Where) -> None:
         assert len([one for one in statements if "tidings_outbox" in one]) == 2, statements
         await eventually(lambda: not waiting(where))
     assert len(broker.ids) == 100
+
+
+async def test_P4_the_events_of_a_batch_may_be_larger_together_than_what_a_server_takes_at_once(where: Where) -> None:
+    """MariaDB takes 16 MiB in one statement, unless told otherwise; each byte of these is two on its way."""
+    broker = Recorder()
+    wanted = [f"m{number}" for number in range(20)]
+    async with opened(where, broker, poll=3600) as store:
+        async with store.claim([key("large")], resource=None, sync=False) as claim:
+            await claim.emit([message(id, "k", b"\0" * 900_000) for id in wanted])
+        await eventually(lambda: not waiting(where))
+    assert broker.ids == wanted
+    assert applied(where) == ["large"]
 
 
 async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(where: Where) -> None:
