@@ -34,6 +34,10 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
+    def lead_to(self, port: int) -> None:
+        """New connections lead to another server, as after a failover; those that stand stay where they are."""
+        self._target = port
+
     def freeze(self) -> None:
         """Pass nothing on over the connections that stand, and say nothing: the peer is gone without a FIN."""
         self._open.clear()

@@ -27,6 +27,13 @@ POSTGRES: tuple[Mutant, ...] = (
         _TESTS["faults"],
     ),
     Mutant(
+        "postgres: a connection to a server that may only be read since a failover is kept",
+        TRANSACTIONS,
+        "                broken = self._misled\n",
+        "                broken = False\n",
+        _TESTS["faults"],
+    ),
+    Mutant(
         "postgres: a key whose insert waited too long is taken for a duplicate",
         CLAIMS,
         "            self.states = await self._transaction.open(self._claim)\n",

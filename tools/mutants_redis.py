@@ -42,6 +42,12 @@ REDIS: tuple[Mutant, ...] = (
     ),
     _bug("redis: a lost lease is passed over", STORE, "if error is None and lost:", "if error is None and not lost:"),
     _bug(
+        "redis: a connection to what has become a replica is kept",
+        "stores/_redis_link.py",
+        "                    await self.client.connection_pool.disconnect(inuse_connections=False)\n",
+        "",
+    ),
+    _bug(
         "redis: what an outage left to be told is forgotten",
         STORE,
         "            self._owe(token, names, actions, self._lease + LEFTOVER)\n",

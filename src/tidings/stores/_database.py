@@ -149,6 +149,9 @@ class Database(Protocol):
     def of_handler(self, error: BaseException) -> WorldError | None:
         """The same for an error inside a handler."""
 
+    def misled(self, error: BaseException) -> bool:
+        """Whether the server that refused is none that can be written, so that another may stand at its address now."""
+
     def ends_all(self, error: BaseException) -> bool:
         """Whether nothing may be committed after this error, even if whoever caused it passes over it."""
 

@@ -109,6 +109,10 @@ class Guard:
         if known is not None and self.trouble is None and self._database.ends_all(error):
             self.trouble = known
 
+    def misled(self, error: BaseException) -> bool:
+        """Whether to connect anew may lead to a server that can be written."""
+        return self._database.misled(error)
+
     def interrupt(self) -> None:
         """Stop a statement that runs now, in whatever thread it does."""
         if self.driver is not None:
@@ -182,7 +186,13 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
         SQLAlchemy would close it, which waits for the statement and, while a cursor lives on in some traceback, leaves
         the transaction open and the file locked.
         """
-        guard = guard_of(context.connection) if context.connection is not None else None
+        if context.connection is None:
+            return
+        ours: Guard | None = context.connection.get_execution_options().get(OPTION)
+        if ours is not None and not ours.active and ours.misled(context.original_exception):
+            # Those in the pool lead to the same server. A borrower's connection is left alone: the next claim will see.
+            context.is_disconnect = True
+        guard = guard_of(context.connection)
         if guard is not None and isinstance(context.original_exception, Exception):
             guard.failed(context.original_exception)
         elif guard is not None:

@@ -301,6 +301,9 @@ class Mariadb:
             return None
         return self.world(error)
 
+    def misled(self, error: BaseException) -> bool:
+        return _code(error) in READ_ONLY
+
     def ends_all(self, error: BaseException) -> bool:
         """A deadlock has rolled all back, a lock that was waited for too long only its statement: all alike here."""
         return isinstance(self.world(error), Contention)
@@ -314,9 +317,12 @@ CONTENTION: Final = {
     DEADLOCK: "a deadlock with another transaction",
 }
 
+READ_ONLY: Final = (1290, 1792, 1836)
+
 LOST: Final = "it cannot be reached, or closed the connection"
 
 UNAVAILABLE: Final = {
+    **dict.fromkeys(READ_ONLY, "it may only be read just now: is it a replica, or set to read_only?"),
     1021: "its disk is full",
     1030: "its storage fails",
     1037: "it is out of memory",
@@ -335,10 +341,7 @@ UNAVAILABLE: Final = {
     1161: LOST,
     1203: "this user has too many connections. Make pools smaller, or raise max_user_connections",
     1226: "this user has used up a limit of its own",
-    1290: "it may only be read just now: is it a replica, or set to read_only?",
     1698: "the login was refused. Are user and password right?",
-    1792: "it may only be read just now: is it a replica, or set to read_only?",
-    1836: "it may only be read just now: is it a replica, or set to read_only?",
     1927: "the connection was killed",
     2002: LOST,
     2003: LOST,

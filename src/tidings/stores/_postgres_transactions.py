@@ -97,6 +97,9 @@ class Transaction:
         """The commit failed, and whether it took effect is not known."""
         self.is_cut = False
         """A handler runs on with its connection, which is to be closed under its hands."""
+        self._misled = False
+        """Over its connection the store cannot be used; over another it may be, which leads where the address does now:
+        a standby that one came to in a failover would answer, and refuse, for ever."""
 
     @property
     def settings(self) -> tuple[int, str, str]:
@@ -120,8 +123,7 @@ class Transaction:
         try:
             result = await to_end(self._begin(first))
         except BaseException as error:
-            await self.abandon()
-            raise self._explained(error) from error
+            raise await self._given_up(error) from error
         self._outer = inside.get()
         inside.set(self)
         return result
@@ -240,8 +242,7 @@ class Transaction:
             self.check()
             await to_end(self._finish())
         except BaseException as error:
-            await self.abandon()
-            raise self._explained(error) from error
+            raise await self._given_up(error) from error
         finally:
             self._leave()
         await to_end(self._release(broken=False))
@@ -313,6 +314,12 @@ class Transaction:
             await asyncio.sleep(pause)
         return None
 
+    async def _given_up(self, error: BaseException) -> BaseException:
+        explained = self._explained(error)
+        self._misled = isinstance(explained, StoreUnavailable)
+        await self.abandon()
+        return explained
+
     async def abandon(self) -> None:
         """Roll back and give the connection back, in a time with a limit. Safe to call twice."""
         self._leave()
@@ -332,7 +339,7 @@ class Transaction:
                     if connection.is_in_transaction():
                         await connection.execute("ROLLBACK")
                 over(connection)
-                broken = False
+                broken = self._misled
             except Exception as error:
                 # Whatever it is: the connection is cut, and the server rolls back by itself.
                 log.debug("%s: the rollback failed: %s", self._desk.where, error)

@@ -303,6 +303,9 @@ class Postgresql:
             return None
         return self.world(error)
 
+    def misled(self, error: BaseException) -> bool:
+        return _sqlstate(error) == READ_ONLY
+
     def ends_all(self, error: BaseException) -> bool:
         return False  # a savepoint may take a lock error back
 
@@ -313,9 +316,11 @@ CONTENTION: Final = {
     "55P03": "others kept rows locked for more than {:g} s",
 }
 
+READ_ONLY: Final = "25006"
+
 UNAVAILABLE: Final = {
     "08": "the connection was lost",
-    "25006": "it may only be read just now: is it a standby, or set to read only?",
+    READ_ONLY: "it may only be read just now: is it a standby, or set to read only?",
     "28": "the login was refused. Are user and password right, and does pg_hba.conf let this user in?",
     "3D": "there is no such database. Create it",
     "53100": "its disk is full",

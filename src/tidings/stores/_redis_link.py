@@ -207,6 +207,9 @@ class Link:
                     raise
                 except exceptions.ConnectionError:  # it had been idle, and the server closed it or was started anew
                     return await self._execute(words)
+                except exceptions.ReadOnlyError:  # another is the primary by now, and the address may lead to it
+                    await self.client.connection_pool.disconnect(inuse_connections=False)
+                    return await self._execute(words)
         except TimeoutError:
             raise StoreUnavailable(f"Redis at {self.where} did not answer within {self._timeout:g} s") from None
         except exceptions.NoScriptError:

@@ -286,6 +286,9 @@ class Sqlite:
         known = self.world(error)
         return None if isinstance(known, Contention) else known
 
+    def misled(self, error: BaseException) -> bool:
+        return False
+
     def ends_all(self, error: BaseException) -> bool:
         return False
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -239,6 +241,32 @@ async def test_a_database_that_may_only_be_read_says_so(opens: Opens, url: str) 
             connection.execute("SET default_transaction_read_only = off")
             connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
     assert await apply(store, "a", "a") == NEW
+
+
+@pytest.mark.parametrize("pool", [0, 3])
+async def test_P10_a_server_that_may_only_be_read_since_a_failover_is_left_for_the_one_at_its_address(
+    server: Postgres, opens: Opens, url: str, pool: int
+) -> None:
+    """Whoever connects in the middle of one comes to a standby, which answers and refuses for ever."""
+    name = url.rpartition("/")[2]
+    old = server.database(name)
+    run(server.url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    run(server.url, f'CREATE DATABASE "{name}"')
+    for one in (old, url):
+        await opens(one)  # both have the tables
+    run(server.url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    proxy = await Proxy(server.port).start()
+    try:
+        store = await opens(old.replace(f":{server.port}/", f":{proxy.port}/"), pool=pool)
+        with pytest.raises(StoreUnavailable, match="only be read"):
+            await apply(store, "a", "a")
+        proxy.lead_to(urlsplit(url).port or 0)
+        with suppress(StoreUnavailable):
+            await apply(store, "a", "a")  # a pool may have a second connection to it
+        assert await apply(store, "b", "b") == NEW
+    finally:
+        await proxy.stop()
+    assert notes(url)[-1] == "b"
 
 
 async def test_a_full_disk_and_other_troubles_of_the_server_have_words_for_a_person(

@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.redis.kit import BUSY, NEW, Keys, apply, calls, done, look, states
 from tests.integration.redis.worker import OrderPlaced
+from tests.proxy import Proxy
 from tests.unit.parts import until
 from tidings import Service
 from tidings.errors import StoreUnavailable
@@ -80,6 +81,24 @@ async def test_a_redis_that_became_a_replica_takes_no_claims(server: Redis, key:
         client.execute_command("REPLICAOF", "NO", "ONE")
     assert list(await states(store, key("a"), key("b"))) == [done("a"), NEW]
     await store.close()
+
+
+async def test_P10_a_redis_that_became_a_replica_is_left_for_the_one_at_its_address(
+    server: Redis, key: Keys, tmp_path: Path
+) -> None:
+    """A failover closes no connection by itself: those that stand lead to what may only be read, for ever."""
+    with Redis(tmp_path / "next") as primary:
+        proxy = await Proxy(server.port).start()
+        store = await opened(f"redis://127.0.0.1:{proxy.port}/0")
+        try:
+            await apply(store, key("a"))
+            with look(server.url) as client:
+                client.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+            proxy.lead_to(primary.port)
+            assert list(await states(store, key("b"))) == [NEW]
+        finally:
+            await store.close()
+            await proxy.stop()
 
 
 async def test_a_right_that_is_taken_away_later_is_an_outage_and_no_failure_of_events(server: Redis, key: Keys) -> None:
