@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tools.mutants_cluster import CLUSTER
 from tools.mutants_counts import COUNTS
+from tools.mutants_databases import DATABASES
 from tools.mutants_doctor import DOCTOR
 from tools.mutants_ends import ENDS
 from tools.mutants_faults import FAULTS
@@ -59,6 +60,7 @@ KNOWN = (
     *WORKERS,
     *SECRETS,
     *KAFKA,
+    *DATABASES,
     *DOCTOR,
     *WORDS,
     *SIGHT,

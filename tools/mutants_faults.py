@@ -74,13 +74,6 @@ FAULTS: tuple[Mutant, ...] = (
         (CLUSTER + LEADERS,),
     ),
     Mutant(
-        "faults: a connection to a database that may only be read since a failover is kept",
-        "stores/_guard.py",
-        "            context.is_disconnect = True\n",
-        "            pass\n",
-        ("tests/integration/stores/test_failover.py",),
-    ),
-    Mutant(
         "suite: the wait for effects counts those that came since it looked",
         "testing/conformance/stage.py",
         "max(len(wanted), len(found) + 1)",

@@ -97,13 +97,21 @@ class Desk:
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
         try:
             self.database.check()
-            async with asyncio.timeout(self.database.answers_within), self.engine.connect() as connection:
-                _ = await connection.execution_options(**{BEGIN: ""})
-                return await connection.run_sync(work)
+            try:
+                return await self._read_once(work)
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                return await self._read_once(work)  # it had been idle in the pool, and was closed
         except TidingsError:
             raise
         except Exception as error:
             raise own_error(self.database, error) or error from error
+
+    async def _read_once(self, work: Callable[[sa.Connection], T]) -> T:
+        async with asyncio.timeout(self.database.answers_within), self.engine.connect() as connection:
+            _ = await connection.execution_options(**{BEGIN: ""})
+            return await connection.run_sync(work)
 
     async def close(self, limit: float) -> None:
         """Wait for late rollbacks, then let go of all connections and threads."""

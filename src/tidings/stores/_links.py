@@ -29,7 +29,7 @@ class Link(Protocol):
     def executor(self) -> Executor | None: ...
 
     async def connect(self, **options: object) -> None:
-        """Borrow the connection, with execution options."""
+        """Borrow a connection, with execution options; after `close` another one."""
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Do something with the connection, where it belongs."""
@@ -54,10 +54,12 @@ class AsyncLink:
     executor: Executor | None = None
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
         self._connection = AsyncConnection(engine)
         self._session: AsyncSession | None = None
 
     async def connect(self, **options: object) -> None:
+        self._connection = AsyncConnection(self._engine)
         _ = await self._connection.start()
         _ = await self._connection.execution_options(**options)
 
@@ -122,10 +124,11 @@ class ThreadLink:
         def close() -> None:
             if self._session is not None:
                 self._session.close()
-            if self._connection is not None:
+            connection, self._connection = self._connection, None
+            if connection is not None:
                 if broken:
-                    self._connection.invalidate()
-                self._connection.close()
+                    connection.invalidate()
+                connection.close()
 
         try:
             await asyncio.get_running_loop().run_in_executor(executor, close)

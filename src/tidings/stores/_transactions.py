@@ -100,10 +100,21 @@ class Transaction:
             return result
 
         self._desk.database.check()
-        await self._answered(self._link.connect(**{OPTION: self._guard}))
-        result = await self._answered(self._link.run(begin))
+        try:
+            result = await self._connected(begin)
+        except sa.exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            # It had been idle in the pool, and the server closed it or was started anew. Nothing was done over it.
+            self._guard.driver = None
+            await self._link.close(broken=True)
+            result = await self._connected(begin)
         self.usable = self._lent = True
         return result
+
+    async def _connected(self, begin: Callable[[sa.Connection], T]) -> T:
+        await self._answered(self._link.connect(**{OPTION: self._guard}))
+        return await self._answered(self._link.run(begin))
 
     def resource(self, wanted: type) -> object:
         """The connection or session on it, as long as the transaction is open.

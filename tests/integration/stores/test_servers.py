@@ -374,6 +374,33 @@ async def test_a_database_that_may_only_be_read_and_a_user_with_too_many_connect
     assert notes(url) == ["a"]
 
 
+@pytest.mark.parametrize("kind", [AsyncConnection, sa.Connection])
+async def test_P10_a_connection_that_was_closed_while_nobody_used_it_costs_nobody_a_transaction(
+    where: str, kind: type
+) -> None:
+    """By a limit of the server's for idle ones, its restart, or somebody in between; a pool hears of it only in use."""
+    store = await opened(where)
+    sync = kind is sa.Connection
+    for step in (store.outbox_backlog, lambda: handle(store, "a", sync=sync), lambda: _nothing(store, kind)):
+        assert await handle(store, "before", sync=sync) in (State.NEW, State.DONE)
+        if "mariadb" in where:
+            its = f"db = '{sa.make_url(where).database}' AND id <> connection_id()"
+            for (number,) in query(where, f"SELECT id FROM information_schema.processlist WHERE {its}"):
+                query(where, f"KILL {number}")
+        else:
+            others = "datname = current_database() AND pid <> pg_backend_pid()"
+            query(where, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        await asyncio.sleep(0.1)
+        await step()
+    await store.close()
+    assert notes(where) == ["before", "a"]
+
+
+async def _nothing(store: SqlAlchemyStore, kind: type) -> None:
+    async with store.transaction(kind):
+        pass
+
+
 # ---- the user's engine, and the user's transactions ---------------------------------------------------------------
 
 

@@ -1,0 +1,34 @@
+"""Bugs to seed into the stores through SQLAlchemy that only a server of its own shows: PostgreSQL's, MariaDB's."""
+
+from __future__ import annotations
+
+from tools.mutants_kit import Mutant
+
+CLOSED = (
+    "tests/integration/stores/test_servers.py"
+    "::test_P10_a_connection_that_was_closed_while_nobody_used_it_costs_nobody_a_transaction"
+)
+
+DATABASES: tuple[Mutant, ...] = (
+    Mutant(
+        "databases: a connection to a database that may only be read since a failover is kept",
+        "stores/_guard.py",
+        "            context.is_disconnect = True\n",
+        "            pass\n",
+        ("tests/integration/stores/test_failover.py",),
+    ),
+    Mutant(
+        "databases: a connection that was closed in the pool fails the next transaction",
+        "stores/_transactions.py",
+        "            if not error.connection_invalidated:\n",
+        "            if True:\n",
+        (CLOSED,),
+    ),
+    Mutant(
+        "databases: a connection that was closed in the pool fails who only reads",
+        "stores/_desk.py",
+        "                if not error.connection_invalidated:\n",
+        "                if True:\n",
+        (CLOSED,),
+    ),
+)
