@@ -18,6 +18,14 @@ _TESTS = {
     for name in ("claims", "faults", "outbox", "service", "kills", "undone")
 }
 
+_ISOLATION = tuple(
+    f"tests/integration/postgres/test_faults.py::test_{words}"
+    for words in (
+        "several_processes_make_the_tables_at_once_whatever_isolation_is_the_default",
+        "the_relays_of_two_processes_never_meet_in_an_error_of_isolation",
+    )
+)
+
 POSTGRES: tuple[Mutant, ...] = (
     Mutant(
         "postgres: a connection that was told its end while it was idle is a mistake of the program",
@@ -32,6 +40,20 @@ POSTGRES: tuple[Mutant, ...] = (
         "                broken = self._misled\n",
         "                broken = False\n",
         _TESTS["faults"],
+    ),
+    Mutant(
+        "postgres: tables are made with the snapshot from before their lock",
+        "stores/_postgres_schema.py",
+        '            isolation_level="READ COMMITTED",\n',
+        "",
+        _ISOLATION,
+    ),
+    Mutant(
+        "postgres: a step of our own has the isolation that is the database's default",
+        "stores/_postgres_desk.py",
+        'connection.transaction(isolation="read_committed")',
+        "connection.transaction()",
+        _ISOLATION,
     ),
     Mutant(
         "postgres: a key whose insert waited too long is taken for a duplicate",

@@ -56,7 +56,7 @@ class Desk:
         try:
             async with asyncio.timeout(self.answer_timeout):
                 connection = await self.connections.take()
-                async with connection.transaction():
+                async with connection.transaction(isolation="read_committed"):
                     yield connection
             broken = False
         except TidingsError:

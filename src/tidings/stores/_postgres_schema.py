@@ -90,7 +90,13 @@ async def ensure_tables(connections: Connections) -> None:
     """
     connection = await connections.take()
     try:
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=_gives(connection), poolclass=NullPool)
+        # Whoever has waited for the lock is to see what was made meanwhile, whatever level is the database's default.
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=_gives(connection),
+            poolclass=NullPool,
+            isolation_level="READ COMMITTED",
+        )
         async with engine.begin() as work:
             await work.run_sync(_ensure)
     finally:

@@ -33,6 +33,7 @@ from tests.integration.postgres.test_claims import NEW, PG, apply, done
 from tests.integration.postgres.test_outbox import relaying
 from tests.proxy import Proxy
 from tidings.errors import ConfigurationError, StoreUnavailable
+from tidings.stores._postgres_outbox import PostgresOutbox
 from tidings.stores.postgres import PostgresStore, Statements
 from tools.services.postgres import Postgres
 
@@ -267,6 +268,28 @@ async def test_P10_a_server_that_may_only_be_read_since_a_failover_is_left_for_t
     finally:
         await proxy.stop()
     assert notes(url)[-1] == "b"
+
+
+async def test_several_processes_make_the_tables_at_once_whatever_isolation_is_the_default(
+    postgres_url: str,
+) -> None:
+    """With a snapshot from before it waited for the lock, each would make what another has made."""
+    name = postgres_url.rpartition("/")[2]
+    run(postgres_url, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
+    stores = [PostgresStore(postgres_url) for _ in range(6)]
+    opened = await asyncio.gather(*(store.open() for store in stores), return_exceptions=True)
+    for store in stores:
+        await store.close()
+    assert opened == [None] * len(stores)
+
+
+async def test_the_relays_of_two_processes_never_meet_in_an_error_of_isolation(postgres_url: str, opens: Opens) -> None:
+    name = postgres_url.rpartition("/")[2]
+    run(postgres_url, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+    outboxes = [PostgresOutbox((await opens(postgres_url))._desk) for _ in range(4)]
+    for _ in range(10):
+        taken = await asyncio.gather(*(one.lease(str(at), 0.0) for at, one in enumerate(outboxes)))
+        assert any(taken)
 
 
 async def test_a_full_disk_and_other_troubles_of_the_server_have_words_for_a_person(
