@@ -9,12 +9,14 @@ CLOSED = (
     "::test_P10_a_connection_that_was_closed_while_nobody_used_it_costs_nobody_a_transaction"
 )
 
+USED_UP = "tests/integration/stores/test_servers.py::test_a_pool_that_is_used_up_is_told_from_a_server_that_is_away"
+
 DATABASES: tuple[Mutant, ...] = (
     Mutant(
         "databases: a connection to a database that may only be read since a failover is kept",
         "stores/_guard.py",
-        "            context.is_disconnect = True\n",
-        "            pass\n",
+        "        context.is_disconnect = True\n",
+        "        pass\n",
         ("tests/integration/stores/test_failover.py",),
     ),
     Mutant(
@@ -30,5 +32,12 @@ DATABASES: tuple[Mutant, ...] = (
         "                if not error.connection_invalidated:\n",
         "                if True:\n",
         (CLOSED,),
+    ),
+    Mutant(
+        "databases: a pool that is used up is taken for a server that is away",
+        "stores/_database.py",
+        '"pool_timeout": answers_within / 2',
+        '"pool_timeout": answers_within * 2',
+        (USED_UP,),
     ),
 )

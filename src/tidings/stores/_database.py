@@ -165,6 +165,11 @@ def own_error(database: Database, error: BaseException) -> WorldError | None:
     return known
 
 
+def pool_options(answers_within: float) -> dict[str, Any]:
+    """How an engine of ours pools: that its pool is used up is said before the server is taken to be away."""
+    return {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "pool_timeout": answers_within / 2}
+
+
 def pool_error(database: object, error: BaseException) -> WorldError | None:
     """The error of an engine whose pool is used up."""
     if isinstance(error, sa.exc.TimeoutError):

@@ -180,26 +180,30 @@ def watch(engine: sa.Engine) -> Callable[[], None]:
     event.listen(engine, "before_cursor_execute", execute)
     event.listen(engine, "after_cursor_execute", executed)
 
-    def error(context: ExceptionContext) -> None:
-        """Keep a connection whose statement was cancelled, for a rollback of our own.
-
-        SQLAlchemy would close it, which waits for the statement and, while a cursor lives on in some traceback, leaves
-        the transaction open and the file locked.
-        """
-        if context.connection is None:
-            return
-        ours: Guard | None = context.connection.get_execution_options().get(OPTION)
-        if ours is not None and not ours.active and ours.misled(context.original_exception):
-            # Those in the pool lead to the same server. A borrower's connection is left alone: the next claim will see.
-            context.is_disconnect = True
-        guard = guard_of(context.connection)
-        if guard is not None and isinstance(context.original_exception, Exception):
-            guard.failed(context.original_exception)
-        elif guard is not None:
-            guard.cut_off = True
-            context.is_disconnect = False
-            guard.interrupt()
+    def error(context: ExceptionContext) -> None:  # one for each store: it is taken out by what it is
+        _failed(context)
 
     # SQLAlchemy keeps this one with the dialect, which a live engine shares with its owner's other connections.
     event.listen(engine.dialect, "handle_error", error)
     return lambda: event.remove(engine.dialect, "handle_error", error)
+
+
+def _failed(context: ExceptionContext) -> None:
+    """Keep a connection whose statement was cancelled, for a rollback of our own.
+
+    SQLAlchemy would close it, which waits for the statement and, while a cursor lives on in some traceback, leaves
+    the transaction open and the file locked.
+    """
+    if context.connection is None:
+        return
+    ours: Guard | None = context.connection.get_execution_options().get(OPTION)
+    if ours is not None and not ours.active and ours.misled(context.original_exception):
+        # Those in the pool lead to the same server. A borrower's connection is left alone: the next claim will see.
+        context.is_disconnect = True
+    guard = guard_of(context.connection)
+    if guard is not None and isinstance(context.original_exception, Exception):
+        guard.failed(context.original_exception)
+    elif guard is not None:
+        guard.cut_off = True
+        context.is_disconnect = False
+        guard.interrupt()

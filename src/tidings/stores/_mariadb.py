@@ -23,7 +23,7 @@ from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, EventTooLarge, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
 from tidings.stores import _passwords
-from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
+from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, pool_options, same_home
 
 log = logging.getLogger("tidings.store")
 
@@ -68,6 +68,7 @@ class Mariadb:
         _check_drivers()
         self._url = url
         self._wait = max(1, math.ceil(lock_timeout))
+        self._pool = pool_options(answers_within)
         self.answers_within: float | None = answers_within + self._wait
         self._most = 0
         self._home: float | None = None
@@ -78,12 +79,10 @@ class Mariadb:
     # ------------------------------------------------------------------ connecting
 
     def async_engine(self) -> AsyncEngine:
-        url = self._url.set(drivername="mariadb+aiomysql")
-        return _passwords.async_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        return _passwords.async_engine(self._url.set(drivername="mariadb+aiomysql"), **self._pool)
 
     def sync_engine(self) -> sa.Engine | None:
-        url = self._url.set(drivername="mariadb+pymysql")
-        return _passwords.sync_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        return _passwords.sync_engine(self._url.set(drivername="mariadb+pymysql"), **self._pool)
 
     def check_sync(self) -> None:
         """The driver comes with the one for asyncio."""
@@ -318,7 +317,6 @@ CONTENTION: Final = {
 }
 
 READ_ONLY: Final = (1290, 1792, 1836)
-
 LOST: Final = "it cannot be reached, or closed the connection"
 
 UNAVAILABLE: Final = {
@@ -353,11 +351,7 @@ UNAVAILABLE: Final = {
 
 
 def _check_drivers() -> None:
-    """Two releases that do not fit say so only when the first bytes are sent.
-
-    Raises:
-        ConfigurationError: they do not fit.
-    """
+    """Raises ConfigurationError: two releases do not fit, which they say only when the first bytes are sent."""
     from aiomysql import connection  # type: ignore[import-untyped]  # aiomysql has no types
 
     if not callable(getattr(connection, "escape_bytes_prefixed", str)):

@@ -19,7 +19,7 @@ from tidings.delivery import Message
 from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUnavailable, WorldError
 from tidings.outbox import tables
 from tidings.stores import _passwords
-from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, same_home
+from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, pool_options, same_home
 
 LOCK: Final = 0x7469_6469_6E67_7301
 """The advisory lock under which tables are created: "tidings", and a number."""
@@ -61,6 +61,7 @@ class Postgresql:
         if not installed(self._async_driver):
             raise ConfigurationError(f"{url.drivername}: the driver {self._async_driver} is not installed. {INSTALL}")
         self._lock_timeout = lock_timeout
+        self._pool = pool_options(answers_within)
         self.answers_within: float | None = answers_within + lock_timeout
         milliseconds = max(1, int(lock_timeout * 1000))
         self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {milliseconds}"
@@ -75,9 +76,7 @@ class Postgresql:
 
     def async_engine(self) -> AsyncEngine:
         options = UNPREPARED if self._async_driver == "psycopg" else {}
-        return _passwords.async_engine(
-            self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=options
-        )
+        return _passwords.async_engine(self._url, **self._pool, connect_args=options)
 
     def sync_engine(self) -> sa.Engine | None:
         if not installed("psycopg"):
@@ -89,7 +88,9 @@ class Postgresql:
                 query = {**query, "sslmode": self._url.query["ssl"]}
         url = self._url.set(drivername="postgresql+psycopg", query=query)
         return _passwords.sync_engine(
-            url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, connect_args=UNPREPARED
+            url,
+            **self._pool,
+            connect_args=UNPREPARED,
         )
 
     def check_sync(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -394,6 +395,21 @@ async def test_P10_a_connection_that_was_closed_while_nobody_used_it_costs_nobod
         await step()
     await store.close()
     assert notes(where) == ["before", "a"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_pool_that_is_used_up_is_told_from_a_server_that_is_away(where: str, sync: bool) -> None:
+    store = await opened(where, answers_within=2)
+    async with AsyncExitStack() as stack:
+        with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+            for number in range(16):
+                await asyncio.create_task(
+                    stack.enter_async_context(store.claim([key(str(number))], resource=None, sync=sync))
+                )
+        if not sync:
+            with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+                await store.outbox_backlog()
+    await store.close()
 
 
 async def _nothing(store: SqlAlchemyStore, kind: type) -> None:
