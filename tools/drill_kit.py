@@ -19,7 +19,7 @@ from typing import Any
 
 import tidings
 from tidings.brokers.nats.embedded_binary import verified_binary
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = Path(tidings.__path__[0]).parent

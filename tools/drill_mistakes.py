@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tools.drill_kit import SECRET, Case, Kit, Seen, plain, until
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 GOOD = """
 from tidings import Event, Service

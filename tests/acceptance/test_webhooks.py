@@ -27,7 +27,7 @@ from tidings.brokers.nats.embedded import embedded_server
 from tidings.envelope import read_envelope
 from tidings.evolution import Reader
 from tidings.testing import MemoryBroker
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "github"

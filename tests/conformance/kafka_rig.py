@@ -11,7 +11,7 @@ from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.ports import Broker, Features
 from tools.services.kafka import Kafka
 from tools.services.kafka_cluster import KafkaCluster
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 QUICK: Final = "session_timeout=3s&join=3s&heartbeat.interval.ms=100"
 """So that who joins has its part when it says so, and who died is soon known to be dead."""

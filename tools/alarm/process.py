@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from tools.services.program import CannotBeHad, Program, find, free_port
+from tools.services.ports import free_port
+from tools.services.program import CannotBeHad, Program, find
 
 POM: Final = Path(__file__).with_name("kafka.xml")
 GATHERS_WITHIN: Final = 280.0

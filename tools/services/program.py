@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from tidings.brokers.nats import embedded_probe
+from tools.services.ports import free_port
 
 STARTS_WITHIN = 60.0
 STOPS_WITHIN = 30.0
@@ -40,15 +40,6 @@ def find(name: str, package: str) -> Path:
             if os.access(candidate, os.X_OK):
                 return candidate
     raise CannotBeHad(f"there is no {name} (Debian: apt-get install --no-install-recommends {package})")
-
-
-def free_port(following: int = 0) -> int:
-    """A free port, with as many free ones behind it, of those that the kernel gives to nobody by itself."""
-    for _ in range(100):
-        port = embedded_probe.free_port()
-        if all(embedded_probe.port_is_free(port + more) for more in range(1, following + 1)):
-            return port
-    raise CannotBeHad(f"there are no {following + 1} free ports in a row on 127.0.0.1")
 
 
 class Program(ABC):

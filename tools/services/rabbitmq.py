@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.services.program import Program, find, free_port
+from tools.services.ports import free_port
+from tools.services.program import Program, find
 
 _DEBIANS: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Debian's program of that name on the path insists on its own user; this is the one that it starts."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.cli.shell import STOCK, Running, Shell, alive, await_, get
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 RUN = ("run", "shop.stock:stock", "--port", "0")

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError
 from tests.integration.kafka.conftest import Connect, Rig, plan, position, until
 from tidings.brokers.kafka.broker import KafkaBroker
 from tools.services.kafka import Kafka
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 

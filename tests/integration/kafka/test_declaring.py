@@ -13,7 +13,7 @@ from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.errors import BrokerUnavailable, ConfigurationError, NotStored
 from tidings.ports import Plan, StreamPlan
 from tools.services.kafka import Kafka
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 

@@ -21,7 +21,7 @@ from tidings.findings import Finding
 from tidings.ports import Plan, StreamPlan, Subscription
 from tools.services.kafka import Kafka
 from tools.services.kafka_cluster import KafkaCluster
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 

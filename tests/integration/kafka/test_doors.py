@@ -12,7 +12,7 @@ from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.brokers.kafka.doors import must_reach
 from tidings.errors import BrokerUnavailable
 from tools.services.kafka import Kafka
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 

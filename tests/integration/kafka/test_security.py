@@ -24,7 +24,7 @@ from tidings.brokers import examine
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.errors import BrokerUnavailable
 from tools.services.kafka import Kafka
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.nats.server import NatsServer
-from tidings.brokers.nats.embedded_probe import free_port
+from tools.services.ports import free_port
 
 LIMIT = 30.0
 """Seconds in which a majority finds a leader, also on a machine that has much to do."""
@@ -22,17 +22,12 @@ LIMIT = 30.0
 class Node(NatsServer):
     """One server of a cluster, which also says over HTTP how it is."""
 
-    def __init__(self, folder: Path, name: str, jetstream: str, taken: list[int]) -> None:
+    def __init__(self, folder: Path, name: str, jetstream: str) -> None:
         super().__init__(folder)
         self.name = name
         self.jetstream = jetstream
-        while self.port in taken:
-            self.port = free_port(taken)
-        taken.append(self.port)
-        self.inner = free_port(taken)
-        taken.append(self.inner)
-        self.monitor = free_port(taken)
-        taken.append(self.monitor)
+        self.inner = free_port()
+        self.monitor = free_port()
 
     def join(self, others: Sequence[Node]) -> None:
         routes = ", ".join(f'"nats://127.0.0.1:{one.inner}"' for one in others)
@@ -62,8 +57,7 @@ class NatsCluster:
     """Three servers on free loopback ports, with JetStream over all of them."""
 
     def __init__(self, folder: Path, *, nodes: int = 3, jetstream: str = "") -> None:
-        taken: list[int] = []
-        self.nodes = [Node(folder / f"n{number}", f"n{number}", jetstream, taken) for number in range(nodes)]
+        self.nodes = [Node(folder / f"n{number}", f"n{number}", jetstream) for number in range(nodes)]
         for node in self.nodes:
             node.join([one for one in self.nodes if one is not node])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests import proxy
 from tidings.brokers.nats.embedded_binary import verified_binary
-from tidings.brokers.nats.embedded_probe import free_port
+from tools.services.ports import free_port
 
 
 class NatsServer:

@@ -14,9 +14,9 @@ from tests.integration.nats.conftest import Connect, plan, position, until
 from tests.integration.nats.jwt import Authority, nkey_user
 from tests.integration.nats.server import NatsServer
 from tidings.brokers.nats.broker import NatsBroker
-from tidings.brokers.nats.embedded_probe import free_port
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 

@@ -13,8 +13,8 @@ from tests.integration.kafka.test_doctor import doctor
 from tests.integration.nats.server import NatsServer
 from tidings.brokers import examine
 from tidings.brokers.nats.connection import Connection
-from tidings.brokers.nats.embedded_probe import free_port
 from tidings.brokers.nats.options import parse
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 

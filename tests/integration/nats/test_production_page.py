@@ -13,10 +13,10 @@ from tests.integration.nats.server import NatsServer
 from tests.unit.test_docs import ROOT, blocks
 from tidings import BrokerUnavailable, ConfigurationError, Dead, Event, Retry, Service
 from tidings.brokers.nats.broker import NatsBroker
-from tidings.brokers.nats.embedded_probe import free_port
 from tidings.dead_letters import list_letters
 from tidings.observe import Observability
 from tidings.ports import Plan
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 
@@ -55,7 +55,7 @@ async def test_three_servers_of_the_page_are_a_cluster(tmp_path: Path) -> None:
     servers = {name: server_of_the_page(tmp_path / name) for name in names}
     inner: dict[str, int] = {}
     for name in names:
-        inner[name] = free_port([*inner.values(), *(server.port for server in servers.values())])
+        inner[name] = free_port()
     for name, server in servers.items():
         text = block("nats-cluster.conf").replace("0.0.0.0:6222", f"127.0.0.1:{inner[name]}")
         text = text.replace('server_name: "nats-1"', f'server_name: "{name}"')

@@ -11,8 +11,8 @@ from tests.integration.nats.conftest import until
 from tests.integration.nats.server import NatsServer
 from tests.integration.nats.test_connecting import CERTS, tls
 from tidings.brokers.nats.connection import Connection
-from tidings.brokers.nats.embedded_probe import free_port
 from tidings.brokers.nats.options import parse
+from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
 
@@ -38,7 +38,7 @@ class Pair:
     def another(self) -> NatsServer:
         """A server that joins, with a port of its own."""
         server = Elsewhere(self._folder / f"told-{free_port()}", jetstream=None)
-        return self._joined(server, free_port([self._inner]), f'"nats://127.0.0.1:{self._inner}"')
+        return self._joined(server, free_port(), f'"nats://127.0.0.1:{self._inner}"')
 
     def _joined(self, server: NatsServer, inner: int, routes: str = "") -> NatsServer:
         cluster = f'cluster {{ name: tests, listen: "127.0.0.1:{inner}", routes: [{routes}] }}'

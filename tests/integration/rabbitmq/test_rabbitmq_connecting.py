@@ -12,7 +12,7 @@ from tidings.brokers import broker_from
 from tidings.brokers.rabbitmq.broker import RabbitBroker, check_version
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError
-from tools.services.program import free_port
+from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
 

@@ -13,7 +13,7 @@ import pytest
 from pamqp import commands
 
 from tests.integration.rabbitmq.conftest import Connect
-from tools.services.program import free_port
+from tools.services.ports import free_port
 from tools.services.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.server

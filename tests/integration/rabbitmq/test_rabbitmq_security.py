@@ -19,7 +19,7 @@ from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.delivery import Route
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 from tidings.findings import Finding
-from tools.services.program import free_port
+from tools.services.ports import free_port
 from tools.services.rabbitmq import RabbitMQ
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
