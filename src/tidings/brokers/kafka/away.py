@@ -21,8 +21,9 @@ REFUSED_FOR: Final = 3.0
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 """What a question comes to that nobody answers; why is told elsewhere."""
 
-_SLIP: Final = re.compile(r"not valid in current SASL state.*in state UP")
-"""How it ends when the library (2.16) signs in anew twice at once, with a fresh token: it connects again, and is in."""
+_SLIP: Final = re.compile(r"/\d+: .*not valid in current SASL state")
+"""How it ends when the library (2.16) signs in twice at once, with a fresh token: it connects again, and is in. Who
+asks nobody for a user says so as well, at the first contact already."""
 _TOLD: Final = re.compile(r"^(?:\w+://)?(\S+:\d+)/(\d+): ")
 """Who a report is about, where the cluster itself named the broker, with its number."""
 _SOCKET: Final = re.compile(r"^\S+: (?:Connect to \S+ failed: )?|\s*\(after \d+ms in state .*\)$")
