@@ -210,12 +210,8 @@ class Bench:
                 self.ledger.refused[id] = error
         return errors
 
-    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> set[str]:
-        """Publish again and again, under the same ids, until all are accepted.
-
-        Returns the ids that were published again: of these a broker without a memory for ids may have two.
-        """
-        again: set[str] = set()
+    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> None:
+        """Publish again and again, under the same ids, until all are accepted."""
         deadline = time.monotonic() + self.patience
         waiting = list(messages)
         while waiting:
@@ -224,9 +220,7 @@ class Bench:
             if waiting:
                 last = next(error for error in errors if error is not None)
                 assert time.monotonic() < deadline, f"{len(waiting)} messages were never accepted: {last!r}"
-                again |= {message.id for message in waiting}
                 await asyncio.sleep(0.1)
-        return again
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -30,8 +30,6 @@ class Load:
         self._task: asyncio.Task[None] | None = None
         self.ids: list[str] = []
         """What was stored, in its order."""
-        self.again = set[str]()
-        """What was published more than once until it was known to be stored."""
 
     async def __aenter__(self) -> Load:
         self._task = asyncio.create_task(self._run(), name="load")
@@ -66,6 +64,6 @@ class Load:
         while not self._stopping:
             begin = len(self.ids)
             wave = {str(begin + key): self._message(str(begin + key), f"k{key}") for key in range(KEYS)}
-            self.again |= await self._bench.publish_until_stored(self._client, list(wave.values()))
+            await self._bench.publish_until_stored(self._client, list(wave.values()))
             self.ids += wave
             await asyncio.sleep(self._pause)
