@@ -61,11 +61,12 @@ WORDS: tuple[Mutant, ...] = (
         "        text = text.replace(setting, option)\n",
         "        pass\n",
     ),
-    kafka(
-        "an address with colons is shown without brackets",
-        "options.py",
+    Mutant(
+        "words: an address with colons is shown without brackets",
+        "brokers/_address.py",
         """    return f"[{host}]:{port}" if ":" in host""",
         """    return f"{host}:{port}" if ":" in host""",
+        KAFKA,
     ),
     kafka(
         "a group that the user may not read is silence",
@@ -153,11 +154,12 @@ WORDS: tuple[Mutant, ...] = (
     rabbitmq(
         "a user is told of that nobody wrote", "connection.py", "    if not options.named:", "    if options.external:"
     ),
-    rabbitmq(
-        "an address with colons is shown without brackets",
-        "options.py",
+    Mutant(
+        "words: rabbitmq: an address with colons is shown without brackets",
+        "brokers/_address.py",
         """    return f"[{host}]:{port}" if ":" in host""",
         """    return f"{host}:{port}" if ":" in host""",
+        ("tests/integration/rabbitmq/test_rabbitmq_connecting.py",),
     ),
     rabbitmq(
         "a queue that is gone is told of again and again",

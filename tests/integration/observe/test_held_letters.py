@@ -161,7 +161,6 @@ async def delete(url: str) -> None:
     await client.close()
 
 
-@pytest.mark.long
 async def test_P7_at_a_cluster_it_is_right_also_when_the_server_is_gone_that_led_the_log(tmp_path: Path) -> None:
     cluster = NatsCluster(tmp_path / "cluster").start()
     try:

@@ -24,7 +24,6 @@ MANY = 500
 """Queues that keep a server busy for some seconds when it starts."""
 
 
-@pytest.mark.long
 async def test_P6_copies_that_waited_come_at_once_when_a_server_of_many_queues_was_killed(
     server: RabbitMQ, connect: Connect
 ) -> None:

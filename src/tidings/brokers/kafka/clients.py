@@ -142,6 +142,7 @@ class Clients:
         self._secret = secret
         with self._lock:
             clients = list(self._all)
+        # Side by side: one that is being closed lets nobody in until it is, and the others are not to wait for it.
         await asyncio.gather(*(ask(partial(self._tell, client)) for client in clients), return_exceptions=True)
         log.info("the password for %s was read again", self._options.where)
 

@@ -147,10 +147,11 @@ class Commits:
         if error.code() not in DENIED:
             return False
         self._denied = time.monotonic()
-        topics = ", ".join(sorted({topic for topic, _ in self._tracks})) or f"the topics of {self._position}"
-        what = self._position if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED else topics
-        kind = "group" if what == self._position else "topics"
-        told = f"the user may not read the {kind} {what} any more: grant Read on them with kafka-acls.sh"
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            what = f"group {self._position}"
+        else:
+            what = "topics " + (", ".join(sorted({topic for topic, _ in self._tracks})) or f"of {self._position}")
+        told = f"the user may not read the {what} any more: grant Read on them with kafka-acls.sh"
         if told != self._told:
             log.error("%s: %s", self._position, told)
         self._told = told

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tidings.brokers.kafka.options import address
+from tidings.brokers._address import address
 from tidings.errors import BrokerUnavailable
 
 log = logging.getLogger("tidings.kafka")

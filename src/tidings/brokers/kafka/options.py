@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from tidings.brokers._address import address
 from tidings.errors import ConfigurationError
 from tidings.secret import read_secret
 
@@ -331,11 +332,6 @@ def _is_here(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def address(host: str, port: int) -> str:
-    """The two as they are written in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client, Srv
 
+from tidings.brokers._address import address
 from tidings.brokers.nats.headers import status_of
 from tidings.brokers.nats.login import Login, credentials
 from tidings.brokers.nats.options import Options
@@ -93,9 +94,8 @@ class Link(Client):
         """
         options = self._link_options
         self.tls_name = options.tls_name or tls_name or host
-        address = f"[{host}]" if ":" in host else host
         await self.connect(
-            [f"{options.scheme}://{address}:{port}"],
+            [f"{options.scheme}://{address(host, port)}"],
             error_cb=_ignore,
             name=self._link_name,
             allow_reconnect=False,

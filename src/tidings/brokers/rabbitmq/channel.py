@@ -162,11 +162,9 @@ class Channel:
         """End it; the server gives back at once what is not acknowledged. Returns once it has begun to."""
         if not self.open:
             return
-        self.on_closed = None
-        self._takers.clear()
-        self._parting = True
+        self._part()
         try:
-            await self.call(commands.Channel.Close(200, "closed", 0, 0), timeout)
+            await self.call(_goodbye(), timeout)
             self._parting = False
         finally:
             self._end(BrokerUnavailable("the channel was closed"))
@@ -175,14 +173,17 @@ class Channel:
         """The same without waiting for the answer."""
         if not self.open:
             return
-        self.on_closed = None
-        self._takers.clear()
-        self._parting = True
+        self._part()
         try:
-            self.link.send(pamqp.frame.marshal(commands.Channel.Close(200, "closed", 0, 0), self.number))
+            self.link.send(pamqp.frame.marshal(_goodbye(), self.number))
         except BrokerUnavailable:
             pass  # it has gone with its connection
         self._end(BrokerUnavailable("the channel was closed"))
+
+    def _part(self) -> None:
+        self.on_closed = None
+        self._takers.clear()
+        self._parting = True
 
     def lost(self, why: str) -> None:
         """Its connection is no more."""
@@ -272,3 +273,7 @@ class Channel:
             answer = self._calls.popleft()
             if not answer.done():
                 answer.set_result(frame)
+
+
+def _goodbye() -> commands.Channel.Close:
+    return commands.Channel.Close(200, "closed", 0, 0)

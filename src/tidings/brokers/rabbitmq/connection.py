@@ -12,10 +12,11 @@ import ssl
 import time
 from typing import Final
 
+from tidings.brokers._address import address
 from tidings.brokers._healing import Healing
 from tidings.brokers.rabbitmq.channel import REFUSED, Channel, Refused
 from tidings.brokers.rabbitmq.link import IS_IT_RABBIT, Link
-from tidings.brokers.rabbitmq.options import EXAMPLE, PORTS, Options, address
+from tidings.brokers.rabbitmq.options import EXAMPLE, PORTS, Options
 from tidings.errors import BrokerUnavailable, ConfigurationError, TidingsError
 
 log = logging.getLogger("tidings.rabbitmq")

@@ -16,8 +16,9 @@ from pamqp import decode
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 DELIVER, RETURN, ACK, NACK = 0x003C003C, 0x003C0032, 0x003C0050, 0x003C0078
-CLOSE, CLOSE_OK = 0x00140028, 0x00140029
 """Class and method of what comes often, as one number."""
+CLOSE, CLOSE_OK = 0x00140028, 0x00140029
+"""The same of the end of a channel."""
 HEARTBEAT_FRAME: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 END: Final = b"\xce"
 

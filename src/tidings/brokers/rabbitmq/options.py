@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from tidings.brokers._address import address
 from tidings.errors import ConfigurationError
 from tidings.secret import read_secret
 
@@ -145,11 +146,6 @@ def _check(options: Options) -> None:
         raise ConfigurationError("certificates need TLS: write amqps:// in the place of amqp://")
     if options.password_file and options.password is not None:
         raise ConfigurationError("password_file= stands in the place of the password in the URL: leave that out")
-
-
-def address(host: str, port: int) -> str:
-    """The two as they are written in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str, default: int) -> tuple[str, int]:
