@@ -101,13 +101,13 @@ class Count:
 
     def one(self) -> int:
         """Count one; the clock runs from the first to the last."""
-        if not self.seen:
+        self.seen = seen = self.seen + 1
+        if seen == 1:
             self.began = time.perf_counter()
-        self.seen += 1
-        if self.seen == self.wanted:
+        if seen == self.wanted:
             self.ended = time.perf_counter()
             self.done.set()
-        return self.seen
+        return seen
 
     async def rate(self, seconds: float) -> float:
         async with asyncio.timeout(seconds):

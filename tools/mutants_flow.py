@@ -67,10 +67,16 @@ FLOW: tuple[Mutant, ...] = (
         "states[index].state is State.DONE\n                    or",
     ),
     Mutant(
-        "sketch: a handler may run for ever",
+        "the timeout that a handler swallowed is counted against the next event",
         CALLS,
-        "        with limit:\n",
-        "        if limit:\n",
+        "                            if limit.over is not None:\n",
+        "                            if not limit:\n",
+    ),
+    Mutant(
+        "sketch: a handler may run for ever",
+        TURN,
+        "        self.limit.__enter__()\n",
+        "",
     ),
     Mutant(
         "sketch: a shutdown leaves its deliveries unsettled",
@@ -114,7 +120,7 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "a settled wave is settled once more",
         PIPELINE,
-        "        works[:] = [work for work in works if work.decision is None]\n",
+        "        works[:] = [work for work in works if work.decision is None] if len(ended) < len(works) else ()\n",
         "",
     ),
     Mutant(
@@ -324,8 +330,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "caused events of a transaction are dropped",
         CALLS,
-        "                    if messages:\n",
-        "                    if messages and not self._claimer.shared:\n",
+        "                    decided[index] = DONE\n                    if messages:\n",
+        "                    decided[index] = DONE\n                    if messages and not self._claimer.shared:\n",
     ),
     Mutant(
         "review: a transaction without an outbox keeps effects whose events were not stored",
@@ -372,6 +378,27 @@ FLOW: tuple[Mutant, ...] = (
         "",
     ),
     Mutant(
+        "the control U+007F may stand in an id",
+        "envelope.py",
+        "if escaped or _DELETE in body or not body.isascii():",
+        "if escaped or not body.isascii():",
+        ("tests/unit/test_envelope.py",),
+    ),
+    Mutant(
+        "controls that are written with an escape may stand in an id",
+        "envelope.py",
+        "if escaped or _DELETE in body or not body.isascii():",
+        "if _DELETE in body or not body.isascii():",
+        ("tests/unit/test_envelope.py",),
+    ),
+    Mutant(
+        "controls beyond ASCII may stand in an id",
+        "envelope.py",
+        "if escaped or _DELETE in body or not body.isascii():",
+        "if escaped or _DELETE in body:",
+        ("tests/unit/test_envelope.py",),
+    ),
+    Mutant(
         "small objects nest as deep as they like",
         "envelope.py",
         """MAX_DEPTH * len(b'{"":}')""",
@@ -387,9 +414,9 @@ FLOW: tuple[Mutant, ...] = (
     ),
     Mutant(
         "review: an event that counts as false is left out of the claim",
-        PIPELINE,
-        "[(work.delivery, work.event) for work in group]",
-        "[(work.delivery, work.event) for work in group if work.event]",
+        "claims.py",
+        "[self.key(work.delivery, work.event) for work in batch]",
+        "[self.key(work.delivery, work.event) for work in batch if work.event]",
     ),
     Mutant(
         "a batch that failed for one event commits what it sent before",
@@ -406,8 +433,8 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the follower of a culprit is in a later part of its batch",
         CALLS,
-        "for index in parts.pop(0) if self._is_next(turn, index)]",
-        "for index in parts.pop(0)]",
+        "for index in part if self._is_next(turn, index)]",
+        "for index in part]",
     ),
     Mutant(
         "the repeat of an event that failed in its batch is acknowledged as known",

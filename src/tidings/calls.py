@@ -50,10 +50,11 @@ class Calls:
         handling, claim, limit, left_out, decided = self._handling, turn.claim, turn.limit, turn.left_out, turn.decided
         call, position, late, results = handling.call, handling.position, handling.late, handling.late.results
         states, new = claim.states, State.NEW  # to find a member of an enum is dear, up to Python 3.11
-        closes = limit.clock() + BATCH_SECONDS
-        with limit:
+        clock, at_once = limit.clock, handling.at_once
+        closes = clock() + BATCH_SECONDS
+        with turn:
             for index, work in enumerate(turn.group):
-                now = limit.clock()
+                now = clock()
                 if (
                     states[index].state is not new
                     or (index and (self.stopping or now > closes))
@@ -62,7 +63,7 @@ class Calls:
                 ):
                     self.pass_over(turn, index)
                     continue
-                if handling.at_once:
+                if at_once:
                     together.append(index)
                     continue
                 turn.works = [work]
@@ -81,7 +82,9 @@ class Calls:
                                 raise
                             raise meant from error
                         finally:
-                            limit.end()
+                            limit.started = None
+                            if limit.over is not None:
+                                limit.end()
                         messages = () if result is None else handling.wrap(result, scope)
                     if turn.left:
                         turn.still(messages)
@@ -103,7 +106,9 @@ class Calls:
         parts = [together]
         turn.left_out.clear()  # none of these waits for one that was passed over; what fails from here on adds itself
         while parts:
-            part = [index for index in parts.pop(0) if self._is_next(turn, index)]
+            part = parts.pop(0)
+            if turn.left_out:
+                part = [index for index in part if self._is_next(turn, index)]
             if not part:
                 continue
             turn.works = works = [turn.group[index] for index in part]
@@ -122,9 +127,10 @@ class Calls:
                     work.most = len(part) // 2  # of those that there is no time for now
                 parts[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
+                turn.decided.update(dict.fromkeys(part, DONE))
                 for index, messages in zip(part, caused_by_each, strict=True):
-                    turn.decided[index] = DONE
-                    turn.caused.extend((index, message) for message in messages)
+                    if messages:
+                        turn.caused.extend((index, message) for message in messages)
             if self.stopping or limit.clock() > closes:
                 for index in (index for part in parts for index in part):
                     self.pass_over(turn, index)
@@ -132,7 +138,7 @@ class Calls:
                 return
 
     def _is_next(self, turn: Turn, index: int) -> bool:
-        if not turn.left_out or turn.left_out.isdisjoint(self.names(turn.group[index])):
+        if turn.left_out.isdisjoint(self.names(turn.group[index])):
             return True
         self.pass_over(turn, index)
         return False

@@ -14,6 +14,7 @@ from tidings import points
 from tidings.delivery import DeadLettered, Decision, Delivery, Duplicate, Envelope, Message, Retried
 from tidings.errors import MisuseError, TransactionEnded, WorldError
 from tidings.event import Event
+from tidings.grouping import Work
 from tidings.handler import Handler
 from tidings.policy import BUSY_PAUSE
 from tidings.ports import EVENT_MARK, NEW, Claim, Claimed, Key, Once, State
@@ -150,17 +151,17 @@ class Claimer:
         self.fenced = self.shared and resource is not None
         """Whether all that the handler does can be taken back, for which it has to ask for the store's connection."""
 
-    def open(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
+    def open(self, batch: Sequence[Work]) -> AbstractAsyncContextManager[Claim]:
         points.at(points.BEFORE_CLAIM)
         opening = self._opened(batch)
         return Timed(opening, self._handler.position, self._watchers) if self._watchers else opening
 
-    def _opened(self, batch: Sequence[tuple[Delivery, Event]]) -> AbstractAsyncContextManager[Claim]:
+    def _opened(self, batch: Sequence[Work]) -> AbstractAsyncContextManager[Claim]:
         if self._once is None:
             return NoClaim(len(batch))
         if not self._handler.rules.once:
             return Unkeyed(self._once.claim([], resource=self._resource, sync=self._handler.sync), len(batch))
-        keys = [self.key(delivery, event) for delivery, event in batch]
+        keys = [self.key(work.delivery, work.event) for work in batch]
         return self._once.claim(keys, resource=self._resource, sync=self._handler.sync)
 
     def known(self, delivery: Delivery, claimed: Claimed) -> Decision:

@@ -134,9 +134,14 @@ class Counts:
             self._set("failed", one, Count(own, one.first_failed))
         await self._try_to_write("how often an event failed")
 
+    @property
+    def knows_any(self) -> bool:
+        """Whether there is anything here to be taken back of those that come to their end."""
+        return bool(self._standing or self._survived)
+
     async def ended(self, deliveries: Iterable[Delivery]) -> None:
         """Take back what is noted of those that have come to their end."""
-        if not self._standing and not self._survived:
+        if not self.knows_any:
             return
         for one in deliveries:
             known = self._survived.pop(one.origin_text, None)

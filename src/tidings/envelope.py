@@ -43,10 +43,10 @@ class _Base64(msgspec.Struct):
 
 
 _BACKSLASH: Final = ord("\\")
+_DELETE: Final = 0x7F
 _BRACKET: Final = ord("[")
 _TOO_DEEP_FROM: Final = MAX_DEPTH * len(b'{"":}')
 """Objects that nest deeper than may be have so many bytes at least; to count what opens them takes long."""
-_NO_DATA: Final = msgspec.Raw()
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Envelope).decode
 _decode_base64 = msgspec.json.Decoder(_Base64).decode
@@ -123,9 +123,10 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     Raises:
         UndecodableEvent: with the code that says why; nothing else, whatever the bytes and headers are.
     """
+    escaped = _BACKSLASH in body
     if (
-        not body
-        or _BACKSLASH in body
+        escaped
+        or not body
         or _BRACKET in body
         or (len(body) > _TOO_DEEP_FROM and (len(body) > MAX_EVENT_BYTES or body.count(b"{") > MAX_DEPTH))
     ):
@@ -133,34 +134,36 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     if _MARK in headers and not _says_structured(headers):
         return _from_headers(body, headers)
     try:
-        return _from_body(body)
-    except UndecodableEvent:
+        envelope = _decode(body)
+        if not envelope.data:
+            envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(_data_in_base64(body)))
+        if escaped or _DELETE in body or not body.isascii():  # else no control can be in it
+            _check_text("id", envelope.id)
+            _check_text("subject", envelope.key or "")
+    except (ValueError, RecursionError, UndecodableEvent) as error:
         # Names of headers know no case, but to look for other spellings first would cost every message.
         if _MARK not in headers and any(name.lower() == _MARK for name in headers) and not _says_structured(headers):
             return _from_headers(body, headers)
-        raise
-
-
-def _from_body(body: bytes) -> Envelope:
-    try:
-        envelope = _decode(body)
-        if envelope.data == _NO_DATA:
-            data = _decode_base64(body).data_base64
-            if not data:
-                raise UndecodableEvent("bad-data", "the envelope has neither data nor data_base64")
-            _check_bytes(data)
-            envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(data))
-    except msgspec.ValidationError as error:
-        raise _not_an_envelope(str(error)) from None
-    except RecursionError:
-        raise UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}") from None
-    except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
-        raise UndecodableEvent("not-json", f"the bytes are no JSON: {error}") from None
-    key = envelope.key
-    if not envelope.id.isprintable() or (key is not None and not key.isprintable()):
-        for name, value in (("id", envelope.id), ("subject", key or "")):
-            _check_text(name, value)
+        raise _undecodable(error) from None
     return envelope
+
+
+def _data_in_base64(body: bytes) -> bytes:
+    data = _decode_base64(body).data_base64
+    if not data:
+        raise UndecodableEvent("bad-data", "the envelope has neither data nor data_base64")
+    _check_bytes(data)
+    return data
+
+
+def _undecodable(error: Exception) -> UndecodableEvent:
+    if isinstance(error, UndecodableEvent):
+        return error
+    if isinstance(error, msgspec.ValidationError):
+        return _not_an_envelope(str(error))
+    if isinstance(error, RecursionError):
+        return UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}")
+    return UndecodableEvent("not-json", f"the bytes are no JSON: {error}")  # msgspec.DecodeError, UnicodeDecodeError
 
 
 def _from_headers(body: bytes, headers: Mapping[str, str]) -> Envelope:
@@ -189,8 +192,7 @@ def _plain(name: str, value: str) -> str:
         except UnicodeDecodeError:
             problem = f"the header {_PREFIX}{name} is percent-encoded, but no UTF-8"
             raise UndecodableEvent("bad-attribute", problem) from None
-    if not value.isprintable():
-        _check_text(name, value)
+    _check_text(name, value)
     return value
 
 
@@ -214,7 +216,7 @@ def _check_bytes(body: bytes) -> None:
 
 
 def _check_text(name: str, value: str) -> None:
-    if found := UNFIT.search(value):
+    if not value.isprintable() and (found := UNFIT.search(value)):
         raise UndecodableEvent("bad-attribute", f"{name} holds the character U+{ord(found[0]):04X}, which no text may")
 
 

@@ -28,7 +28,11 @@ class Lane:
         queue = self.queue
         if self.holds:
             queue.extendleft(reversed(list(self.holds.release(asyncio.get_running_loop().time()))))
-        return [queue.popleft() for _ in range(min(most, len(queue)))]
+        if most < len(queue):
+            return [queue.popleft() for _ in range(most)]
+        taken = list(queue)
+        queue.clear()
+        return taken
 
     def forget(self, gone: Container[Delivery]) -> None:
         """Take out what another process has now."""

@@ -29,7 +29,7 @@ from tidings.order import Holds
 from tidings.policy import describe
 from tidings.ports import Broker, State
 from tidings.reading import look_again, read
-from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler
+from tidings.settling import COPY_PAUSE, COPY_TIMEOUT, Settler, kinds_of
 from tidings.supervision import ends_all
 from tidings.turn import Failed, Left, Turn
 
@@ -81,7 +81,7 @@ class Pipeline:
             if trouble := await self._trouble(self._look_up(batch, works, in_place=holds is not None)):
                 return list(batch), trouble
             while True:
-                if any(work.decision for work in works):
+                if any([work.decision for work in works]):
                     await self._settle(works, holds, began, more)
                 if self._holding is not None and self._holding.keep_back(works, holds):
                     continue
@@ -118,7 +118,7 @@ class Pipeline:
 
     async def _attempt(self, group: list[Work]) -> None:
         try:
-            async with self._claimer.open([(work.delivery, work.event) for work in group]) as claim:
+            async with self._claimer.open(group) as claim:
                 points.at(points.AFTER_CLAIM)
                 turn = self.leaving.turn(group, claim)
                 await self._handle_all(turn)
@@ -207,11 +207,12 @@ class Pipeline:
         """Take out what was decided, and let it be told; a cancelled lane still tells the broker about its work."""
         self.leaving.settling(works, in_order=holds is not None)
         ended = [(work.delivery, work.decision) for work in works if work.decision is not None]
-        works[:] = [work for work in works if work.decision is None]
+        works[:] = [work for work in works if work.decision is None] if len(ended) < len(works) else ()
+        kinds = kinds_of(ended)
         self.settler.judge(ended)
         settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
-        if self.settler.may_be_told_later(ended, holds, more):
-            return await self.settler.let_go(settling, ended, holds)
+        if self.settler.may_be_told_later(kinds, holds, more):
+            return await self.settler.let_go(settling, ended, kinds, holds)
         try:
             await asyncio.shield(settling)
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from functools import partial
 from typing import Final
 
@@ -51,11 +51,13 @@ MOST_WAVES: Final = 16
 """How many batches the broker may be behind: what it stores for several of them together takes as long as for one."""
 
 _KNOWN: Final = frozenset({Done, Duplicate})
+_KNOWN_OR_DEAD: Final = frozenset({Done, Duplicate, DeadLettered})
 
 _CHOSEN: Final = frozenset({"rejected", "conflict", "behind"})
 """What the handler, or its rules, said of an event on purpose: nothing failed."""
 
 Ended = list[tuple[Delivery, Decision]]
+Kinds = Set[type[Decision]]
 Verdicts = list[tuple[int, Verdict]]  # with the place of the delivery among those that ended
 
 
@@ -83,7 +85,7 @@ class Settler:
         self.judge: Callable[[Ended], None] = lambda ended: None
         """Shown what was decided of each batch, before the next one is begun."""
 
-    def may_be_told_later(self, ended: Ended, holds: Holds | None, more: bool) -> bool:
+    def may_be_told_later(self, kinds: Kinds, holds: Holds | None, more: bool) -> bool:
         """Whether the next events, of which `more` wait, may be handled before the broker is told of these.
 
         Nor need those wait that come while a letter is stored, which takes long. But all have to, where they have to
@@ -91,18 +93,19 @@ class Settler:
         """
         if holds is None:
             return more
-        kinds = _kinds(ended)
         if self.holding is not None:
             return more and not self.holding.keys and kinds <= _KNOWN
-        return (more or DeadLettered in kinds) and kinds <= {*_KNOWN, DeadLettered}
+        return (more or DeadLettered in kinds) and kinds <= _KNOWN_OR_DEAD
 
-    async def let_go(self, wave: asyncio.Future[None], ended: Ended, holds: Holds | None) -> None:
+    async def let_go(self, wave: asyncio.Future[None], ended: Ended, kinds: Kinds, holds: Holds | None) -> None:
         """The next events need not wait until the broker is told of these, unless it is behind by several batches.
 
         In order, those that follow a dead letter wait in `holds` until it is stored: were it not, it would be handled
         again, and before them.
         """
-        letters = [] if holds is None else [one for one, decision in ended if isinstance(decision, DeadLettered)]
+        letters: list[Delivery] = []
+        if holds is not None and DeadLettered in kinds:
+            letters = [one for one, decision in ended if isinstance(decision, DeadLettered)]
         for delivery in letters:
             if holds is not None and delivery.key is not None:
                 holds.hold_until_told(delivery.key, delivery)
@@ -129,6 +132,19 @@ class Settler:
         """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""
         settling = time.monotonic()
         outcomes: list[Outcome] = [decision for _, decision in ended]
+        if self.holding is None and kinds_of(ended) <= _KNOWN:
+            await self._tell(ended, None, outcomes)
+            failed: Sequence[Delivery] = ()
+        else:
+            failed = await self._bring_to_an_end(ended, holds, outcomes)
+        self._notify(list(map(Settled, [delivery for delivery, _ in ended], outcomes)), began)
+        if self._watchers:
+            self._watchers.stage(self._position, "settle", time.monotonic() - settling)
+        if failed:
+            await self.counts.failed(failed)
+
+    async def _bring_to_an_end(self, ended: Ended, holds: Holds | None, outcomes: list[Outcome]) -> Sequence[Delivery]:
+        """Those of which some may need a copy, or a note; returns what failed and is held here."""
         verdicts, copies, failed = _sorted(ended, holds)
         try:
             if self.holding is not None:
@@ -138,8 +154,8 @@ class Settler:
                 copies = [place for place in copies if place not in kept]
             if copies:
                 if verdicts:  # what is done need not wait for the copies of what is not
-                    told, verdicts = verdicts, []
-                    await self._tell(ended, told, outcomes)
+                    done, verdicts = verdicts, []
+                    await self._tell(ended, done, outcomes)
                 verdicts += await self._store(ended, copies, outcomes, holds)
         except Exception as error:
             places = [*copies, *(place for place, _ in verdicts)]
@@ -149,29 +165,28 @@ class Settler:
             )
         if verdicts:
             await self._tell(ended, verdicts, outcomes)
-        self._notify(list(map(Settled, [delivery for delivery, _ in ended], outcomes)), began)
-        if self._watchers:
-            self._watchers.stage(self._position, "settle", time.monotonic() - settling)
-        if failed:
-            await self.counts.failed(failed)
+        return failed
 
-    async def _tell(self, ended: Ended, verdicts: Verdicts, outcomes: list[Outcome]) -> None:
-        """Tell the broker, and remember what it confirmed."""
+    async def _tell(self, ended: Ended, verdicts: Verdicts | None, outcomes: list[Outcome]) -> None:
+        """Tell the broker, of all that they are done unless there are verdicts, and remember what it confirmed."""
         points.at(points.BEFORE_ACK)
-        told = [(ended[place][0], verdict) for place, verdict in verdicts]
+        if verdicts is None:
+            told: list[tuple[Delivery, Verdict]] = [(delivery, ACK) for delivery, _ in ended]
+        else:
+            told = [(ended[place][0], verdict) for place, verdict in verdicts]
         errors = await _answers(self._broker.settle(told), len(told))
         points.at(points.AFTER_ACK)
-        gone = [delivery for delivery, verdict in told if verdict is ACK]
-        if len(gone) < len(told) or list(errors) != [None] * len(told):  # else there is nothing to say of each
-            gone.clear()
-            for (place, verdict), failure in zip(verdicts, errors, strict=True):
-                delivery, decision = ended[place]
-                if failure is not None:
-                    outcomes[place] = Unsettled(decision, describe(failure))
-                if failure is None and verdict is ACK:
-                    gone.append(delivery)
-                else:
-                    self.counts.survived(delivery)  # it comes again, and nobody died of it
+        if verdicts is None and errors.count(None) == len(told) and not self.counts.knows_any:
+            return  # there is nothing to say of each
+        gone = []
+        places = range(len(ended)) if verdicts is None else [place for place, _ in verdicts]
+        for place, (delivery, verdict), failure in zip(places, told, errors, strict=True):
+            if failure is not None:
+                outcomes[place] = Unsettled(ended[place][1], describe(failure))
+            if failure is None and verdict is ACK:
+                gone.append(delivery)
+            else:
+                self.counts.survived(delivery)  # it comes again, and nobody died of it
         await self.counts.ended(gone)
         if self.holding is not None and self.holding.keys:
             self.holding.acknowledged(gone)
@@ -237,7 +252,8 @@ def went_wrong(decision: Decision) -> bool:
     return isinstance(decision, Retried) and decision.error is not None
 
 
-def _kinds(ended: Ended) -> set[type[Decision]]:
+def kinds_of(ended: Ended) -> Kinds:
+    """Which kinds of decision there are among these."""
     return {type(decision) for _, decision in ended}
 
 
@@ -246,8 +262,6 @@ def _sorted(ended: Ended, holds: Holds | None) -> tuple[Verdicts, list[int], lis
     verdicts: Verdicts = []
     copies: list[int] = []
     failed: list[Delivery] = []
-    if _kinds(ended) <= _KNOWN:
-        return [(place, ACK) for place in range(len(ended))], copies, failed
     for place, (delivery, decision) in enumerate(ended):
         if isinstance(decision, (Done, Duplicate)):
             verdicts.append((place, ACK))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from tidings import stacks
@@ -122,6 +123,15 @@ class Turn:
         if task.cancelled():
             raise cancelled or Left(None, RuntimeError("the handler cancelled the task that it runs in"))
         task.result()
+
+    def __enter__(self) -> None:
+        """The calls begin."""
+        self.limit.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """They have ended, which is said within their last step: the task's callback comes a turn of the loop later."""
+        self.limit.leave()
+        self._wake()
 
     def still(self, came: T) -> T:
         """What a call returned, or the error that it raised, is passed on; unless it was left, and all ends here."""

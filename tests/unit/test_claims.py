@@ -11,6 +11,7 @@ from tidings.claims import Claimer, NoClaim
 from tidings.delivery import Route
 from tidings.errors import Contention, MisuseError, StoreUnavailable
 from tidings.event import Event
+from tidings.grouping import Work
 from tidings.ports import State
 
 
@@ -21,7 +22,7 @@ def _claimer(store: ToldStore | None, resource: type | None = None, **rules: Any
 
 
 async def test_without_a_store_every_event_is_new_and_nothing_can_be_asked_for() -> None:
-    async with _claimer(None, once=False).open([(delivery(), Placed(order_id="a"))] * 3) as claim:
+    async with _claimer(None, once=False).open([Work(delivery(), Placed(order_id="a"))] * 3) as claim:
         assert [claimed.state for claimed in claim.states] == [State.NEW] * 3
         assert await claim.emit([]) is False
         claim.fail(0)
@@ -31,7 +32,7 @@ async def test_without_a_store_every_event_is_new_and_nothing_can_be_asked_for()
 
 def test_a_handler_that_may_repeat_and_wants_no_connection_leaves_the_store_alone() -> None:
     claimer = _claimer(ToldStore(transactional=True), once=False)
-    assert isinstance(claimer.open([(delivery(), Placed(order_id="a"))]), NoClaim)
+    assert isinstance(claimer.open([Work(delivery(), Placed(order_id="a"))]), NoClaim)
     assert not claimer.shared
 
 

@@ -171,6 +171,13 @@ def test_a_bad_attribute_is_named_with_its_code(changes: dict[str, Any], code: s
         assert refused(body(**changes)).code == code
 
 
+@pytest.mark.parametrize("attribute", ["id", "subject"])
+@pytest.mark.parametrize("control", [b"\n", b"\x1b", b"\\n", b"\\u001b", b"\x7f", "\x85".encode(), b"\\u0085"])
+def test_a_control_is_refused_however_it_is_written(attribute: str, control: bytes) -> None:
+    assert refused(body(**{attribute: "HERE"}).replace(b"HERE", control)).code in {"bad-attribute", "not-json"}
+    assert read_envelope(body(**{attribute: "HERE"}), {}).specversion == "1.0"
+
+
 def test_an_envelope_without_version_says_what_is_missing() -> None:
     assert "`version`" in str(refused(body(version=...)))
 
