@@ -281,6 +281,19 @@ async def test_a_handler_that_swallows_its_timeout_and_returns_has_done_its_work
     assert bench.outcomes == {"a1": "done"}
 
 
+async def test_a_timeout_that_was_swallowed_is_not_counted_against_the_next_event() -> None:
+    async def stubborn(event: Placed) -> None:
+        try:
+            await asyncio.sleep(0.015 if event.order_id == "b" else FOREVER)
+        except asyncio.CancelledError:
+            pass
+
+    bench = Bench(stubborn, store=ToldStore(), timeout=0.03, abandon_after=0.005)
+    assert await bench.pipeline.process(batch("a1", "b2")) == ([], "")
+    assert not bench.pipeline.leaving.aside, "the call for the second was given up for the first one's time"
+    assert bench.outcomes == {"a1": "done", "b2": "done"}
+
+
 class Mute(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
