@@ -11,7 +11,7 @@ from typing import Final
 
 from tidings.claims import Claimer
 from tidings.context import Scope, current
-from tidings.delivery import Decision, Done
+from tidings.delivery import DONE, Decision
 from tidings.errors import FailedEvents
 from tidings.grouping import UNLIMITED, Work
 from tidings.handler import Handler
@@ -24,7 +24,6 @@ from tidings.turn import Failed, Turn
 
 log = logging.getLogger("tidings.pipeline")
 
-DONE: Final = Done()
 BATCH_SECONDS: Final = 0.05
 """A batch closes after this much time in handlers, so that what is done is settled soon."""
 

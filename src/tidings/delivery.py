@@ -221,6 +221,10 @@ class Done(msgspec.Struct, frozen=True):
     skipped: bool = False
 
 
+DONE: Final = Done()
+SKIPPED: Final = Done(skipped=True)
+
+
 class Duplicate(msgspec.Struct, frozen=True):
     """The event took effect earlier. `of` is the id of the event that did, when it was another one."""
 

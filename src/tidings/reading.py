@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tidings.copies import is_discarded, restore
-from tidings.delivery import Delivery, Done, Route
+from tidings.delivery import SKIPPED, Delivery, Route
 from tidings.envelope import read_envelope
 from tidings.errors import UndecodableEvent
 from tidings.grouping import Grouping, Work
@@ -16,7 +16,6 @@ from tidings.traces import without_any_of_ours
 
 _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
-_SKIPPED: Final = Done(skipped=True)
 
 
 def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
@@ -27,13 +26,13 @@ def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> lis
         try:
             if delivery.route is _RETRY:
                 if is_discarded(delivery):
-                    works.append(Work(delivery, None, _SKIPPED))
+                    works.append(Work(delivery, None, SKIPPED))
                     continue
                 if not delivery.failures:
                     restore(delivery)
             delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
             event = event_in(envelope)
-            work = Work(delivery, event, _SKIPPED if event is None else None)
+            work = Work(delivery, event, SKIPPED if event is None else None)
             if delivery.failures and event is not None:
                 grouping.set_apart(work)
         except UndecodableEvent as error:

@@ -34,8 +34,9 @@ from tidings.delivery import (
 from tidings.errors import EventTooLarge, WorldError
 from tidings.holding import Holding
 from tidings.order import Holds
+from tidings.outcomes import Outcomes
 from tidings.policy import describe
-from tidings.ports import Broker, Observer, Settled
+from tidings.ports import Broker, Observer
 from tidings.sight import Watchers
 from tidings.together import Answers, Together
 
@@ -137,7 +138,7 @@ class Settler:
             failed: Sequence[Delivery] = ()
         else:
             failed = await self._bring_to_an_end(ended, holds, outcomes)
-        self._notify(list(map(Settled, [delivery for delivery, _ in ended], outcomes)), began)
+        self._notify(Outcomes(ended, outcomes), began)
         if self._watchers:
             self._watchers.stage(self._position, "settle", time.monotonic() - settling)
         if failed:
@@ -237,7 +238,7 @@ class Settler:
         room = self._broker.features.max_bytes
         return dead_letter(delivery, self._position, decision, self._service_version, room, place)
 
-    def _notify(self, batch: list[Settled], began: float) -> None:
+    def _notify(self, batch: Outcomes, began: float) -> None:
         for observer in self._observers:
             try:
                 observer.settled(self._position, batch, time.monotonic() - began)

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("together", "traces"),
     ),
     ("ports",),
+    ("outcomes",),
     ("declaration", "values", "event", "envelope", "evolution", "policy", "switch"),
     # what the pipeline is made of
     ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order", "rules"),
@@ -55,6 +56,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
         "stacks",
         "supervision",
         "ports",
+        "outcomes",
         "context",
     ),  # a log line names its delivery
 }

@@ -12,8 +12,20 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Final, TextIO
 
 from tidings.context import current
-from tidings.delivery import UNTIL_IT_ENDS, DeadLettered, Delivery, Done, Duplicate, Outcome, Retried, Unsettled
+from tidings.delivery import (
+    DONE,
+    SKIPPED,
+    UNTIL_IT_ENDS,
+    DeadLettered,
+    Delivery,
+    Done,
+    Duplicate,
+    Outcome,
+    Retried,
+    Unsettled,
+)
 from tidings.observe._text import shown
+from tidings.outcomes import outcomes_of
 from tidings.ports import Settled
 
 log = logging.getLogger("tidings.outcomes")
@@ -32,16 +44,15 @@ class OutcomeLog:
         """Nothing has become of them yet."""
 
     def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
-        done = 0
-        for one in batch:
-            if type(one.outcome) is Done:
-                done += 1
-            else:
-                _write(position, one.delivery, one.outcome, seconds)
-        if done and log.isEnabledFor(logging.DEBUG):
+        outcomes = outcomes_of(batch)
+        done, skipped = outcomes.count(DONE), outcomes.count(SKIPPED)
+        if done + skipped < len(outcomes):
+            for one in batch:
+                if type(one.outcome) is not Done:
+                    _write(position, one.delivery, one.outcome, seconds)
+        if done + skipped and log.isEnabledFor(logging.DEBUG):
             service, _, handler = position.partition(".")
-            skipped = sum(isinstance(one.outcome, Done) and one.outcome.skipped for one in batch)
-            told = ((done - skipped, "done"), (skipped, "skipped"))
+            told = ((done, "done"), (skipped, "skipped"))
             counts = ", ".join(f"{count} {kind}" for count, kind in told if count)
             extra = {"service": service, "handler": handler, "outcome": "done", "duration": round(seconds, 6)}
             log.debug("%s: %s in %.1f ms", position, counts, seconds * 1000, extra=extra)
