@@ -8,6 +8,7 @@ FAST = ("tests/unit/brokers/kafka",)
 POSITIONS = ("tests/integration/kafka/test_positions.py",)
 KEEPING = ("tests/integration/kafka/test_keeping.py",)
 DECLARING = ("tests/integration/kafka/test_declaring.py",)
+LAST_WORD = ("tests/integration/kafka/test_last_word.py",)
 PUBLISHING = ("tests/integration/kafka/test_publishing.py",)
 
 
@@ -409,5 +410,19 @@ KAFKA: tuple[Mutant, ...] = (
         "away.py",
         "if time.monotonic() - self._refused > REFUSED_FOR:",
         "if time.monotonic() - self._refused > 0:",
+    ),
+    bug(
+        "the last commit is given up while the coordinator cannot take it",
+        "commits.py",
+        "code_of(error) not in _PASSING or",
+        "code_of(error) != KafkaError.REBALANCE_IN_PROGRESS or",
+        LAST_WORD,
+    ),
+    bug(
+        "that the last commit was refused is told to nobody",
+        "commits.py",
+        "if why and final and between is None:",
+        "if not why and between is self:",
+        LAST_WORD,
     ),
 )

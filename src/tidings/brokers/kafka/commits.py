@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -28,7 +29,22 @@ SIGN_EVERY: Final = 1.0
 PATIENCE: Final = 3.0
 """Seconds that the last word about a partition may take."""
 AGAIN: Final = 0.05
-_BETWEEN: Final = frozenset({KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION})
+_PASSING: Final = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._WAIT_COORD,
+    }
+)
+"""What is said while the group is between two generations, or its coordinator moves. The library gives up soon."""
 SURE: Final = 0.8
 """The part of the session's time for which partitions count as ours without a new answer."""
 LEAST_TEXT: Final = 60
@@ -95,32 +111,36 @@ class Commits:
     ) -> None:
         """Say how far they are, and wait for the answer. Without one they begin where they were: nothing is lost.
 
-        While the group is between two generations nobody may say anything; then `between` is called, and it is said
-        again.
+        While the coordinator cannot take it, `between` is called, and it is said again.
         """
-        if not (places := self._changed(tracks, final=final)):
-            return
+        pause = between or partial(time.sleep, AGAIN)
+        changed = [track for track in tracks if self._say(track, final=final)]
+        why = self._insist(consumer, changed, pause, final=final)
+        if why and final and between is None:  # who stops says it again when its partitions go
+            log.warning("%s: what was done last is not known to its group, and may come again: %s", self._position, why)
+
+    def _insist(self, consumer: Consumer, tracks: Sequence[Track], pause: Callable[[], object], *, final: bool) -> str:
+        """Say how far these are until it is taken; say why that was not to be had."""
         ends = time.monotonic() + (PATIENCE if final else 0.0)
-        while True:
+        while tracks:
             asked = time.monotonic()
+            for track in tracks:
+                self._say(track, final=final)
             try:
-                consumer.commit(offsets=places, asynchronous=False)
-                self.sure_until = max(self.sure_until, asked + self._lease)
-                return
+                consumer.commit(offsets=[_place(track) for track in tracks], asynchronous=False)
             except KafkaException as error:
                 log.debug("%s: not committed: %s", self._position, reason(error))
                 if self._shortened(error):
-                    self._changed(tracks, final=final)
-                    places = [_place(track) for track in tracks]
                     continue
-                if code_of(error) not in _BETWEEN or time.monotonic() > ends:
-                    break
-            if between is not None:
-                between()
+                if code_of(error) not in _PASSING or time.monotonic() > ends:
+                    for track in tracks:
+                        track.text = (-1, "")
+                    return reason(error)
+                pause()
             else:
-                time.sleep(AGAIN)
-        for track in tracks:
-            track.text = (-1, "")
+                self.sure_until = max(self.sure_until, asked + self._lease)
+                return ""
+        return ""
 
     def heard(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
         """The coordinator has answered."""
