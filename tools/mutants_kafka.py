@@ -419,6 +419,23 @@ KAFKA: tuple[Mutant, ...] = (
         LAST_WORD,
     ),
     bug(
+        "a commit that is tried again sets back the last one",
+        "commits.py",
+        """        if final and between is not None:
+            self._hear(between)
+        doubtful = final and self._waits > 0
+""",
+        "        doubtful = False\n",
+        LAST_WORD,
+    ),
+    bug(
+        "a commit that is tried again sets back what was said of a partition that goes",
+        "commits.py",
+        "        if doubtful and not why:\n",
+        "        if doubtful and why:\n",
+        LAST_WORD,
+    ),
+    bug(
         "that the last commit was refused is told to nobody",
         "commits.py",
         "if why and final and between is None:",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from confluent_kafka import KafkaError
 
-from tests.integration.kafka.between import Between
+from tests.integration.kafka.between import Between, Spoken
 from tests.integration.kafka.conftest import Connect, Rig, until, until_equal
 from tidings.brokers.kafka import commits
 from tidings.brokers.kafka.offsets import committed_of
@@ -82,6 +83,46 @@ async def test_P9_a_stop_says_what_is_done_again_while_the_coordinator_cannot_ta
     await first.ack(*first.got[5:])
     await first.feed.close()
     assert await came_again(connect, kafka, first) == [], "what had been done came again after a stop"
+
+
+async def test_P9_a_commit_that_is_tried_again_does_not_set_back_the_last_one(
+    between: Between, connect: Connect, kafka: Kafka
+) -> None:
+    """The library tries again by itself, after a while in which others get through."""
+    first = await half_told(connect, kafka, f"{CLASSIC}&retry.backoff.ms=500")
+    refused: list[Spoken] = []
+
+    def once(spoken: Spoken) -> dict[tuple[str, int], int]:
+        if refused:
+            return {}
+        refused.append(spoken)
+        return dict.fromkeys(spoken, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
+
+    between.answer = once
+    await first.ack(first.got[5])
+    await until(lambda: refused)
+    await first.ack(*first.got[6:])
+    await first.feed.close()
+    assert await came_again(connect, kafka, first) == [], "what had been done came again after a stop"
+
+
+async def test_P3_a_commit_that_is_tried_again_does_not_set_back_what_was_said_of_a_partition_that_goes(
+    between: Between, connect: Connect, kafka: Kafka
+) -> None:
+    """Where the brokers assign, a partition goes without a new epoch, so that nothing refuses what comes late."""
+    first = await connect(url=f"kafka://{kafka.far_advertised}?{BROKERS_ASSIGN}&partitions=4")
+    await first.publish(*(first.message(b"%d" % n, f"key {n}") for n in range(40)))
+    await until(lambda: len(first.got) == 40)
+    await until_equal(lambda: told(first), 0)
+    between.holds = True
+    await first.ack(*first.got[::2])
+    await until(lambda: not between.holds)
+    await first.ack(*first.got[1::2])
+    second = await connect(first.subscription, url=f"{kafka.url}?{BROKERS_ASSIGN}")
+    await until(lambda: second.feed.pump.tracks)
+    await asyncio.sleep(1.5)
+    assert second.bodies == [], "what had been done came again with its partition"
+    await until_equal(lambda: told(first), 40)
 
 
 async def test_P9_a_last_commit_that_nobody_takes_is_told_and_ends_in_time(

@@ -29,6 +29,8 @@ SIGN_EVERY: Final = 1.0
 PATIENCE: Final = 3.0
 """Seconds that the last word about a partition may take."""
 AGAIN: Final = 0.05
+LATE: Final = 0.5
+"""Seconds in which the library has tried again what was refused for the moment: twice, after 0.1 and 0.2 seconds."""
 _PASSING: Final = frozenset(
     {
         KafkaError.REBALANCE_IN_PROGRESS,
@@ -72,7 +74,8 @@ class Commits:
         """Until when (monotonic) the group's coordinator lets nobody else have what is ours."""
         self._next = 0.0
         self._asked = 0.0
-        self._waits = False
+        self._waits = 0
+        """How many commits are on their way. The library tries them again by itself, so that they may come late."""
         self._room = MOST_TEXT
         self._denied = 0.0
         """When (monotonic) it was heard last that the user may not read any more; 0 while there is no word of it."""
@@ -80,7 +83,7 @@ class Commits:
 
     def forget(self) -> None:
         """The consumer is another one: no answer will come."""
-        self._waits = False
+        self._waits = 0
 
     def tend(self, consumer: Consumer) -> None:
         """Say how far each partition is, not too often."""
@@ -95,7 +98,8 @@ class Commits:
             said = [track for track in self._tracks.values() if track.text[0] >= 0]
             places = [_place(track) for track in said[:1]]
         if places:
-            self._asked, self._waits = now, True
+            self._asked = now
+            self._waits += 1
             try:
                 consumer.commit(offsets=places, asynchronous=True)
             except KafkaException as error:
@@ -111,11 +115,21 @@ class Commits:
     ) -> None:
         """Say how far they are, and wait for the answer. Without one they begin where they were: nothing is lost.
 
-        While the coordinator cannot take it, `between` is called, and it is said again.
+        While the coordinator cannot take it, `between` is called, and it is said again. The last word has to be the
+        last that is heard: what is on its way could come after it and set the position back. So the answer to that is
+        waited for; where none comes, as inside of a poll, the last word is said once more after a while.
         """
         pause = between or partial(time.sleep, AGAIN)
+        if final and between is not None:
+            self._hear(between)
+        doubtful = final and self._waits > 0
+        for track in tracks if doubtful else ():
+            track.text = (-1, "")  # what was said of it last may come late, or never
         changed = [track for track in tracks if self._say(track, final=final)]
         why = self._insist(consumer, changed, pause, final=final)
+        if doubtful and not why:
+            self._hear(pause)
+            why = self._insist(consumer, changed, pause, final=final)
         if why and final and between is None:  # who stops says it again when its partitions go
             log.warning("%s: what was done last is not known to its group, and may come again: %s", self._position, why)
 
@@ -142,9 +156,15 @@ class Commits:
                 return ""
         return ""
 
+    def _hear(self, pause: Callable[[], object]) -> None:
+        """Wait a while for the answer to what is on its way."""
+        ends = time.monotonic() + LATE
+        while self._waits and time.monotonic() < ends:
+            pause()
+
     def heard(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
-        """The coordinator has answered."""
-        self._waits = False
+        """The coordinator has answered what did not wait for it."""
+        self._waits = max(0, self._waits - 1)
         error = error or next((one.error for one in places if one.error), None)
         if error is None:
             self.sure_until = max(self.sure_until, self._asked + self._lease)
