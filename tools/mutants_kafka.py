@@ -436,6 +436,22 @@ KAFKA: tuple[Mutant, ...] = (
         LAST_WORD,
     ),
     bug(
+        "what was refused counts as said where a partition goes",
+        "commits.py",
+        """                for track in ours:
+                    track.text = (-1, "")
+""",
+        "",
+        LAST_WORD,
+    ),
+    bug(
+        "who stops speaks on of partitions that went",
+        "commits.py",
+        "[track for track in tracks if self._is_ours(track)]:",
+        "list(tracks):",
+        LAST_WORD,
+    ),
+    bug(
         "that the last commit was refused is told to nobody",
         "commits.py",
         "if why and final and between is None:",

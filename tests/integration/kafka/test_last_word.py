@@ -125,6 +125,43 @@ async def test_P3_a_commit_that_is_tried_again_does_not_set_back_what_was_said_o
     await until_equal(lambda: told(first), 40)
 
 
+async def test_P3_who_stops_has_the_last_word_of_a_partition_that_goes_meanwhile_before_it_goes(
+    between: Between, connect: Connect, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 20.0)
+    first = await connect(url=f"kafka://{kafka.far_advertised}?{CLASSIC}&partitions=4")
+    await first.publish(*(first.message(b"%d" % n, f"key {n}") for n in range(40)))
+    await until(lambda: len(first.got) == 40)
+    going = set[int]()
+
+    def only_what_goes(spoken: Spoken) -> dict[tuple[str, int], int]:
+        numbers = {number for _, number in spoken}
+        if len(numbers) < 4 and not going:
+            going.update(numbers)
+        return {} if numbers == going else dict.fromkeys(spoken, KafkaError.REBALANCE_IN_PROGRESS)
+
+    between.answer = only_what_goes
+    between.said.clear()
+    await first.ack(*first.got)
+    closing = asyncio.create_task(first.feed.close())
+    await until(lambda: between.said)
+    second = await connect(first.subscription, url=f"{kafka.url}?{CLASSIC}")
+    await second.publish(*(second.message(b"new %d" % n, f"key {n}") for n in range(40)))
+    await until(lambda: second.got)
+    await asyncio.sleep(0.5)
+    early = list(second.got)
+    await second.ack(*early)
+    await asyncio.sleep(1.0)
+    assert not closing.done(), "nothing has gone while the first stopped"
+    assert going, "nothing was said of what went"
+    between.answer = lambda spoken: {}
+    await closing
+    await until(lambda: len(set(second.bodies)) == 40)
+    await second.ack(*second.got[len(early) :])
+    await until_equal(lambda: told(second), 80)
+    assert all(body.startswith(b"new") for body in second.bodies), "what had been done came again with its partition"
+
+
 async def test_P9_a_last_commit_that_nobody_takes_is_told_and_ends_in_time(
     between: Between, connect: Connect, kafka: Kafka, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -136,21 +136,21 @@ class Commits:
     def _insist(self, consumer: Consumer, tracks: Sequence[Track], pause: Callable[[], object], *, final: bool) -> str:
         """Say how far these are until it is taken; say why that was not to be had."""
         ends = time.monotonic() + (PATIENCE if final else 0.0)
-        while tracks:
+        while ours := [track for track in tracks if self._is_ours(track)]:
             asked = time.monotonic()
-            for track in tracks:
+            for track in ours:
                 self._say(track, final=final)
             try:
-                consumer.commit(offsets=[_place(track) for track in tracks], asynchronous=False)
+                consumer.commit(offsets=[_place(track) for track in ours], asynchronous=False)
             except KafkaException as error:
                 log.debug("%s: not committed: %s", self._position, reason(error))
+                for track in ours:
+                    track.text = (-1, "")
                 if self._shortened(error):
                     continue
                 if code_of(error) not in _PASSING or time.monotonic() > ends:
-                    for track in tracks:
-                        track.text = (-1, "")
                     return reason(error)
-                pause()
+                pause()  # a partition may go meanwhile: then it has its last word there
             else:
                 self.sure_until = max(self.sure_until, asked + self._lease)
                 return ""
@@ -161,6 +161,10 @@ class Commits:
         ends = time.monotonic() + LATE
         while self._waits and time.monotonic() < ends:
             pause()
+
+    def _is_ours(self, track: Track) -> bool:
+        """Whether it was not taken away, and maybe given to another process, in the meantime."""
+        return self._tracks.get((track.topic, track.number)) is track
 
     def heard(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
         """The coordinator has answered what did not wait for it."""
