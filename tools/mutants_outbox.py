@@ -7,11 +7,13 @@ from tools.mutants_kit import Mutant
 DIRECT = "outbox/direct.py"
 ROWS = "outbox/rows.py"
 RELAY = "outbox/relay.py"
+TEXTS = "outbox/texts.py"
 SWEEPING = "sweeping.py"
 RETENTION = "outbox/retention.py"
 
 _DIRECT = ("tests/unit/outbox/test_direct.py", "tests/integration/outbox/test_direct_on_sqlite.py")
 _RELAY = ("tests/unit/outbox/test_relay.py", "tests/integration/outbox/test_relay_on_sqlite.py")
+_UNREADABLE = ("tests/integration/stores/test_unreadable_rows.py",)
 _SWEEPING = ("tests/unit/test_sweeping.py", "tests/integration/stores/test_sqlite_retention.py")
 
 OUTBOX: tuple[Mutant, ...] = (
@@ -114,6 +116,27 @@ OUTBOX: tuple[Mutant, ...] = (
         "                if error is not None and row.message.key is not None:\n",
         "                if False:\n",
         _RELAY,
+    ),
+    Mutant(
+        "a row of the outbox that cannot be read stops all others",
+        TEXTS,
+        "    except (msgspec.MsgspecError, TypeError, ValueError) as error:\n        where",
+        "    except AssertionError as error:\n        where",
+        _UNREADABLE,
+    ),
+    Mutant(
+        "rows overtake one of their key that cannot be read",
+        TEXTS,
+        '                held.add(row["key_hash"])\n',
+        "                pass\n",
+        _UNREADABLE,
+    ),
+    Mutant(
+        "a row that the driver cannot read stops all others",
+        ROWS,
+        "        if error.connection_invalidated:\n",
+        "        if True:\n",
+        _UNREADABLE,
     ),
     Mutant("two relays publish at once", ROWS, "    return bool(taken.rowcount)\n", "    return True\n", _RELAY),
     Mutant("an id is forgotten the moment its stream has", SWEEPING, "keep + margin_of(keep)", "keep", _SWEEPING),

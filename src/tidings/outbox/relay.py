@@ -132,7 +132,9 @@ class Relay:
 
         Rows without a key have no order to keep.
         """
-        errors = await self._publish_batches(rows)
+        errors: dict[int, Exception | None] = {row.id: row.trouble for row in rows if row.trouble is not None}
+        rows = [row for row in rows if row.trouble is None]
+        errors |= await self._publish_batches(rows)
         failed: set[Line] = set()
         rest: Sequence[Row] = [row for row in rows if row.id not in errors]
         while rest:

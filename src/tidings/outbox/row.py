@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tidings.delivery import Message
+from tidings.errors import EventError
 
 
 class Row(NamedTuple):
@@ -13,6 +14,8 @@ class Row(NamedTuple):
     id: int
     attempts: int
     message: Message
+    trouble: EventError | None = None
+    """Why no message can be made of it; then `message` is what can be read, for people."""
 
 
 class Refused(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from tidings.delivery import Message
 from tidings.outbox.direct import MOST_BEFORE, Direct, Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.tables import RELAY, key_hash, outbox, relay
-from tidings.outbox.texts import escaped, message_of, plain
+from tidings.outbox.texts import escaped, parked_of, rows_of
 
 CHUNK = 500
 """Ids in one statement."""
@@ -164,8 +164,27 @@ def ready(connection: sa.Connection, most: int, most_bytes: int, now: float) -> 
         ids.append(id)
     if not ids:
         return []
-    whole = connection.execute(sa.select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.id))
-    return [Row(row["id"], row["attempts"], message_of(row)) for row in whole.mappings()]
+    return rows_of(_whole(connection, sa.select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.id)))
+
+
+def _whole(connection: sa.Connection, statement: sa.Select[Any]) -> Sequence[Mapping[str, Any]]:
+    """Whole rows; where the driver cannot read one (SQLite keeps bytes that are no text), as much of it as it can."""
+    try:
+        return [dict(row) for row in connection.execute(statement).mappings()]
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        ids = connection.scalars(statement.with_only_columns(outbox.c.id)).all()
+        return [{column.name: _value(connection, column, id) for column in outbox.c} for id in ids]
+
+
+def _value(connection: sa.Connection, column: sa.Column[Any], id: int) -> Any:
+    try:
+        return connection.scalar(sa.select(column).where(outbox.c.id == id))
+    except sa.exc.DBAPIError as error:
+        if column in (outbox.c.id, outbox.c.attempts, outbox.c.key_hash, outbox.c.created_at):
+            raise
+        return error.orig
 
 
 def remove(connection: sa.Connection, ids: Sequence[int]) -> None:
@@ -210,10 +229,8 @@ def backlog(connection: sa.Connection) -> OutboxBacklog:
 
 def parked(connection: sa.Connection, most: int) -> list[Parked]:
     """The rows that wait for a person, oldest first."""
-    found = connection.execute(sa.select(outbox).where(outbox.c.parked == sa.true()).order_by(outbox.c.id).limit(most))
-    return [
-        Parked(row["id"], message_of(row), plain(row["error"] or ""), row["created_at"]) for row in found.mappings()
-    ]
+    statement = sa.select(outbox).where(outbox.c.parked == sa.true()).order_by(outbox.c.id).limit(most)
+    return [parked_of(row) for row in _whole(connection, statement)]
 
 
 def release(connection: sa.Connection, id: int) -> bool:

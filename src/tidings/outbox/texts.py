@@ -6,13 +6,14 @@ backslash as two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from tidings.delivery import Message, Route
+from tidings.delivery import Message
 from tidings.errors import InvalidEvent
+from tidings.outbox.row import Parked, Row
 from tidings.outbox.tables import key_hash
 
 
@@ -49,21 +50,88 @@ def check(messages: Sequence[Message]) -> None:
                 )
 
 
+def rows_of(found: Iterable[Columns]) -> list[Row]:
+    """The rows that were read, in order; those behind an unreadable one of their key are left where they are.
+
+    Whatever somebody wrote into one row by hand, or an older version did, is the trouble of that row and its key.
+    """
+    rows: list[Row] = []
+    held: set[int] = set()
+    for row in found:
+        if row["key_hash"] in held:
+            continue
+        try:
+            rows.append(Row(row["id"], row["attempts"], message_of(row)))
+        except InvalidEvent as error:
+            rows.append(Row(row["id"], row["attempts"], _legible(row), error))
+            if row["key_hash"] is not None:
+                held.add(row["key_hash"])
+    return rows
+
+
+def parked_of(row: Columns) -> Parked:
+    """A row that waits for a person, whether a message can be made of it or not."""
+    try:
+        message = message_of(row)
+    except InvalidEvent:
+        message = _legible(row)
+    return Parked(row["id"], message, plain(_shown(row["error"])), row["created_at"])
+
+
 def message_of(row: Columns) -> Message:
-    """The message that a row holds."""
-    read = _as_it_stands if "\\" in (row["key"] or "") and _is_raw(row) else plain
-    key = row["key"]
+    """The message that a row holds.
+
+    Raises:
+        InvalidEvent: what stands there is no message.
+    """
+    column = ""
+    try:
+        read = _as_it_stands if "\\" in (row["key"] or "") and _is_raw(row) else plain
+        column = "headers"
+        headers = msgspec.json.decode(row["headers"], type=dict[str, str])
+        column = "body"
+        # SQLite keeps any type in any column, and text that was written by hand as text.
+        body = row["body"].encode() if isinstance(row["body"], str) else row["body"]
+        column = ""
+        return msgspec.convert(
+            {
+                "id": _text(row["message_id"], read),
+                "stream": _text(row["stream"], read),
+                "type": _text(row["type"], read),
+                "body": body,
+                "key": _text(row["key"], read),
+                "headers": headers,
+                "route": row["route"],
+                "position": _text(row["position"], read),
+                "due": row["due"],
+            },
+            Message,
+        )
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        where = f" in the column {column}" if column else ""
+        raise InvalidEvent(
+            f"row {row['id']} of tidings_outbox holds no message{where} ({error}). Mend the row and release it, or"
+            " discard it"
+        ) from error
+
+
+def _legible(row: Columns) -> Message:
+    """What people can know of a row by. It is never published."""
     return Message(
-        id=read(row["message_id"]),
-        stream=read(row["stream"]),
-        type=read(row["type"]),
-        body=row["body"],
-        key=None if key is None else read(key),
-        headers=msgspec.json.decode(row["headers"], type=dict[str, str]),
-        route=Route(row["route"]),
-        position=read(row["position"]),
-        due=row["due"],
+        id=plain(_shown(row["message_id"])),
+        stream=plain(_shown(row["stream"])),
+        type=plain(_shown(row["type"])),
+        key=None if row["key"] is None else plain(_shown(row["key"])),
+        body=b"",
     )
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else repr(value)
+
+
+def _text(value: Any, read: Callable[[str], str]) -> Any:
+    return read(value) if isinstance(value, str) else value
 
 
 def _is_raw(row: Columns) -> bool:

@@ -20,7 +20,7 @@ from tidings.outbox.direct import Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
 from tidings.outbox.rows import LONGEST_WAIT, MOST_ERROR, PARKED_UNTIL
 from tidings.outbox.tables import RELAY, key_hash
-from tidings.outbox.texts import escaped, message_of, plain
+from tidings.outbox.texts import escaped, parked_of, rows_of
 from tidings.stores._postgres_connections import Lent
 from tidings.stores._postgres_desk import Desk
 
@@ -171,7 +171,7 @@ class PostgresOutbox:
     async def ready(self, most: int, most_bytes: int) -> list[Row]:
         async with self._desk.session() as connection:
             found = await connection.fetch(READY, time.time(), most, most_bytes)
-        return [Row(row["id"], row["attempts"], message_of(row)) for row in found]
+        return rows_of(found)
 
     async def lease(self, owner: str, seconds: float) -> bool:
         async with self._desk.session() as connection:
@@ -211,7 +211,7 @@ class PostgresOutbox:
     async def parked(self, most: int) -> list[Parked]:
         async with self._desk.session() as connection:
             found = await connection.fetch(PARKED, most)
-        return [Parked(row["id"], message_of(row), plain(row["error"] or ""), row["created_at"]) for row in found]
+        return [parked_of(row) for row in found]
 
     async def decide(self, statement: str, id: int) -> bool:
         async with self._desk.session() as connection:

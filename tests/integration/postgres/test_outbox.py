@@ -297,6 +297,26 @@ async def test_one_row_that_cannot_be_published_stops_its_key_and_no_other(store
         await eventually(lambda: published.ids == ["free", "bad", "behind"])
 
 
+@pytest.mark.parametrize("how", ["headers = 'garbage'", "route = 'by pigeon'"])
+async def test_P8_P12_a_row_that_cannot_be_read_is_parked_and_stops_its_key_alone(
+    opens: Opens, url: str, how: str
+) -> None:
+    """Somebody wrote it by hand, or another version did."""
+    store: PostgresStore = await opens()
+    async with store.transaction() as db:
+        await store.emit(db, [message("bad"), message("behind"), message("free", "other")])
+    run(url, f"UPDATE tidings_outbox SET {how} WHERE message_id = 'bad'")
+    async with relaying(store) as published:
+        await eventually(lambda: published.ids == ["free"])
+        await eventually(lambda: query(url, "SELECT count(*) FROM tidings_outbox WHERE parked") == [(1,)])
+        (parked,) = await store.outbox_parked()
+        assert parked.message.id == "bad"
+        assert how.partition(" ")[0] in parked.error
+        run(url, "UPDATE tidings_outbox SET headers = '{}', route = 'event'")
+        assert await store.outbox_release(parked.id)
+        await eventually(lambda: published.ids == ["free", "bad", "behind"])
+
+
 async def test_P8_a_row_that_waits_by_a_clock_that_was_wrong_leaves_and_a_parked_one_does_not(
     store: PostgresStore, url: str
 ) -> None:
