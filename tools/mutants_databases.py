@@ -11,6 +11,11 @@ CLOSED = (
 
 USED_UP = "tests/integration/stores/test_servers.py::test_a_pool_that_is_used_up_is_told_from_a_server_that_is_away"
 
+ENDS = (
+    "tests/integration/stores/test_service.py"
+    "::test_P7_P12_an_event_for_which_the_server_ends_each_transaction_becomes_a_letter_and_others_go_on"
+)
+
 DATABASES: tuple[Mutant, ...] = (
     Mutant(
         "databases: a connection to a database that may only be read since a failover is kept",
@@ -39,5 +44,12 @@ DATABASES: tuple[Mutant, ...] = (
         '"pool_timeout": answers_within / 2',
         '"pool_timeout": answers_within * 2',
         (USED_UP,),
+    ),
+    Mutant(
+        "databases: an event for which the server ends each transaction is tried without end",
+        "stores/_transactions.py",
+        "                self.lasted = time.monotonic() - self._began\n",
+        "                pass\n",
+        (ENDS,),
     ),
 )

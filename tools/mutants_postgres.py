@@ -26,7 +26,31 @@ _ISOLATION = tuple(
     )
 )
 
+_ENDS = "test_P7_P12_an_event_for_which_the_server_ends_each_transaction_becomes_a_letter_and_others_go_on"
+_OVERSTAYED = (f"tests/integration/postgres/test_service.py::{_ENDS}",)
+
 POSTGRES: tuple[Mutant, ...] = (
+    Mutant(
+        "postgres: an event for which the server ends each transaction is tried without end",
+        CLAIMS,
+        "            if (culprit := await self._overstayed(error) or culprit) is not None:\n",
+        "            if culprit is not None:\n",
+        _OVERSTAYED,
+    ),
+    Mutant(
+        "postgres: a handler that returns after the server ended its transaction has not failed",
+        CLAIMS,
+        "raise await self._overstayed(trouble) or trouble from",
+        "raise trouble from",
+        _OVERSTAYED,
+    ),
+    Mutant(
+        "a server that was away for a moment is taken for one that ended a transaction for its time",
+        "stores/_patience.py",
+        "    if found is None or lasted < found[1]:\n",
+        "    if found is None:\n",
+        ("tests/unit/stores/test_patience.py",),
+    ),
     Mutant(
         "postgres: a connection that was told its end while it was idle is a mistake of the program",
         ERRORS,

@@ -16,6 +16,7 @@ from tidings.stores._database import Row
 from tidings.stores._desk import Desk
 from tidings.stores._keys import fit, stored_key
 from tidings.stores._links import Link
+from tidings.stores._patience import overstayed
 from tidings.stores._transactions import Transaction
 
 LOOKS = 3
@@ -45,12 +46,14 @@ class SqlClaim:
     ) -> None:
         if error is not None:
             await self._transaction.abandon()
+            if (failure := await self._overstayed(error)) is not None:
+                raise failure
             return
         try:
             await self._transaction.commit()
-        except TidingsError:
+        except TidingsError as trouble:
             if not (self._transaction.doubtful and await self._took_effect()):
-                raise
+                raise await self._overstayed(trouble) or trouble from trouble.__cause__
 
     @property
     def executor(self) -> Executor | None:
@@ -103,6 +106,12 @@ class SqlClaim:
     def _give_back(self, connection: sa.Connection) -> None:
         if self._given_back:
             self._desk.database.delete_keys(connection, [self._stored[index] for index in sorted(self._given_back)])
+
+    async def _overstayed(self, error: BaseException) -> TimeoutError | None:
+        desk = self._desk
+        return await overstayed(
+            error, str(desk.database), self._transaction.lasted, lambda: desk.read(desk.database.patience)
+        )
 
     async def _took_effect(self) -> bool:
         """Look up what became of a commit that failed in an unknown way: its keys are there, or they are not."""

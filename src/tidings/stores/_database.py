@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tidings.delivery import Message
 from tidings.errors import StoreUnavailable, WorldError
 from tidings.outbox import tables
+from tidings.stores._patience import Patience
 
 Row = tuple[str, str, str, bytes]
 """Handler, key, event id and digest, as the inbox keeps them."""
@@ -96,6 +97,9 @@ class Database(Protocol):
 
     def lost(self, driver: Any) -> bool:
         """Whether the connection is closed or broken, as far as the driver knows."""
+
+    def patience(self, connection: sa.Connection) -> Patience | None:
+        """How long the server lets a transaction take, or wait, before it ends the session; None where it does not."""
 
     def unsure_after(self, statement: str) -> bool:
         """Whether the answer to a statement does not tell if the transaction still stands."""

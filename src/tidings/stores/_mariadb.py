@@ -24,6 +24,8 @@ from tidings.errors import ConfigurationError, Contention, EventTooLarge, Misuse
 from tidings.outbox import tables
 from tidings.stores import _passwords
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, pool_options, same_home
+from tidings.stores._mariadb_errors import CONTENTION, DEADLOCK, READ_ONLY, UNAVAILABLE
+from tidings.stores._patience import Patience
 
 log = logging.getLogger("tidings.store")
 
@@ -39,6 +41,14 @@ TOKEN: Final = 8
 """Bytes behind a digest that say which claim inserted the row."""
 CLAIM_TRIES: Final = 3
 STOP_WITHIN: Final = 2.0
+
+IDLE: Final = (
+    "idle_transaction_timeout",
+    "idle_write_transaction_timeout",
+    "idle_readonly_transaction_timeout",
+    "wait_timeout",
+)
+"""Settings after which the server ends a session that waits inside a transaction."""
 
 IN_TRANSACTION: Final = 1
 AUTOCOMMIT: Final = 2
@@ -166,6 +176,11 @@ class Mariadb:
 
     def lost(self, driver: Any) -> bool:
         return _closed(driver)
+
+    def patience(self, connection: sa.Connection) -> Patience | None:
+        found = connection.exec_driver_sql(f"SELECT {', '.join(f'@@{name}' for name in IDLE)}").one()
+        limits = [(name, float(seconds)) for name, seconds in zip(IDLE, found, strict=True) if seconds]
+        return min(limits, key=lambda limit: limit[1], default=None)
 
     def unsure_after(self, statement: str) -> bool:
         return not PLAIN.match(statement)
@@ -306,48 +321,6 @@ class Mariadb:
     def ends_all(self, error: BaseException) -> bool:
         """A deadlock has rolled all back, a lock that was waited for too long only its statement: all alike here."""
         return isinstance(self.world(error), Contention)
-
-
-DEADLOCK: Final = 1213
-
-CONTENTION: Final = {
-    1020: "another transaction changed the same rows",
-    1205: "others kept rows locked for more than {} s",
-    DEADLOCK: "a deadlock with another transaction",
-}
-
-READ_ONLY: Final = (1290, 1792, 1836)
-LOST: Final = "it cannot be reached, or closed the connection"
-
-UNAVAILABLE: Final = {
-    **dict.fromkeys(READ_ONLY, "it may only be read just now: is it a replica, or set to read_only?"),
-    1021: "its disk is full",
-    1030: "its storage fails",
-    1037: "it is out of memory",
-    1038: "it is out of memory",
-    1040: "it has too many connections. Make pools smaller, or raise max_connections",
-    1041: "it is out of memory",
-    1044: "this user may not use it. GRANT it to the user",
-    1045: "the login was refused. Are user and password right?",
-    1049: "there is no such database. Create it",
-    1053: "it is shutting down",
-    1114: "a table is full, or its disk is",
-    1129: "it has blocked this host after too many errors. FLUSH HOSTS lets it in again",
-    1158: LOST,
-    1159: LOST,
-    1160: LOST,
-    1161: LOST,
-    1203: "this user has too many connections. Make pools smaller, or raise max_user_connections",
-    1226: "this user has used up a limit of its own",
-    1698: "the login was refused. Are user and password right?",
-    1927: "the connection was killed",
-    2002: LOST,
-    2003: LOST,
-    2006: LOST,
-    2013: LOST,
-    2014: LOST,
-    2055: LOST,
-}
 
 
 def _check_drivers() -> None:

@@ -7,11 +7,12 @@ from concurrent.futures import Executor
 from types import TracebackType
 
 from tidings.delivery import Message
-from tidings.errors import TidingsError
+from tidings.errors import StoreUnavailable, TidingsError
 from tidings.ports import NEW, Claimed, Key, State
 from tidings.stores import _postgres_sql as sql
 from tidings.stores._keys import fit, stored_key
-from tidings.stores._postgres_connections import Lent
+from tidings.stores._patience import POSTGRES, Patience, overstayed
+from tidings.stores._postgres_connections import Lent, inside
 from tidings.stores._postgres_desk import Desk
 from tidings.stores._postgres_transactions import Transaction
 
@@ -22,6 +23,7 @@ class PostgresClaim:
     executor: Executor | None = None
 
     def __init__(self, desk: Desk, keys: Sequence[Key]) -> None:
+        self._desk = desk
         self._keys = keys
         self._stored = [(key.position, stored_key(key.key, utf8=True)) for key in keys]
         self._given_back: set[int] = set()
@@ -42,14 +44,14 @@ class PostgresClaim:
         if error is not None:
             culprit = self._transaction.unattributed(error)
             await self._transaction.abandon()
-            if culprit is not None:
+            if (culprit := await self._overstayed(error) or culprit) is not None:
                 raise culprit
             return
         try:
             await self._transaction.commit()
-        except TidingsError:
+        except TidingsError as trouble:
             if not (self._transaction.doubtful and await self._took_effect()):
-                raise
+                raise await self._overstayed(trouble) or trouble from trouble.__cause__
 
     def fail(self, index: int) -> None:
         if self.states[index].state is State.NEW:
@@ -100,6 +102,14 @@ class PostgresClaim:
         if self._given_back:
             await sql.delete_keys(connection, [self._stored[index] for index in sorted(self._given_back)])
 
+    async def _overstayed(self, error: BaseException) -> TimeoutError | None:
+        async def ask() -> Patience | None:
+            async with self._desk.session() as connection:
+                found = await connection.fetchrow(POSTGRES)
+            return None if found is None else (found[0], found[1])
+
+        return await overstayed(error, self._desk.where, self._transaction.lasted, ask)
+
     async def _took_effect(self) -> bool:
         """Look up what became of a commit whose answer was lost: its keys are there, or they are not."""
         wanted = {
@@ -113,3 +123,11 @@ class PostgresClaim:
         if found is None:
             return False  # not known, so not done: it comes again, and its keys will tell
         return all(key in found and found[key][0] == event_id for key, event_id in wanted.items())
+
+
+def lost(error: Exception, where: str) -> StoreUnavailable | None:
+    """Whether whatever a handler raised came of its connection, which is gone."""
+    found = inside.get()
+    if isinstance(found, Transaction) and found.lost:
+        return StoreUnavailable(f"{where}: the connection was lost ({type(error).__name__})")
+    return None

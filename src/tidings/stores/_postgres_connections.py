@@ -148,6 +148,12 @@ def driver_of(connection: Lent) -> Connection:
     return driver
 
 
+def gone(connection: Lent) -> bool:
+    """Whether it is closed, as far as the driver knows; a pool has taken it back then."""
+    driver: Connection | None = driver_of(connection)
+    return driver is None or driver.is_closed()
+
+
 def over(connection: Lent) -> None:
     """Tell the driver that its transaction was ended by a statement, and not through its `Transaction`."""
     driver: Any = driver_of(connection)

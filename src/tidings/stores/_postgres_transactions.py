@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import asyncpg
 
@@ -26,6 +27,7 @@ from tidings.stores._postgres_connections import (
     Lent,
     driver_of,
     ended,
+    gone,
     inside,
     over,
 )
@@ -75,6 +77,8 @@ class Transaction:
         self._before_commit = before_commit
         self._number = random.getrandbits(62)
         self._connection: Lent | None = None
+        self._began = 0.0
+        self.lasted: float | None = None  # seconds until its connection was found to be lost
         self._entered = False
         self._ours = False
         """What fails now is a statement of ours, not the borrower's."""
@@ -132,6 +136,7 @@ class Transaction:
         self._ours = True
         async with asyncio.timeout(self._desk.answer_timeout):
             connection = self._connection = await self._desk.connections.take()
+            self._began = time.monotonic()
             await connection.transaction(isolation="read_committed").start()
             result = await first(connection)
         self._lend(self)
@@ -181,6 +186,10 @@ class Transaction:
             self._statements.undo()
         del self._messages[self._before :]
         return True
+
+    @property
+    def lost(self) -> bool:
+        return self._connection is not None and gone(self._connection)
 
     def _lent(self) -> Lent:
         if not self.usable or self._connection is None:
@@ -329,6 +338,8 @@ class Transaction:
 
     async def _roll_back(self) -> None:
         connection = self._connection
+        if self.lost:
+            self.lasted = time.monotonic() - self._began
         broken = True
         if connection is not None and self.is_cut:
             await self._end_at_the_server(connection)
@@ -378,19 +389,10 @@ class Transaction:
             return MisuseError(f"a handler left a statement running when it returned. Await all of them. {REMEDY}")
         if isinstance(error, TimeoutError):
             return StoreUnavailable(f"{self._desk.where} does not answer")
-        explain: Any = errors.own_error if self._ours else errors.world
-        return explain(error, self._desk.where) or error
+        return (errors.own_error if self._ours else errors.world)(error, self._desk.where) or error
 
 
 def current(desk: Desk) -> Transaction | None:
     """The transaction of this store that is open where this is called."""
     found = inside.get()
     return found if isinstance(found, Transaction) and found.usable and found._desk is desk else None
-
-
-def lost(error: Exception, where: str) -> StoreUnavailable | None:
-    """Whether whatever a handler raised came of its connection, which is gone."""
-    found = inside.get()
-    if isinstance(found, Transaction) and found._connection is not None and found._connection.is_closed():
-        return StoreUnavailable(f"{where}: the connection was lost ({type(error).__name__})")
-    return None

@@ -20,6 +20,7 @@ from tidings.errors import ConfigurationError, Contention, MisuseError, StoreUna
 from tidings.outbox import tables
 from tidings.stores import _passwords
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, installed, pool_error, pool_options, same_home
+from tidings.stores._patience import POSTGRES, Patience
 
 LOCK: Final = 0x7469_6469_6E67_7301
 """The advisory lock under which tables are created: "tidings", and a number."""
@@ -188,6 +189,10 @@ class Postgresql:
 
     def lost(self, driver: Any) -> bool:
         return _closed(driver)
+
+    def patience(self, connection: sa.Connection) -> Patience | None:
+        found = connection.exec_driver_sql(POSTGRES).one_or_none()
+        return None if found is None else (found[0], found[1])
 
     def unsure_after(self, statement: str) -> bool:
         return False

@@ -22,6 +22,7 @@ from tidings.errors import ConfigurationError, Contention, StoreUnavailable, Wor
 from tidings.outbox import tables
 from tidings.stores._database import BEGIN, Found, Pair, Read, Row, pool_error
 from tidings.stores._passwords import OPTION
+from tidings.stores._patience import Patience
 from tidings.threads import OneThread
 
 log = logging.getLogger("tidings.store")
@@ -208,6 +209,9 @@ class Sqlite:
 
     def lost(self, driver: sqlite3.Connection) -> bool:
         return False  # there is no server that could hang up
+
+    def patience(self, connection: sa.Connection) -> Patience | None:
+        return None
 
     def unsure_after(self, statement: str) -> bool:
         return False

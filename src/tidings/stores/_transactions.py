@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
@@ -51,6 +52,9 @@ class Transaction:
         self._link = link
         self._before_commit = before_commit
         self._guard = Guard(desk.database)
+        self._began = 0.0
+        self.lasted: float | None = None
+        """Seconds until its connection was found to be lost."""
         self._messages: list[Message] = []
         self._entries: list[Entry] = []
         """Of the messages, those that this process publishes itself."""
@@ -93,6 +97,7 @@ class Transaction:
     async def _begin(self, first: Callable[[sa.Connection], T]) -> T:
         def begin(connection: sa.Connection) -> T:
             self._guard.lend(connection)
+            self._began = time.monotonic()
             connection.begin()
             self._desk.database.lock(connection)
             result = first(connection)
@@ -211,6 +216,8 @@ class Transaction:
         """
         self._leave()
         if self._ending is None:
+            if self._guard.driver is not None and self._desk.database.lost(self._guard.driver):
+                self.lasted = time.monotonic() - self._began
             self._desk.direct.give_back(self._due)
             self._desk.direct.not_committed(self._entries)
             self._ending = self._desk.finish_later(self._roll_back())

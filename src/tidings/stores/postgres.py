@@ -32,13 +32,13 @@ from tidings.stores import _postgres_errors as errors
 from tidings.stores import _postgres_outbox as outbox
 from tidings.stores import _postgres_retention as retention
 from tidings.stores import _postgres_schema as schema
-from tidings.stores._postgres_claims import PostgresClaim
+from tidings.stores._postgres_claims import PostgresClaim, lost
 from tidings.stores._postgres_connections import Connections, OwnConnections, PoolConnections, ended
 from tidings.stores._postgres_desk import Desk
 from tidings.stores._postgres_outbox import PostgresOutbox
 from tidings.stores._postgres_sql import ONLY_TIDINGS_COMMITS
 from tidings.stores._postgres_statements import Statements
-from tidings.stores._postgres_transactions import Transaction, current, lost
+from tidings.stores._postgres_transactions import Transaction, current
 
 __all__ = ["PostgresStore", "Statements"]
 

@@ -155,6 +155,42 @@ async def test_P4_P12_a_handler_that_ends_its_transaction_is_stopped_alone_and_c
     assert not broker.dead_letters
 
 
+@pytest.mark.parametrize("asks", [True, False], ids=["asks", "returns"])
+@pytest.mark.parametrize("pool", [False, True], ids=["url", "pool"])
+@pytest.mark.proves(store="postgres")
+async def test_P7_P12_an_event_for_which_the_server_ends_each_transaction_becomes_a_letter_and_others_go_on(
+    url: str, asks: bool, pool: bool
+) -> None:
+    """It looks like a server that is away, for which an event would be tried without end, and its lane stand still."""
+    name = url.rpartition("/")[2]
+    run(url, f"ALTER DATABASE \"{name}\" SET idle_in_transaction_session_timeout = '300ms'")
+    live = await asyncpg.create_pool(url, min_size=1, max_size=4) if pool else None
+    try:
+        broker = MemoryBroker()
+        stock = Service("stock", store=PostgresStore(live or url), publishes=[Placed])
+
+        @stock.on(Placed, order=None, retry=Retry(attempts=2, first=0.01))
+        async def reserve(event: Placed, db: asyncpg.Connection) -> None:
+            await db.execute(INSERT, str(event.number))
+            if event.number == 1:
+                await asyncio.sleep(0.6)
+                if asks:
+                    await db.execute("SELECT 1")
+
+        async with stock.running(broker=broker):
+            assert not any(await stock.publish_many([Placed(order_id="a", number=number) for number in range(3)]))
+            await until(lambda: len(broker.dead_letters) == 1 and len(notes(url)) == 2)
+        assert sorted(notes(url)) == ["0", "2"]
+        (letter,) = broker.dead_letters
+        reason = letter.headers["tidings-reason"]
+        assert "failed 2 times" in reason or "failed twice" in reason
+        assert "idle_in_transaction_session_timeout" in reason
+    finally:
+        if live is not None:
+            await live.close()
+        run(url, f'ALTER DATABASE "{name}" RESET idle_in_transaction_session_timeout')
+
+
 async def test_a_queued_statement_that_fails_makes_a_letter_of_its_event_alone(url: str) -> None:
     broker = MemoryBroker()
     stock = Service("stock", store=url, publishes=[Placed])

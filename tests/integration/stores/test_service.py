@@ -131,3 +131,52 @@ async def test_two_services_on_the_same_rows_take_all_of_them_and_end(where: Whe
         await broker.idle(60.0)
         await eventually(lambda: sum(len(note) - 2 for note in notes(where)) == 200, 30)
     assert broker.dead_letters == []
+
+
+IDLE = {
+    "postgresql": ("ALTER ROLE CURRENT_USER SET {} = '1s'", "ALTER ROLE CURRENT_USER RESET {}"),
+    "mariadb": ("SET GLOBAL {} = 1", "SET GLOBAL {} = DEFAULT"),
+}
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asks", "returns"])
+@pytest.mark.parametrize(
+    ("where", "driver", "setting"),
+    [
+        pytest.param(store, driver, setting, id=driver, marks=pytest.mark.proves(broker="memory", store=proves))
+        for store, driver, setting, proves in [
+            ("postgresql", "asyncpg", "idle_in_transaction_session_timeout", "postgres"),
+            ("postgresql", "psycopg", "idle_in_transaction_session_timeout", "postgres"),
+            ("mariadb", "aiomysql", "idle_transaction_timeout", "mariadb"),
+        ]
+    ],
+    indirect=["where"],
+)
+async def test_P7_P12_an_event_for_which_the_server_ends_each_transaction_becomes_a_letter_and_others_go_on(
+    where: str, driver: str, setting: str, asks: bool
+) -> None:
+    """It looks like a server that is away, for which an event would be tried without end, and its lane stand still."""
+    create(where)
+    begin, end = IDLE[where.partition("+")[0]]
+    query(where, begin.format(setting))
+    try:
+        broker = MemoryBroker()
+        url = where.replace("+asyncpg:", f"+{driver}:")
+        stock = Service("stock", store=SqlAlchemyStore(url), publishes=[Placed])
+
+        @stock.on(Placed, order=None, retry=Retry(attempts=2, first=0.01))
+        async def reserve(event: Placed, db: AsyncConnection) -> None:
+            await db.execute(INSERT, {"note": str(event.number)})
+            if event.number == 1:
+                await asyncio.sleep(1.5)
+                if asks:
+                    await db.execute(sa.text("SELECT 1"))
+
+        async with stock.running(broker=broker):
+            assert not any(await stock.publish_many([Placed(order_id="a", number=number) for number in range(3)]))
+            await eventually(lambda: len(broker.dead_letters) == 1 and len(notes(where)) == 2, 30)
+        assert sorted(notes(where)) == ["0", "2"]
+        (letter,) = broker.dead_letters
+        assert f"its {setting} is 1 s" in letter.headers["tidings-reason"]
+    finally:
+        query(where, end.format(setting))
