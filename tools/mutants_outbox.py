@@ -138,6 +138,13 @@ OUTBOX: tuple[Mutant, ...] = (
         "        if True:\n",
         _UNREADABLE,
     ),
+    Mutant(
+        "two relays publish at once where the clocks of their machines differ",
+        ROWS,
+        "    now: sa.ColumnElement[float] = sa.literal_column(",
+        "    now: Any = sa.literal(time.time()) if True else sa.literal_column(",
+        ("tests/integration/stores/test_relay_clocks.py",),
+    ),
     Mutant("two relays publish at once", ROWS, "    return bool(taken.rowcount)\n", "    return True\n", _RELAY),
     Mutant("an id is forgotten the moment its stream has", SWEEPING, "keep + margin_of(keep)", "keep", _SWEEPING),
     Mutant(

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tidings.delivery import Message
 from tidings.outbox.direct import MOST_BEFORE, Direct, Entry, entries_of
 from tidings.outbox.row import OutboxBacklog, Parked, Refused, Row
-from tidings.outbox.tables import RELAY, key_hash, outbox, relay
+from tidings.outbox.tables import CLOCKS, RELAY, key_hash, outbox, relay
 from tidings.outbox.texts import escaped, parked_of, rows_of
 
 CHUNK = 500
@@ -245,8 +245,8 @@ def discard(connection: sa.Connection, id: int) -> bool:
 
 
 def take_lease(connection: sa.Connection, owner: str, seconds: float) -> bool:
-    """Become, or stay, the one process that publishes: true until `seconds` from now."""
-    now = time.time()
+    """Become, or stay, the one process that publishes: true until `seconds` from now, by the database's clock."""
+    now: sa.ColumnElement[float] = sa.literal_column(f"({CLOCKS[connection.dialect.name]})", sa.Double)
     free = sa.or_(relay.c.owner == owner, relay.c.owner == "", relay.c.expires_at < now)
     # A clock that was set back must not leave a lease that lasts for hours.
     free = sa.or_(free, relay.c.expires_at > now + 10 * seconds)

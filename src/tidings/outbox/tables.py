@@ -113,6 +113,15 @@ schema = sa.Table(
 
 RELAY = "outbox"
 
+_MARIADB_CLOCK: Final = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6"  # no time zone comes in
+
+CLOCKS: Final[Mapping[str, str]] = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+    **dict.fromkeys(_MYSQL, _MARIADB_CLOCK),
+}
+"""The time of each kind of database in Unix seconds: the one clock that all processes share, wherever they run."""
+
 
 def key_hash(stream: str, key: str | None) -> int | None:
     """What rows of one key have in common. Two keys that share it by chance wait for each other now and then."""
