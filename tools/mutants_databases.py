@@ -52,4 +52,22 @@ DATABASES: tuple[Mutant, ...] = (
         "                pass\n",
         (ENDS,),
     ),
+    Mutant(
+        "databases: MariaDB is used in a mode in which the driver spoils bytes",
+        "stores/_mariadb.py",
+        '        if connection.dialect.driver != "aiomysql" or not',
+        "        if connection.dialect.driver or not",
+        ("tests/integration/stores/test_mariadb_modes.py",),
+    ),
+    Mutant(
+        "databases: a mode of MariaDB that spoils bytes is seen at the start alone",
+        "stores/_mariadb.py",
+        """            if trouble := self._spoils(connection):
+                raise StoreUnavailable(trouble)
+
+        if ours:""",
+        """
+        if ours:""",
+        ("tests/integration/stores/test_mariadb_modes.py",),
+    ),
 )

@@ -52,6 +52,7 @@ IDLE: Final = (
 
 IN_TRANSACTION: Final = 1
 AUTOCOMMIT: Final = 2
+NO_BACKSLASH_ESCAPES: Final = 512
 """Flags of the server's answers."""
 
 # After these the answer says truly whether a transaction is open. Others may commit before they do what they say, and
@@ -119,6 +120,8 @@ class Mariadb:
                 connection.exec_driver_sql(f"SET SESSION {limits}, {strict}")
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.exec_driver_sql("START TRANSACTION")
+            if trouble := self._spoils(connection):
+                raise StoreUnavailable(trouble)
 
         if ours:
             event.listen(engine, "engine_connect", connected)
@@ -140,12 +143,28 @@ class Mariadb:
             )
         if charset != "utf8mb4":
             raise ConfigurationError(f"{self}: the connection has charset {charset}. Leave it out of the URL: utf8mb4")
+        if trouble := self._spoils(connection):
+            raise ConfigurationError(trouble)
         # A byte may become two on its way, and the rest of the row has its place.
         self._most = (packet - 64 * 1024) // 2
         if tables.found_version(reading) != tables.SCHEMA_VERSION:
             self._create(reading)
         self._home = tables.made_at(reading)
         reading.rollback()
+
+    def _spoils(self, connection: sa.Connection) -> str:
+        """Why bytes do not arrive as they are: aiomysql escapes them with backslashes, whatever the mode.
+
+        A digest that comes back as another one is somebody else's, so that new events would count as applied.
+        """
+        driver = self.driver_of(connection)
+        if connection.dialect.driver != "aiomysql" or not driver.server_status & NO_BACKSLASH_ESCAPES:
+            return ""
+        return (
+            f"{self} is in the mode NO_BACKSLASH_ESCAPES, in which the driver aiomysql spoils bytes. Take it out of the"
+            " server's sql_mode, or set another for these connections: add"
+            " ?init_command=SET%20sql_mode%3D%27STRICT_TRANS_TABLES%27 to the URL"
+        )
 
     def _create(self, connection: sa.Connection) -> None:
         """Each statement that makes a table commits by itself, so the lock is one of the connection's."""
@@ -293,6 +312,8 @@ class Mariadb:
         return bool(status & IN_TRANSACTION) or not status & AUTOCOMMIT
 
     def same_database(self, connection: sa.Connection) -> bool:
+        if trouble := self._spoils(connection):
+            raise StoreUnavailable(trouble)
         return same_home(connection, self._home)
 
     # ------------------------------------------------------------------ errors
