@@ -31,6 +31,13 @@ _OVERSTAYED = (f"tests/integration/postgres/test_service.py::{_ENDS}",)
 
 POSTGRES: tuple[Mutant, ...] = (
     Mutant(
+        "databases: a commit that waits for a standby is cancelled, and with that done",
+        "stores/_postgresql.py",
+        "    commits_by_cancel = True\n",
+        "    commits_by_cancel = False\n",
+        ("tests/integration/postgres/test_standby.py",),
+    ),
+    Mutant(
         "postgres: an event for which the server ends each transaction is tried without end",
         CLAIMS,
         "            if (culprit := await self._overstayed(error) or culprit) is not None:\n",

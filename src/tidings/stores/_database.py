@@ -83,6 +83,13 @@ class Database(Protocol):
     survives_cancel: bool
     """A connection whose statement was cancelled can still be told to roll back."""
 
+    commits_by_cancel: bool
+    """A COMMIT that waits for a standby, and is cancelled or stopped, ends at once, as done, and without the standby.
+
+    What is acknowledged then is lost with this server. So such a one is left alone, on a connection that is cut: it
+    ends when the standby is back, and keeps its keys until then.
+    """
+
     def lock(self, connection: sa.Connection) -> None:
         """Become the writer, where one must and did not by beginning."""
 

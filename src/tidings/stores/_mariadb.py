@@ -71,6 +71,7 @@ class Mariadb:
     one_writer = False
     aborts = False
     survives_cancel = False  # the driver closes a connection whose statement was cancelled
+    commits_by_cancel = False
     replaced = False
 
     def __init__(self, url: sa.URL, *, lock_timeout: float, answers_within: float) -> None:

@@ -54,6 +54,7 @@ class Postgresql:
     one_writer = False
     aborts = True
     survives_cancel = True
+    commits_by_cancel = True
     replaced = False
 
     def __init__(self, url: sa.URL, *, lock_timeout: float, answers_within: float) -> None:

@@ -49,6 +49,7 @@ class Sqlite:
     answers_within: float | None = None
     aborts = False
     survives_cancel = True
+    commits_by_cancel = False
 
     def __init__(self, url: sa.URL, *, lock_timeout: float) -> None:
         if OPTION in url.query:

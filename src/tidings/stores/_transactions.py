@@ -166,7 +166,7 @@ class Transaction:
         """
         self._leave()
         try:
-            await to_end(self._answered(self._link.run(self._finish)))
+            await to_end(self._finished())
         except BaseException as error:
             await self.abandon()
             raise self._explained(error) from error
@@ -175,6 +175,31 @@ class Transaction:
         if len(self._entries) < len(self._messages):
             self._desk.wake.now()
         await to_end(self._release(broken=False))
+
+    async def _finished(self) -> None:
+        """Finish, and give up a server that does not answer in time: a COMMIT by going away, where it may not be ended.
+
+        Raises:
+            StoreUnavailable: it did not answer.
+        """
+        database = self._desk.database
+        finishing = asyncio.ensure_future(self._link.run(self._finish))
+        await asyncio.wait({finishing}, timeout=database.answers_within)
+        if not finishing.done():
+            self._unanswered = True
+            if self._waits_alone:
+                database.cut(self._guard.driver)
+            else:
+                finishing.cancel()
+            await asyncio.wait({finishing}, timeout=ROLLBACK_LIMIT)
+            if not finishing.done() or finishing.cancelled() or finishing.exception() is not None:
+                raise StoreUnavailable(f"{database} did not answer in time ({database.answers_within:g} s)")
+        await finishing
+
+    @property
+    def _waits_alone(self) -> bool:
+        """Whether what the server is at is a COMMIT that may not be ended."""
+        return self.doubtful and self._desk.database.commits_by_cancel
 
     def _finish(self, connection: sa.Connection) -> None:
         guard, session, database = self._guard, self._link.session, self._desk.database
@@ -265,7 +290,7 @@ class Transaction:
             # Whatever it is: a connection whose rollback fails is thrown away, and the database rolls back by itself.
             log.debug("%s: the rollback failed: %s", database, error)
         await self._release(broken=broken)
-        if broken and not stopping and (guard.cut_off or self._unanswered):
+        if broken and not stopping and not self._waits_alone and (guard.cut_off or self._unanswered):
             self._stop()  # nobody waits for that statement, but its locks would
 
     def _tidy_up_later(self, rolling: Awaitable[bool]) -> None:
@@ -284,6 +309,9 @@ class Transaction:
         """See that a rollback is not held up by a statement before it; whether the server was asked to stop one."""
         if (await asyncio.wait({rolling}, timeout=STOP_AFTER))[0]:
             return False
+        if self._waits_alone:
+            self._desk.database.cut(self._guard.driver)
+            return True
         self._stop()
         # A server that gave us no answer will not give one to the rollback.
         limit = ROLLBACK_LIMIT / 10 if self._unanswered else ROLLBACK_LIMIT
