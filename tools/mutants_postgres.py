@@ -31,6 +31,13 @@ _OVERSTAYED = (f"tests/integration/postgres/test_service.py::{_ENDS}",)
 
 POSTGRES: tuple[Mutant, ...] = (
     Mutant(
+        "postgres: on a connection of a pool nobody looks up what became of a commit",
+        TRANSACTIONS,
+        "self.doubtful = gone(connection) or not answered",
+        "self.doubtful = connection.is_closed() or not answered",
+        _TESTS["faults"],
+    ),
+    Mutant(
         "databases: a commit that waits for a standby is cancelled, and with that done",
         "stores/_postgresql.py",
         "    commits_by_cancel = True\n",

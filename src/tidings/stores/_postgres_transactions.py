@@ -288,7 +288,7 @@ class Transaction:
         except BaseException as error:
             answered = isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError)
             self._ours = not isinstance(error, asyncpg.PostgresError)
-            self.doubtful = connection.is_closed() or not answered
+            self.doubtful = gone(connection) or not answered
             raise
         points.at(points.AFTER_COMMIT)
         over(connection)

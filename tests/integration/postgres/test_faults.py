@@ -173,9 +173,12 @@ async def test_a_session_that_is_terminated_takes_its_claim_back(store: Postgres
 
 
 @pytest.mark.parametrize("cuts", [True, False], ids=["cut", "silent"])
+@pytest.mark.parametrize("pool", [0, 3], ids=["url", "pool"])
 @pytest.mark.proves("P3", "P4", store="postgres")
-async def test_P4_a_commit_whose_answer_was_lost_is_looked_up(opens: Opens, url: str, proxy: Proxy, cuts: bool) -> None:
-    store = await opens(through(proxy, url), answer_timeout=1.0)
+async def test_P4_a_commit_whose_answer_was_lost_is_looked_up(
+    opens: Opens, url: str, proxy: Proxy, cuts: bool, pool: int
+) -> None:
+    store = await opens(through(proxy, url), pool=pool, answer_timeout=1.0)
     proxy.swallow, proxy.cuts = b"COMMIT\0", cuts
 
     async def heal() -> None:
