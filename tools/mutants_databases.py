@@ -16,6 +16,11 @@ ENDS = (
     "::test_P7_P12_an_event_for_which_the_server_ends_each_transaction_becomes_a_letter_and_others_go_on"
 )
 
+LETS_WAIT = (
+    "tests/integration/stores/test_servers.py"
+    "::test_a_live_engine_that_lets_wait_for_longer_than_a_server_may_take_is_told_from_one_that_is_away"
+)
+
 DATABASES: tuple[Mutant, ...] = (
     Mutant(
         "databases: a connection to a database that may only be read since a failover is kept",
@@ -69,5 +74,12 @@ DATABASES: tuple[Mutant, ...] = (
         """
         if ours:""",
         ("tests/integration/stores/test_mariadb_modes.py",),
+    ),
+    Mutant(
+        "databases: a live engine whose connections are all lent is taken for a server that is away",
+        "stores/_database.py",
+        " if pool.checkedout() >= pool.size() + more else None\n",
+        " if False else None\n",
+        (LETS_WAIT,),
     ),
 )

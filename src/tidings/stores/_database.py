@@ -183,9 +183,19 @@ def pool_options(answers_within: float) -> dict[str, Any]:
 
 def pool_error(database: object, error: BaseException) -> WorldError | None:
     """The error of an engine whose pool is used up."""
-    if isinstance(error, sa.exc.TimeoutError):
-        return StoreUnavailable(f"{database}: no connection of the engine's pool became free. Make its pool larger")
-    return None
+    return _used_up(database) if isinstance(error, sa.exc.TimeoutError) else None
+
+
+def used_up(database: object, engine: AsyncEngine) -> WorldError | None:
+    """The same where we waited in vain: a live engine may let wait for longer than we do."""
+    pool: Any = engine.pool
+    if not isinstance(pool, sa.QueuePool) or (more := pool._max_overflow) < 0:
+        return None
+    return _used_up(database) if pool.checkedout() >= pool.size() + more else None
+
+
+def _used_up(database: object) -> WorldError:
+    return StoreUnavailable(f"{database}: no connection of the engine's pool became free. Make its pool larger")
 
 
 def installed(*modules: str) -> bool:

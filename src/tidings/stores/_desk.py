@@ -13,7 +13,7 @@ from tidings.errors import Contention, MisuseError, TidingsError
 from tidings.outbox.direct import Direct
 from tidings.outbox.relay import Wake
 from tidings.outbox.waiting import to_end
-from tidings.stores._database import BEGIN, Database, own_error
+from tidings.stores._database import BEGIN, Database, own_error, used_up
 from tidings.stores._links import AsyncLink, Link, ThreadLink
 from tidings.threads import Threads
 
@@ -106,6 +106,8 @@ class Desk:
         except TidingsError:
             raise
         except Exception as error:
+            if isinstance(error, TimeoutError) and (trouble := used_up(self.database, self.engine)):
+                raise trouble from error
             raise own_error(self.database, error) or error from error
 
     async def _read_once(self, work: Callable[[sa.Connection], T]) -> T:

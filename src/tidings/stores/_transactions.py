@@ -17,7 +17,7 @@ from tidings.errors import MisuseError, StoreUnavailable, TidingsError
 from tidings.outbox import rows, texts
 from tidings.outbox.direct import Due, Entry
 from tidings.outbox.waiting import to_end
-from tidings.stores._database import own_error
+from tidings.stores._database import own_error, used_up
 from tidings.stores._desk import Desk
 from tidings.stores._guard import OPTION, Guard
 from tidings.stores._links import Link
@@ -118,7 +118,12 @@ class Transaction:
         return result
 
     async def _connected(self, begin: Callable[[sa.Connection], T]) -> T:
-        await self._answered(self._link.connect(**{OPTION: self._guard}))
+        try:
+            await self._answered(self._link.connect(**{OPTION: self._guard}))
+        except StoreUnavailable as error:
+            if self._link.executor is None and (trouble := used_up(self._desk.database, self._desk.engine)):
+                raise trouble from error
+            raise
         return await self._answered(self._link.run(begin))
 
     def resource(self, wanted: type) -> object:

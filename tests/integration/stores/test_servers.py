@@ -412,6 +412,25 @@ async def test_a_pool_that_is_used_up_is_told_from_a_server_that_is_away(where: 
     await store.close()
 
 
+async def test_a_live_engine_that_lets_wait_for_longer_than_a_server_may_take_is_told_from_one_that_is_away(
+    where: str,
+) -> None:
+    """Requests of the user's have all of its connections, for as long as the pool lets wait."""
+    engine = create_async_engine(where, pool_size=1, max_overflow=0, pool_timeout=30)
+    store = SqlAlchemyStore(engine, answers_within=0.5, lock_timeout=0.1)
+    await store.open()
+    async with engine.connect():
+        with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+            async with store.claim([key("a")], resource=None, sync=False):
+                pass
+        with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+            await store.outbox_backlog()
+    async with store.claim([key("a")], resource=None, sync=False):
+        pass
+    await store.close()
+    await engine.dispose()
+
+
 async def _nothing(store: SqlAlchemyStore, kind: type) -> None:
     async with store.transaction(kind):
         pass
