@@ -30,6 +30,7 @@ from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_rabbitmq import RABBITMQ
 from tools.mutants_redis import REDIS
+from tools.mutants_rolling import ROLLING
 from tools.mutants_secrets import SECRETS
 from tools.mutants_shares import SHARES
 from tools.mutants_sight import SIGHT
@@ -51,6 +52,7 @@ KNOWN = (
     *OUTBOX,
     *POSTGRES,
     *REDIS,
+    *ROLLING,
     *RABBITMQ,
     *ISOLATION,
     *SHARES,

@@ -311,7 +311,7 @@ KAFKA: tuple[Mutant, ...] = (
     ),
     bug(
         "what was found out about one partition counts for what the next one had handed over",
-        "feed.py",
+        "tracks.py",
         "        if delivery.token is not last.token:\n            _mark_one(last)\n",
         "",
     ),

@@ -113,8 +113,8 @@ WORDS: tuple[Mutant, ...] = (
     Mutant(
         "words: that a position gains a type is told to nobody",
         "brokers/_gained.py",
-        "        drifts.append(\n",
-        "        _ = (\n",
+        "_named(set(one.types) - set(had))",
+        "_named(set())",
         ("tests/integration/rabbitmq/test_rabbitmq_declaring.py",),
     ),
     kafka(

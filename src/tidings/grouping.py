@@ -63,6 +63,8 @@ class Grouping:
         self._peace = PEACE
         self._raise_at = 0.0
         self._raised = False
+        self.unasked = False
+        """An event was read whose type the handler did not ask for."""
 
     def next(self, works: list[Work], holds: Holds | None) -> list[Work]:
         """What is handled next, together; an event behind a held key goes there instead."""

@@ -25,6 +25,7 @@ from tidings.grouping import Grouping, Work, keep_failures
 from tidings.handler import Handler
 from tidings.handling import Handling, we_are_cancelled
 from tidings.leaving import Abandoned, Leaving, Leftovers
+from tidings.newer import Newer
 from tidings.order import Holds
 from tidings.policy import describe
 from tidings.ports import Broker, State
@@ -62,6 +63,7 @@ class Pipeline:
         self._holding = settler.holding
         self.leaving = Leaving(handler, handling.late, fenced=claimer.fenced, leftovers=leftovers)
         self._grouping = Grouping(together, blames_nobody=handler.batches and self.leaving.sets_aside)
+        self.newer = Newer(handler.position, handler.reader.types, broker)
         self.calls = Calls(handler, claimer, handling)
         self.fence: Callable[[], str] = str  # see `ports.Fenced`; nothing is begun while it has something to say
         self.broken = ""  # why the handler must not run any more: it ended its transaction
@@ -87,6 +89,9 @@ class Pipeline:
                     continue
                 if trouble or self.calls.stopping or self.fence() or not (group := self._grouping.next(works, holds)):
                     break
+                if group[0].event is None:  # for newer code; nothing is before it that has its key
+                    group[0].decision = self.newer.put_off(group[0].delivery)
+                    continue
                 trouble = await self._trouble(self._attempt(group))
         except BaseException as error:
             if ends_all(error):
@@ -102,6 +107,11 @@ class Pipeline:
         return [work.delivery for work in works], trouble
 
     async def _look_up(self, batch: Sequence[Delivery], works: list[Work], *, in_place: bool) -> None:
+        if self._grouping.unasked:
+            self._grouping.unasked = False
+            await self.newer.look_at(works, ordered=in_place)
+            if not in_place:
+                await self.settler.counts.note_survivors(one.delivery for one in works if type(one.decision) is Retried)
         if await self.settler.counts.ready(batch, in_place=in_place):
             look_again(works, self._handler, self._grouping)
 

@@ -59,6 +59,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """The retry route waits without occupying the in-flight limit."""
     positions: bool = True
     """It can be asked which positions there are (`Positions`)."""
+    widens: bool = True
+    """A position takes what newer code asks for from the start of that code on; else an operator says so."""
     deduplicates: bool = True
     """Stores a message id once within a window of at least two minutes."""
     max_bytes: int = 1024 * 1024
@@ -86,6 +88,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """Where a position that does not exist yet begins."""
     since: datetime | None = None
     """Or else it begins with what was stored at this moment or later."""
+    strangers: bool = False
+    """Events of its stream that are of other types may come as well; see `rolling.Sifts`."""
     max_in_flight: int = 1024
     """How many messages may be with this process, delivered and not settled."""
     max_in_flight_bytes: int = 32 * 1024 * 1024
@@ -250,11 +254,7 @@ class Positions(Protocol):
         """The positions of a service that exist, each with the types it takes. Raises BrokerUnavailable."""
 
     async def copies(self, position: str) -> int:
-        """How many copies are on the retry route of a position and not settled, those included that wait.
-
-        Raises:
-            BrokerUnavailable: it cannot be asked.
-        """
+        """How many copies of a position are on its retry route, waiting or not settled. Raises BrokerUnavailable."""
 
 
 KeyKind = Literal["event", "business"]

@@ -11,6 +11,7 @@ from tidings.envelope import read_envelope
 from tidings.errors import UndecodableEvent
 from tidings.grouping import Grouping, Work
 from tidings.handler import Handler
+from tidings.newer import UNASKED
 from tidings.policy import decide, spent
 from tidings.traces import without_any_of_ours
 
@@ -19,7 +20,7 @@ _RETRY: Final = Route.RETRY
 
 
 def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
-    """What cannot be read is decided here already, and so is what is none of this handler's business."""
+    """What cannot be read is decided here already, and so is what it did not ask for, as far as is known."""
     works: list[Work] = []
     event_in = handler.reader.read
     for delivery in batch:
@@ -32,7 +33,9 @@ def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> lis
                     restore(delivery)
             delivery.envelope = envelope = read_envelope(delivery.body, delivery.headers)
             event = event_in(envelope)
-            work = Work(delivery, event, SKIPPED if event is None else None)
+            work = Work(delivery, event, UNASKED if event is None else None)
+            if event is None:
+                grouping.unasked = True
             if delivery.failures and event is not None:
                 grouping.set_apart(work)
         except UndecodableEvent as error:

@@ -209,7 +209,7 @@ class Running:
             leftovers=self.leftovers,
         )
         worker = Worker(
-            handler.subscription,
+            msgspec.structs.replace(handler.subscription, strangers=pipeline.newer.asks),
             pipeline,
             self.broker,
             lanes=handler.rules.concurrency,

@@ -139,11 +139,12 @@ class Worker:
             await self._listen()
         for number, lane in enumerate(self._lanes):
             self._tasks.spawn(f"{self.position} lane {number}", partial(self._run, lane))
+        self._tasks.spawn(f"{self.position} newer code", self._pipeline.newer.run)
         if self._holding is not None and self._holding.blocks:
             self._tasks.spawn(f"{self.position} followers", Releaser(self.position, self._broker, self._holding).run)
 
     async def _listen(self) -> None:
-        self._feed = feed = await self._broker.subscribe(self._subscription, self._sink)
+        self._feed = self._pipeline.newer.feed = feed = await self._broker.subscribe(self._subscription, self._sink)
         if isinstance(feed, Fenced):
             self._pipeline.fence = feed.fence
         if self._before is not None:

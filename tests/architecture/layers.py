@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "pace",
             "partition",
             "points",
+            "rolling",
             "secret",
             "sight",
             "stacks",
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order", "rules"),
     ("holding",),
     ("settling",),
+    ("newer",),
     ("reading", "handling", "turn"),
     ("calls", "leaving"),
     ("pipeline",),
@@ -45,7 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The core, lowest first. A name stands for a module or for a whole folder."""
 
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "brokers": ("errors", "delivery", "findings", "partition", "secret", "sight", "supervision", "ports"),
+    "brokers": ("errors", "delivery", "findings", "partition", "rolling", "secret", "sight", "supervision", "ports"),
     "stores": ("errors", "delivery", "partition", "points", "secret", "supervision", "threads", "ports", "outbox"),
     "outbox": ("errors", "delivery", "partition", "points", "supervision", "ports"),
     "observe": (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidings import calls, copies, counting, dead_letters, reading, settling
+from tidings import calls, copies, counting, dead_letters, newer, reading, settling
 from tidings.brokers import _standing
 from tidings.claims import Claimer
 from tidings.dead_letters import Letter
@@ -504,6 +504,32 @@ def counts_no_failures(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_the_failures_of_what_waits_in_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(counting, "_noted", lambda notes, kind, delivery: counting.Count())
+
+
+def passes_over_what_newer_code_asks_for(patch: pytest.MonkeyPatch) -> None:
+    async def nobodys(self: newer.Newer, works: Any, **more: Any) -> None:
+        """What was read as not asked for stays that."""
+
+    patch.setattr(newer.Newer, "look_at", nobodys)
+
+
+def remembers_what_was_rolled_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(newer, "BELIEVED", 0.1)  # so that it would be over within the patience of a test
+    patch.setattr(newer, "PUT_OFF", 0.05)
+    ever: dict[str, set[str]] = {}
+
+    async def taken(self: MemoryBroker, position: str) -> set[str]:
+        return ever[position]
+
+    declare = Server.declare
+
+    def remembering(self: Server, plan: Plan) -> Any:
+        for one in plan.subscriptions:
+            ever.setdefault(one.position, set()).update(one.types)
+        return declare(self, plan)
+
+    patch.setattr(Server, "declare", remembering)
+    patch.setattr(MemoryBroker, "taken", taken)
 
 
 def hides_that_it_takes_over(patch: pytest.MonkeyPatch) -> None:

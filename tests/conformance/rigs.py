@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from tests.conformance.nodes import OfNodes
 from tests.integration.nats.cluster import NatsCluster
 from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers.nats.api import Api
 from tidings.brokers.nats.broker import NatsBroker
-from tidings.ports import Broker, Features
+from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.consumers import event_consumers, find_consumer
+from tidings.brokers.nats.options import parse
+from tidings.ports import Broker, Features, Plan
 from tidings.testing import MemoryBroker
 
 
@@ -63,6 +67,20 @@ class _NatsRig:
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports or self._ports)
         query = "&".join(filter(None, [self._query, *(f"{name}={value}" for name, value in options.items())]))
         return f"nats://{hosts}?{query}"
+
+    async def widen(self, plan: Plan) -> None:
+        """As the command does that the warning shows."""
+        connection = Connection(parse(self._url()), "operator")
+        await connection.start()
+        api = Api(connection)
+        for one in plan.subscriptions:
+            for wanted in event_consumers(one, 30.0):
+                found = await find_consumer(api, one.stream, wanted["name"])
+                assert found is not None
+                config = {**found["config"], "filter_subjects": wanted["filter_subjects"], "filter_subject": ""}
+                body = {"stream_name": one.stream, "config": config, "action": "update"}
+                await api.call(f"CONSUMER.CREATE.{one.stream}.{wanted['name']}", body)
+        await connection.close()
 
     # ── the way there ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -139,6 +139,12 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
         "test_a_position_goes_on_where_it_was",
         "test_consumers_that_open_and_close_at_once_break_nothing",
     ),
+    mutants.passes_over_what_newer_code_asks_for: (
+        "test_P3_P8_P13_what_newer_code_asks_for_waits_where_older_code_gets_it",
+    ),
+    mutants.remembers_what_was_rolled_back: (
+        "test_P13_what_newer_code_asked_for_waits_no_more_once_it_is_rolled_back",
+    ),
     mutants.gives_every_type: ("test_P13_a_position_gets_the_types_it_asked_for_and_no_others",),
     mutants.mixes_streams: ("test_many_streams_at_once_each_give_their_own",),
     mutants.reports_differences_that_are_none: ("test_many_may_declare_the_same_at_once",),

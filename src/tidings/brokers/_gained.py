@@ -1,30 +1,55 @@
-"""What a position takes that it did not take so far, and what that means while older code still runs."""
+"""What a position takes that it did not take so far, or no more, and what that means while other code still runs."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
-from tidings.ports import Drift, Plan
+from tidings.ports import Drift, Plan, Subscription
+from tidings.rolling import BELIEVED
 
 
 def gained(plan: Plan, existing: Mapping[str, Sequence[str]]) -> list[Drift]:
     """The types that positions of a plan take from now on, and did not; `existing` are those that the broker knows.
 
-    All processes of a service share a position. Those of older code pass over what they do not ask for, so what of it
-    comes to them is handled by nobody. That is asked before the position is given its new types.
+    All processes of a service share a position. What of it comes to those of older code waits for one of the newer.
+    That is asked before the position is given its new types.
     """
-    drifts = []
-    for one in plan.subscriptions:
-        had = existing.get(one.position)
-        if had is None or not (new := ", ".join(sorted(set(one.types) - set(had)))):
-            continue
-        drifts.append(
-            Drift(
-                what=f"types of {one.position}",
-                declared=", ".join(sorted(set(one.types))),
-                found=", ".join(sorted(set(had))) or "none",
-                remedy=f"Processes of the older code that still run pass over {new}, and what of it comes to them is"
-                " not handled: stop them all before the first is published. Or take it by a handler of its own",
-            )
+    return [
+        _drift(
+            one,
+            had,
+            f"What of {new} comes to a process of the older code waits there until that has stopped, and in order so"
+            " does what follows it in its key: replace them all soon",
         )
-    return drifts
+        for one in plan.subscriptions
+        if (had := existing.get(one.position)) is not None and (new := _named(set(one.types) - set(had)))
+    ]
+
+
+def dropped(plan: Plan, existing: Mapping[str, Sequence[str]]) -> list[Drift]:
+    """The types that positions of a plan took, and do not from now on: what was declared last counts."""
+    return [
+        _drift(
+            one,
+            had,
+            f"{old} is nobody's business at this position from now on. If newer code that asks for it runs, it loses"
+            " some: restart one process of that",
+        )
+        for one in plan.subscriptions
+        if (had := existing.get(one.position)) is not None and (old := _named(set(had) - set(one.types)))
+    ]
+
+
+def _drift(one: Subscription, had: Sequence[str], remedy: str) -> Drift:
+    what, declared, found = f"types of {one.position}", _named(set(one.types)), _named(set(had)) or "none"
+    return Drift(what=what, declared=declared, found=found, remedy=remedy)
+
+
+def _named(types: set[str]) -> str:
+    return ", ".join(sorted(types))
+
+
+async def until_all_know() -> None:
+    """Wait until no process goes by what it was told before the types of a position were written down."""
+    await asyncio.sleep(BELIEVED + 0.5)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -128,6 +128,12 @@ class MemoryBroker:
         self._check_alive()
         prefix = service + "."
         return {name: sorted(one.types) for name, one in self._server.positions.items() if name.startswith(prefix)}
+
+    async def taken(self, position: str) -> Collection[str]:
+        """The types that a position takes by what was declared last."""
+        self._check_alive()
+        found = self._server.positions.get(position)
+        return () if found is None else found.types
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled."""

@@ -23,6 +23,7 @@ from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import EARLIEST, committed_of, offsets
 from tidings.brokers.kafka.waiting import trim
 from tidings.delivery import ACK, Release
+from tidings.rolling import BELIEVED
 from tools.services.kafka import Kafka
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
@@ -380,16 +381,26 @@ async def test_P3_a_position_whose_group_is_forgotten_begins_where_it_began_and_
     assert f"{name} has no place at the cluster any more" in caplog.text
 
 
-async def test_P13_a_position_that_gains_a_type_says_that_older_processes_pass_it_over(connect: Connect) -> None:
+async def test_P13_a_position_that_gains_a_type_says_where_it_waits(connect: Connect) -> None:
     old = await connect()
     one = old.subscription
-    gains = msgspec.structs.replace(one, types=(*one.types, f"{one.stream}.closed"))
+    closed = f"{one.stream}.closed"
+    gains = msgspec.structs.replace(one, types=(*one.types, closed))
     new = KafkaBroker(old.broker._options.where)
     try:
+        assert set(await old.broker.taken(one.position)) == set(one.types)
+        began = time.monotonic()
         (drift,) = await new.open(plan(gains))
         assert drift.what == f"types of {one.position}"
-        assert f"pass over {one.stream}.closed" in drift.remedy
+        assert f"What of {closed} comes to a process of the older code waits" in drift.remedy
+        assert time.monotonic() - began > BELIEVED, "whoever was told otherwise before goes by it for so long"
+        assert set(await old.broker.taken(one.position)) == set(gains.types)
         assert await new.open(plan(gains)) == []
+        (drift,) = await old.broker.open(plan(one))
+        assert f"{closed} is nobody's business at this position from now on" in drift.remedy
+        assert set(await new.taken(one.position)) == set(one.types)
+        assert await new.taken("nobody.there") == ()
     finally:
         await new.close()
         await new.close()
+        await old.broker.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, plan, position
@@ -15,6 +17,7 @@ from tidings.brokers.nats.broker import NatsBroker
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, ConfigurationError, InvalidEvent
 from tidings.ports import Plan, StreamPlan
+from tidings.rolling import BELIEVED
 
 pytestmark = pytest.mark.server
 
@@ -295,3 +298,32 @@ async def test_an_event_of_a_stream_that_was_never_declared_says_what_to_do(
     rig = await connect(server.url, subscribe=False)
     (error,) = await rig.broker.publish([Message(id="x", stream="nope", type="nope.a", body=b"")], timeout=3)
     assert "there is no stream 'nope'" in str(error)
+
+
+async def test_P13_which_types_code_asked_for_last_is_written_down_and_the_filters_stay_an_operators(
+    server: NatsServer, connect: Connect
+) -> None:
+    for service, ordered in (("stock", False), ("pay", True)):
+        one = position(f"{service}.reserve", ordered=ordered, types=("order.placed",))
+        gains = msgspec.structs.replace(one, types=("order.placed", "order.closed"))
+        old = await connect(server.url, one, subscribe=False)
+        new = NatsBroker(server.url)
+        try:
+            assert await old.broker.taken(one.position) == ["order.placed"]
+            began = time.monotonic()
+            drifts = await new.open(plan(gains))
+            assert {one.what for one in drifts} == {f"filter_subjects of position {one.position}"}
+            assert time.monotonic() - began > BELIEVED, "whoever was told otherwise before goes by it for so long"
+            assert await old.broker.taken(one.position) == ["order.closed", "order.placed"]
+            assert (await old.broker.positions(service))[one.position] == ["order.closed", "order.placed"]
+            name = f"{service}_reserve_3" if ordered else f"{service}_reserve"
+            consumer = (await api_of(old).call(f"CONSUMER.INFO.order.{name}"))["config"]
+            assert not any("closed" in subject for subject in consumer["filter_subjects"])
+            copies = (await api_of(old).call(f"CONSUMER.INFO.tidings-retry.{name}"))["config"]
+            assert copies["metadata"]["tidings-position"] == one.position
+            await new.open(plan(one))
+            assert await old.broker.taken(one.position) == ["order.placed"]
+            assert await old.broker.taken("nobody.there") == ()
+        finally:
+            await new.close()
+            await new.close()

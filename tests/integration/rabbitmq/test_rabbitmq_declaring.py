@@ -9,11 +9,11 @@ import pytest
 from pamqp import commands
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
-from tidings.brokers.rabbitmq import names
+from tidings.brokers.rabbitmq import names, topology
 from tidings.brokers.rabbitmq.broker import RabbitBroker
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.options import parse
-from tidings.errors import ConfigurationError
+from tidings.errors import ConfigurationError, NotStored
 from tidings.ports import Subscription
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
@@ -105,14 +105,30 @@ async def test_a_start_in_the_past_is_refused_because_there_is_none(rabbitmq_url
         await opened(rabbitmq_url, position(since=datetime.now(UTC)))
 
 
-async def test_P13_a_position_that_gains_a_type_says_that_older_processes_pass_it_over(
-    rabbitmq_url: str, connect: Connect
+async def test_P3_P13_a_type_that_a_position_gains_is_written_down_and_told_before_its_first_event_can_come(
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = await connect(rabbitmq_url)
     one = old.subscription
-    gains = msgspec.structs.replace(one, types=(*one.types, f"{one.stream}.closed"))
-    (drift,) = await old.broker.open(plan(gains))
+    closed = f"{one.stream}.closed"
+    gains = msgspec.structs.replace(one, types=(*one.types, closed))
+    waited: list[object] = []
+
+    async def look() -> None:
+        waited.append(sorted(await old.broker.taken(one.position)))
+        waited.extend(await old.broker.publish([old.message(b"1", type=closed)], timeout=5))
+
+    monkeypatch.setattr(topology, "until_all_know", look)
+    new = RabbitBroker(rabbitmq_url)
+    (drift,) = await new.open(plan(gains))
+    assert waited[0] == sorted(gains.types)
+    assert isinstance(waited[1], NotStored), "nothing of it can come yet"
     assert drift.what == f"types of {one.position}"
-    assert f"pass over {one.stream}.closed" in drift.remedy
-    assert await old.broker.open(plan(gains)) == []
-    await old.broker.close()
+    assert f"What of {closed} comes to a process of the older code waits" in drift.remedy
+    assert await new.open(plan(gains)) == []
+    (drift,) = await old.broker.open(plan(one))
+    assert f"{closed} is nobody's business at this position from now on" in drift.remedy
+    assert await new.taken(one.position) == one.types
+    assert await new.taken("nobody.there") == ()
+    for broker in (old.broker, new, new):
+        await broker.close()

@@ -7,7 +7,7 @@ mostly are of one partition and have the same headers: what was found out about 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from confluent_kafka import KafkaError
@@ -31,6 +31,8 @@ class Arrivals:
         anew: Callable[[Track, int], Track],
     ) -> None:
         self._types = frozenset(one.encode() for one in subscription.types)
+        self._strangers = subscription.strangers
+        self._sifted: tuple[Collection[bytes], float] = ((), float("-inf"))
         self._slots = subscription.ordered and subscription.slots
         self._note, self._anew = note, anew
         self._pairs: Pairs = ()
@@ -38,6 +40,10 @@ class Arrivals:
         """Of an event with `_pairs`, which is for this position; None while there is none."""
         self._common: Mapping[str, str] | None = None
         """The same, once it was met for the second time: then most likely there are many, and they share it."""
+
+    def sift(self, theirs: Collection[str], until: float) -> None:
+        """See `rolling.Sifts`; called in the event loop."""
+        self._sifted = (frozenset(one.encode() for one in theirs), until)
 
     def batch(self, records: Sequence[Record], tracks: Mapping[tuple[str, int], Track]) -> Batch:
         """Those that are for this position; the others are passed over, without a look at their body."""
@@ -101,12 +107,17 @@ class Arrivals:
         return Batch(deliveries, size, ends, due)
 
     def _headers_of(self, pairs: Pairs) -> Mapping[str, str] | None:
-        """The headers of an event; None where its type was not asked for. One that says none is the handler's."""
+        """The headers of an event; None where its type is nobody's here. One that says none is the handler's."""
         if self._headers is not None and pairs == self._pairs:
             self._common = MappingProxyType(dict(self._headers))
             return self._common
         kind = type_of(pairs)
         if kind is not None and kind not in self._types:
-            return None
+            return headers_of(pairs) if self._strangers and self._may_be_theirs(kind) else None
         self._pairs, self._headers, self._common = pairs, headers_of(pairs), None
         return self._headers
+
+    def _may_be_theirs(self, kind: bytes) -> bool:
+        """Whether somebody has to look at an event of a type that was not asked for."""
+        theirs, until = self._sifted
+        return time.monotonic() > until or kind in theirs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from tidings.brokers.kafka.feed import KafkaFeed, OrderedFeed
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.offsets import copies
 from tidings.brokers.kafka.options import parse
-from tidings.brokers.kafka.positions import ensure_positions, existing_positions, types_of
+from tidings.brokers.kafka.positions import Taken, ensure_positions, existing_positions, types_of
 from tidings.brokers.kafka.publishing import Publisher
 from tidings.brokers.kafka.reading import Reading
 from tidings.brokers.kafka.topics import ensure_topics
@@ -92,6 +92,7 @@ class KafkaBroker:
             self._publisher = Publisher(self._link)
         if self._reading is None:
             self._reading = Reading(self._link)
+            self._taken = Taken(self._link)
         return self._link, self._publisher
 
     async def _disconnect(self) -> None:
@@ -161,6 +162,12 @@ class KafkaBroker:
         if self._link is None:
             raise _not_open("positions")
         return types_of(await existing_positions(self._link, service))
+
+    async def taken(self, position: str) -> Collection[str]:
+        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        if self._link is None:
+            raise _not_open("taken")
+        return await self._taken.by(position)
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""

@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from tidings.brokers.kafka.left import Left
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import retry_topic
 from tidings.brokers.kafka.offsets import LATEST, committed_of, left, offsets
 from tidings.brokers.kafka.pump import Pump
 from tidings.brokers.kafka.topics import lasts, topic_settings
-from tidings.brokers.kafka.tracks import Batch, Track, again, offset_of, track_of
+from tidings.brokers.kafka.tracks import Batch, Track, again, mark, offset_of, track_of
 from tidings.brokers.kafka.waiting import Waiting, trim
 from tidings.delivery import ACK, Ack, Delivery, Route, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
@@ -55,6 +56,7 @@ class KafkaFeed:
         owner = (self._came, self._let, self._queued)
         self._waiting = Waiting(link, subscription.max_in_flight_bytes // 4, *owner, slots)
         """What may not be handed over before its time: copies, and what was given back for a while."""
+        self._left = None if subscription.ordered else Left()
         self._tending: asyncio.Task[None] | None = None
         self.released = self.released_bytes = 0
         """How much of what the pump has sent is not with us any more; it reads this."""
@@ -132,7 +134,7 @@ class KafkaFeed:
         if some:
             self._given += len(some)
             self._given_bytes += size
-            _mark(some)
+            mark(some)
             self._hand(some)
 
     def _hand(self, deliveries: Sequence[Delivery]) -> None:
@@ -141,6 +143,12 @@ class KafkaFeed:
                 self._sink(delivery)
         else:
             self._many(deliveries)
+
+    def sift(self, theirs: Collection[str], until: float) -> None:
+        """See `rolling.Sifts`."""
+        self.pump.arrivals.sift(theirs, until)
+        if self._left is not None:
+            self._left.sift(theirs)
 
     def _nudge(self) -> None:
         """There may be room for more: once for many that were let go."""
@@ -216,6 +224,8 @@ class KafkaFeed:
 
     def _again(self, delivery: Delivery, after: float) -> None:
         """It was given back: it comes again, not before `after` seconds have passed, and before what is new."""
+        if after > 0 and self._left is not None and self._left.take(delivery):
+            return
         fresh = again(delivery)
         if after > 0:
             if track_of(fresh).route is Route.EVENT:  # it keeps its room, or all that is stored would come to wait here
@@ -300,6 +310,8 @@ class KafkaFeed:
             self._let(delivery)
         self._queue = deque(one for one in self._queue if track_of(one) not in tracks)
         self._waiting.drop(tracks)
+        if self._left is not None:
+            self._left.drop(tracks)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -366,22 +378,6 @@ class KafkaFeed:
     async def keeps(self) -> timedelta | None:
         """How long an event may stand in its topic as that is now, whatever the code says; None is without end."""
         return lasts(await topic_settings(self._link, self.subscription.stream))
-
-
-def _mark(handed: Sequence[Delivery]) -> None:
-    """Remember how far each partition was handed over."""
-    last = handed[0]
-    for delivery in handed:
-        if delivery.token is not last.token:
-            _mark_one(last)
-        last = delivery
-    _mark_one(last)
-
-
-def _mark_one(delivery: Delivery) -> None:
-    progress, end = track_of(delivery).progress, offset_of(delivery) + 1
-    if end > progress.handed:
-        progress.handed = end
 
 
 class OrderedFeed(KafkaFeed):

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from confluent_kafka import TopicPartition
 
-from tidings.brokers._gained import gained
+from tidings.brokers._gained import dropped, gained, until_all_know
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import POSITION_TOPIC, check_position
 from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, committed_of, offsets
@@ -72,7 +72,7 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> list
     """Give each position of a plan its place, if it has none, and write down which types it takes.
 
     Returns:
-        The types that a position did not take so far.
+        The types that a position did not take so far, or takes no more.
 
     Raises:
         ConfigurationError: a position was orphaned, or cannot be one.
@@ -97,7 +97,9 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> list
     }
     if changed:
         await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in changed.items()})
-    return gained(plan, types)
+    if drifts := gained(plan, types):
+        await until_all_know()
+    return drifts + dropped(plan, types)
 
 
 async def _ensure(link: Link, subscription: Subscription, known: Entry | None) -> Mapping[int, int]:
@@ -144,6 +146,25 @@ async def beginnings(link: Link, subscription: Subscription) -> dict[int, int]:
         ends = await offsets(link, topic, LATEST)
         return {number: found[number] if found[number] >= 0 else ends[number] for number in numbers}
     return await offsets(link, topic, EARLIEST if subscription.start == "all" else LATEST)
+
+
+class Taken:
+    """Which types the positions of a cluster take, as it is written down; read anew only where that has changed."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._ends: Mapping[int, int] = {}
+        self._types: dict[str, tuple[str, ...]] = {}
+        self._turn = asyncio.Lock()
+
+    async def by(self, position: str) -> tuple[str, ...]:
+        """Those of one position. Raises BrokerUnavailable."""
+        async with self._turn:
+            ends = await offsets(self._link, POSITION_TOPIC, LATEST)
+            if ends != self._ends:
+                self._types = {name: one.types for name, one in (await written_positions(self._link)).items()}
+                self._ends = ends
+        return self._types.get(position, ())
 
 
 def types_of(entries: Mapping[str, Entry]) -> dict[str, Sequence[str]]:

@@ -74,7 +74,7 @@ class Pump:
         self._patience = patience
         self._retry = retry_topic(subscription.position)
         self._who = secrets.token_hex(6)
-        self._arrivals = Arrivals(subscription, note=self._note, anew=self._anew)
+        self.arrivals = Arrivals(subscription, note=self._note, anew=self._anew)
         self._loop = asyncio.get_running_loop()
         self.tracks: dict[tuple[str, int], Track] = {}
         self.commits = Commits(
@@ -214,7 +214,7 @@ class Pump:
 
     def _hand(self, records: Sequence[Record]) -> None:
         """Let the event loop have them, in one hop."""
-        batch = self._arrivals.batch(records, self.tracks)
+        batch = self.arrivals.batch(records, self.tracks)
         if batch.deliveries:
             self._taken += len(batch.deliveries)
             self._taken_bytes += batch.size

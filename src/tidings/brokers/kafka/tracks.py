@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from tidings.brokers.kafka.progress import Progress
@@ -79,3 +81,19 @@ def again(delivery: Delivery) -> Delivery:
         route=delivery.route,
         stored=delivery.stored,
     )
+
+
+def mark(handed: Sequence[Delivery]) -> None:
+    """Remember how far each partition was handed over."""
+    last = handed[0]
+    for delivery in handed:
+        if delivery.token is not last.token:
+            _mark_one(last)
+        last = delivery
+    _mark_one(last)
+
+
+def _mark_one(delivery: Delivery) -> None:
+    progress, end = track_of(delivery).progress, offset_of(delivery) + 1
+    if end > progress.handed:
+        progress.handed = end

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from tidings.brokers._gained import gained, until_all_know
 from tidings.brokers.nats.api import Api
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import (
@@ -16,7 +17,9 @@ from tidings.brokers.nats.consumers import (
     event_consumers,
     existing_positions,
     how_to_remove,
+    remember_types,
     retry_consumers,
+    types_taken,
 )
 from tidings.brokers.nats.embedded import EmbeddedServer
 from tidings.brokers.nats.feed import NatsFeed
@@ -59,12 +62,13 @@ class NatsBroker:
         embedded, self._settings = _split(url) if url.startswith("embedded:") else ("", "")
         self._server = EmbeddedServer.from_url(embedded) if embedded else None
         self._options: Options | None = None if self._server else parse(url)
-        self._features = Features(name="nats", max_bytes=MAX_EVENT_BYTES)
+        self._features = Features(name="nats", widens=False, max_bytes=MAX_EVENT_BYTES)
         self._main: Connection | None = None
         self._inward: Connection | None = None
         """Deliveries have a connection of their own: neither road can take the other down (trap 51)."""
         self._watching: asyncio.Task[None] | None = None
         self._feeds: list[NatsFeed] = []
+        self._declared: dict[str, Subscription] = {}
         self._opened = 0
         self._turn = asyncio.Lock()
 
@@ -149,7 +153,7 @@ class NatsBroker:
         It closes the connection of whoever sends it more, and each attempt to send that again would do the same.
         """
         most = int(link.info.get("max_payload", 1024 * 1024))
-        self._features = Features(name="nats", max_bytes=min(MAX_EVENT_BYTES, most - ROOM_FOR_HEADERS))
+        self._features = Features(name="nats", widens=False, max_bytes=min(MAX_EVENT_BYTES, most - ROOM_FOR_HEADERS))
         self._publisher.max_event, self._publisher.max_payload = self._features.max_bytes, most
 
     async def _declare(self, api: Api, plan: Plan) -> list[Drift]:
@@ -166,6 +170,7 @@ class NatsBroker:
         for one in plan.subscriptions:
             if one.position in existing:
                 check_kept_alike(one, existing[one.position])
+        self._declared |= {one.position: one for one in plan.subscriptions}
         drifts = []
         for stream in plan.streams:
             drifts += await ensure_stream(api, event_stream(stream, replicas), stream, replicas)
@@ -176,6 +181,9 @@ class NatsBroker:
             wanted_here += [(RETRY_STREAM, consumer) for consumer in retry_consumers(one, ack_wait)]
             found_here = await asyncio.gather(*(ensure_consumer(api, *each) for each in wanted_here))
             drifts += [drift for each in found_here for drift in each]
+        before = {one.position: await remember_types(api, one, RETRY_STREAM) for one in plan.subscriptions}
+        if gained(plan, {position: types for position, types in before.items() if types is not None}):
+            await until_all_know()  # the server says in a difference of its own what is to be done
         return drifts
 
     async def _disconnect(self) -> None:
@@ -253,6 +261,13 @@ class NatsBroker:
             raise _not_open("positions")
         found = await existing_positions(self._api, service, [RETRY_STREAM])
         return {position: one.types for position, one in found.items()}
+
+    async def taken(self, position: str) -> Collection[str]:
+        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        if self._main is None:
+            raise _not_open("taken")
+        one = self._declared.get(position)  # a user may be allowed to ask for what its own code declares, and no more
+        return () if one is None else await types_taken(self._api, one, RETRY_STREAM)
 
     async def fill(self, stream: str) -> Fill:
         """How full a stream is; see `sight.Fills`."""

@@ -6,6 +6,7 @@ Always durable, without an inactivity threshold (trap 32), with explicit acks sa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Final
@@ -125,8 +126,7 @@ async def existing_positions(api: Api, service: str, streams: list[str]) -> dict
             for one in consumers:
                 said = one["config"].get("metadata") or {}
                 if said.get(SERVICE_KEY) == service and said.get(POSITION_KEY):
-                    types = [t for t in said.get(TYPES_KEY, "").split(",") if t]
-                    found.setdefault(said[POSITION_KEY], Found(types, [])).durables.append(one["name"])
+                    found.setdefault(said[POSITION_KEY], Found(types_in(one), [])).durables.append(one["name"])
             offset += len(consumers)
             if not consumers or offset >= page.get("total", 0):
                 break
@@ -188,6 +188,39 @@ async def ensure_consumer(api: Api, stream: str, wanted: dict[str, Any]) -> list
     config = found.get("config") or {}
     _check_ours(stream, wanted, config)
     return _compare(stream, wanted, config)
+
+
+async def remember_types(api: Api, subscription: Subscription, stream: str) -> list[str] | None:
+    """Write down, at the consumers of a position's retry route, which types its code asks for now.
+
+    Returns those that stood there before; None where nothing had changed. Their filters, which are an operator's to
+    change, have nothing to do with types.
+    """
+
+    async def remember(wanted: dict[str, Any]) -> list[str] | None:
+        found = await find_consumer(api, stream, wanted["name"])
+        if found is None or types_in(found) == types_in({"config": wanted}):
+            return None
+        metadata = {**found["config"]["metadata"], TYPES_KEY: wanted["metadata"][TYPES_KEY]}
+        config = {**found["config"], "metadata": metadata}
+        body = {"stream_name": stream, "config": config, "action": "update"}
+        await api.call(f"CONSUMER.CREATE.{stream}.{wanted['name']}", body)
+        return types_in(found)
+
+    befores = await asyncio.gather(*(remember(one) for one in retry_consumers(subscription, 1.0)))
+    return next((one for one in befores if one is not None), None)
+
+
+async def types_taken(api: Api, subscription: Subscription, stream: str) -> list[str]:
+    """Which types the code of a position asked for that was started last."""
+    found = await find_consumer(api, stream, retry_consumers(subscription, 1.0)[0]["name"])
+    return [] if found is None else types_in(found)
+
+
+def types_in(info: dict[str, Any]) -> list[str]:
+    """The types of its position, as they are written down at a consumer."""
+    said = (info.get("config") or {}).get("metadata") or {}
+    return [one for one in said.get(TYPES_KEY, "").split(",") if one]
 
 
 async def find_consumer(

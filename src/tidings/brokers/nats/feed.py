@@ -65,9 +65,9 @@ class NatsFeed:
         """What this feed takes from: events, and the position's retry route."""
         one, api = self.subscription, self._connection.options.api
         most, bytes_, most_copies, copy_bytes = split(self._most, self._most_bytes)
-        durable = durable_of(one.position)
+        durable, types = durable_of(one.position), () if one.strangers else one.types
         self.events = Pull(
-            one.stream, durable, Route.EVENT, api, most=most, most_bytes=bytes_, take=self._take_event, types=one.types
+            one.stream, durable, Route.EVENT, api, most=most, most_bytes=bytes_, take=self._take_event, types=types
         )
         self.retries = Pull(
             RETRY_STREAM,

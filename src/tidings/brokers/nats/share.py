@@ -78,7 +78,7 @@ class Share:
         self._api = api
         one, prefix = subscription, connection.options.api
         durable = share_durable(one.position, number)
-        most, size, types = one.max_in_flight, one.max_in_flight_bytes, one.types
+        most, size, types = one.max_in_flight, one.max_in_flight_bytes, () if one.strangers else one.types
         self.events = Pull(
             one.stream,
             durable,

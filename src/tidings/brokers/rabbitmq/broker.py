@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -83,8 +83,7 @@ class RabbitBroker:
         async with self._turn:
             try:
                 await self._connect(plan.service)
-                drifts, news = await self._topology.declare(plan, self._publisher.begin)
-                await self._write_down(news)
+                drifts = await self._topology.declare(plan, self._publisher.begin, self._write_down)
             except BaseException:
                 if not self._opened:
                     await self._disconnect()
@@ -201,6 +200,13 @@ class RabbitBroker:
         if self._main is None:
             raise _not_open("positions")
         return {name: one.types for name, one in (await self._topology.of_service(service)).items()}
+
+    async def taken(self, position: str) -> Collection[str]:
+        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        if self._main is None:
+            raise _not_open("taken")
+        known = (await self._topology.positions()).get(position)
+        return () if known is None else known.types
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`.

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 from pamqp import commands
 
-from tidings.brokers._gained import gained
+from tidings.brokers._gained import dropped, gained, until_all_know
 from tidings.brokers.rabbitmq import names, waiting
 from tidings.brokers.rabbitmq.channel import DIFFERENT, GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
@@ -26,6 +26,7 @@ NO_LIMIT: Final = 2_000_000_000
 (trap 111); attempts are for the core to count."""
 LOGS: Final = (names.DEAD, names.NOTES, names.POSITIONS, names.UNROUTED)
 Begin = Callable[[str], Awaitable[None]]
+WriteDown = Callable[[Sequence["Position"]], Awaitable[None]]
 UNROUTED_AGE: Final = "7D"
 ON_DISK: Final = 2.0
 """Seconds after which the server has written down that a new queue is there. If it is killed before, the queue comes
@@ -74,11 +75,8 @@ class Topology:
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def declare(self, plan: Plan, begin: Begin) -> tuple[list[Drift], list[Position]]:
-        """Create what is missing; the second is what is new of positions, to be written down by the caller.
-
-        `begin` stores a first message in a log.
-        """
+    async def declare(self, plan: Plan, begin: Begin, write_down: WriteDown) -> list[Drift]:
+        """Create what is missing. `begin` stores a first message in a log, `write_down` what is new of positions."""
         for stream in plan.streams:
             names.check_stream(stream.name)
         streams = {stream.name for stream in plan.streams}
@@ -101,13 +99,19 @@ class Topology:
         wanted = [
             Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
         ]
-        drifts = gained(plan, {name: one.types for name, one in known.items()})
+        types = {name: one.types for name, one in known.items()}
+        drifts = gained(plan, types)
+        if drifts:  # before any of it can come to a process that has to ask
+            await write_down([_widened(one, known[one.position]) for one in wanted if one.position in known])
+            await until_all_know()
+        drifts += dropped(plan, types)
         drifts += [drift for one in wanted for drift in await self._queues(one)]
         if not known or any(one.position not in known for one in wanted):
             await asyncio.sleep(ON_DISK)
         for now in wanted:
             await self._bindings(now, known.get(now.position))
-        return drifts, [one for one in wanted if one != known.get(one.position)]
+        await write_down([one for one in wanted if one != known.get(one.position)])
+        return drifts
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         """Try again while the server says that it is not ready yet, as it does when it has just started."""
@@ -308,6 +312,11 @@ class Topology:
                     await self._channel.close(ANSWER)
                 except BrokerUnavailable:
                     pass  # it went with its link
+
+
+def _widened(one: Position, before: Position) -> Position:
+    """A position while it gains types, and has not lost any yet."""
+    return msgspec.structs.replace(one, types=tuple(sorted({*one.types, *before.types})))
 
 
 def encoded(position: Position) -> bytes:

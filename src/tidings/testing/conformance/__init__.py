@@ -24,12 +24,12 @@ Without a line of code, all that needs no hand on the server is tested on one th
 import pytest
 
 _PARTS = """bench chains clusters consumer killed ledger load networks ordering outages policy positions process
-publishing routes settling shapes stage steady"""
+publishing rolling routes settling shapes stage steady"""
 
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS.split()))
 
 from tidings.testing.conformance.bench import Bench  # noqa: E402  # assertions are to speak
-from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig  # noqa: E402
+from tidings.testing.conformance.rig import Cluster, Impatient, Network, Operator, Processes, Rig  # noqa: E402
 from tidings.testing.conformance.stage import Stage  # noqa: E402
 from tidings.testing.conformance.suite import ClusterConformance, Conformance, FaultConformance, PortConformance  # noqa: E402
 
@@ -41,6 +41,7 @@ __all__ = [
     "FaultConformance",
     "Impatient",
     "Network",
+    "Operator",
     "PortConformance",
     "Processes",
     "Rig",

@@ -18,7 +18,7 @@ from tidings.ports import Broker, Features, Plan, StreamPlan, Subscription
 from tidings.testing.conformance.consumer import Consumer, Judge, id_of
 from tidings.testing.conformance.ledger import Ledger
 from tidings.testing.conformance.plugin import APART, NOT_SUPPORTED
-from tidings.testing.conformance.rig import Cluster, Impatient, Network, Processes, Rig
+from tidings.testing.conformance.rig import Cluster, Impatient, Network, Operator, Processes, Rig
 
 SHORTER = 50
 """By how much the short mode divides the sizes, down to what keeps a test meaningful."""
@@ -118,6 +118,12 @@ class Bench:
     @property
     def processes(self) -> Processes:
         return self.rig if isinstance(self.rig, Processes) else self._not_staged("processes", "Processes")
+
+    async def widen(self, plan: Plan) -> None:
+        """See that the positions of a plan take its types, also where the broker leaves that to an operator."""
+        if not self.features.widens:
+            operator = self.rig if isinstance(self.rig, Operator) else self._not_staged("operator", "Operator")
+            await operator.widen(plan)
 
     def size(self, what: str, full: int, least: int) -> int:
         """How many of something: all of them in full mode, a fiftieth in short mode but never less than `least`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from tidings.ports import Broker, Features
+from tidings.ports import Broker, Features, Plan
 
 
 class Rig(Protocol):
@@ -75,6 +75,14 @@ class Impatient(Protocol):
 
     async def impatient_broker(self, ack_wait: float) -> Broker:
         """A new client, not opened yet, whose positions have that time: so many seconds, one at least."""
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """What a rig has beside the rest if its broker leaves it to an operator which types a position takes."""
+
+    async def widen(self, plan: Plan) -> None:
+        """Have the positions of a plan, which exist, take the types that it says."""
 
 
 @runtime_checkable

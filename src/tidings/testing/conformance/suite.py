@@ -22,6 +22,7 @@ from tidings.testing.conformance.policy import Policy
 from tidings.testing.conformance.positions import Positions
 from tidings.testing.conformance.publishing import Publishing
 from tidings.testing.conformance.rig import Rig
+from tidings.testing.conformance.rolling import Rolling
 from tidings.testing.conformance.routes import Routes
 from tidings.testing.conformance.settling import Settling
 from tidings.testing.conformance.shapes import Shapes
@@ -78,7 +79,7 @@ class FaultConformance(Steady, Killed, Networks, Clusters, _Suite):
     """Part C: services under a steady load, and what may happen to them, to the broker, and to the way between."""
 
 
-class Conformance(FaultConformance, PortConformance, Policy, Shapes, Chains):
+class Conformance(FaultConformance, PortConformance, Policy, Shapes, Chains, Rolling):
     """All of it: the policy over real services, too. Subclass it and give it a `rig`::
 
     class TestMyBroker(Conformance):

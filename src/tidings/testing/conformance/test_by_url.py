@@ -44,7 +44,7 @@ class UrlRig:
 
 
 class TestBroker(Conformance):
-    apart = {part: _HANDS for part in ("restart", "cluster", "network", "ack wait")}  # noqa: RUF012  # as its base says
+    apart = {part: _HANDS for part in ("restart", "cluster", "network", "ack wait", "operator")}  # noqa: RUF012  # as its base says
 
     @pytest.fixture
     def rig(self, request: pytest.FixtureRequest) -> Rig:

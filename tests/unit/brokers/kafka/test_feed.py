@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import pytest
 
+from tidings.brokers.kafka import left
 from tidings.brokers.kafka.broker import KafkaBroker
-from tidings.brokers.kafka.feed import KafkaFeed
+from tidings.brokers.kafka.feed import KafkaFeed, OrderedFeed
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.options import parse
 from tidings.brokers.kafka.progress import Progress
 from tidings.brokers.kafka.tracks import Batch, Track, track_of
-from tidings.delivery import ACK, Delivery, Release, Route
+from tidings.delivery import ACK, Delivery, Envelope, Release, Route
 from tidings.errors import BrokerUnavailable, MisuseError
 from tidings.ports import Subscription
 
@@ -228,3 +230,65 @@ async def test_P2_a_wave_of_several_feeds_and_of_nobody_is_settled_by_each(link:
     for feed in feeds:
         assert feed.pump._made is not None
         feed.pump._made.close()
+
+
+def closed(feed: KafkaFeed, *offsets: int) -> list[Delivery]:
+    """What comes of a type that this process did not ask for, and was read."""
+    came = some(feed, *offsets)
+    for delivery in came:
+        delivery.envelope = Envelope(id="1", source="shop", type="order.closed", version="v1")
+    return came
+
+
+async def test_P3_what_is_for_newer_code_is_left_open_and_takes_no_room(feed: KafkaFeed, sink: Many) -> None:
+    feed.sift({"order.closed"}, time.monotonic() + 60)
+    some(feed)
+    progress, taken = feed.pump.tracks["order", 0].progress, 0
+    for first in range(0, 40, 4):
+        came = closed(feed, *range(first, first + 4))
+        feed.take(batch(came))
+        taken += len(came)
+        assert feed.settle([(one, Release(0.01)) for one in came]) == [None] * 4
+        assert feed.released == taken
+    await asyncio.sleep(0.05)
+    assert len(sink.calls) == 10, "none of them comes again here"
+    assert progress.mark == 0
+    assert len(progress.open) == 40
+    feed.sift((), time.monotonic() + 60)
+    assert progress.mark == 40, "what nobody asks for any more has come to its end"
+
+
+async def test_what_is_left_is_forgotten_with_its_partition(feed: KafkaFeed) -> None:
+    feed.sift({"order.closed"}, time.monotonic() + 60)
+    came = closed(feed, 0, 1)
+    feed.take(batch(came))
+    feed.settle([(one, Release(0.01)) for one in came])
+    track = feed.pump.tracks["order", 0]
+    await feed.let_go([track])
+    feed.sift((), time.monotonic() + 60)
+    assert list(track.progress.open) == [0, 1], "whoever has it now says what becomes of them"
+
+
+async def test_P11_only_so_many_are_left_and_the_others_keep_their_room(
+    feed: KafkaFeed, sink: Many, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left, "MOST", 2)
+    feed.sift({"order.closed"}, time.monotonic() + 60)
+    came = closed(feed, 0, 1, 2)
+    feed.take(batch(came))
+    feed.settle([(one, Release(0.01)) for one in came])
+    assert feed.released == 2
+    await asyncio.sleep(0.05)
+    assert sink.offsets == [[0, 1, 2], [2]]
+
+
+async def test_P8_in_order_nothing_is_left_behind(link: Link, sink: Many) -> None:
+    feed = OrderedFeed(link, msgspec.structs.replace(SUBSCRIPTION, ordered=True), sink)
+    feed.sift({"order.closed"}, time.monotonic() + 60)
+    came = closed(feed, 0)
+    feed.take(batch(came))
+    feed.settle([(one, Release(0.01)) for one in came])
+    await asyncio.sleep(0.05)
+    assert sink.offsets == [[0], [0]]
+    assert feed.pump._made is not None
+    feed.pump._made.close()

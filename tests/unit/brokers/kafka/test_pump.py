@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def offsets(batch: Batch) -> list[int]:
 
 
 async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothing(pump: Pump) -> None:
-    batch = pump._arrivals.batch(
+    batch = pump.arrivals.batch(
         [record(5), record(6, "order.closed"), record(7, None), record(8, "order.closed")], pump.tracks
     )
     assert offsets(batch) == [5, 7], "what does not say its type is for the handler to judge"
@@ -73,6 +74,24 @@ async def test_P13_types_that_nobody_asked_for_are_passed_over_and_hold_up_nothi
     for offset in offsets(batch):
         progress.done(offset)
     assert progress.snapshot()[0] == 9
+
+
+async def test_P3_P13_types_that_newer_code_may_ask_for_are_handed_over_and_the_others_are_not(owner: Owner) -> None:
+    tracks = {("order", 0): Track(owner, "order", 0, Route.EVENT, Progress(0, None, "us"))}
+    taker = msgspec.structs.replace(SUBSCRIPTION, strangers=True)
+    arrivals = Arrivals(taker, note=lambda error: None, anew=lambda track, offset: track)
+
+    def came(first: int) -> list[int]:
+        types = ("order.placed", "order.closed", "order.closed", "order.paid")
+        return offsets(arrivals.batch([record(first + place, kind) for place, kind in enumerate(types)], tracks))
+
+    assert came(0) == [0, 1, 2, 3], "nobody has said yet what is for whom"
+    arrivals.sift({"order.closed"}, time.monotonic() + 60)
+    assert came(4) == [4, 5, 6]
+    arrivals.sift((), time.monotonic() + 60)
+    assert came(8) == [8], "what was found out about one is not kept for the next where it is for others"
+    arrivals.sift((), time.monotonic() - 1)
+    assert came(12) == [12, 13, 14, 15], "what was said is too old"
 
 
 async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_apart(pump: Pump, owner: Owner) -> None:
@@ -85,7 +104,7 @@ async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_ap
         headers=[("tidings.type", b"order.placed"), ("traceparent", b"00-1")],
     )
     came = [record(5), record(5, partition=1), record(6), traced, record(7), record(7, partition=2)]
-    batch = pump._arrivals.batch(came, pump.tracks)
+    batch = pump.arrivals.batch(came, pump.tracks)
     assert [one.origin for one in batch.deliveries] == [
         ("order", 0, 5),
         ("order", 1, 5),
@@ -100,7 +119,7 @@ async def test_neighbours_of_other_partitions_and_with_other_headers_are_told_ap
 async def test_the_headers_that_neighbours_share_cannot_be_changed(pump: Pump) -> None:
     headers: list[tuple[str, str | bytes | None]] = [("tidings.type", b"order.placed"), ("x-own", "é".encode())]
     came = [Record(topic="order", partition=0, offset=at, value=b"1", headers=headers) for at in (5, 6, 7)]
-    batch = pump._arrivals.batch(came, pump.tracks)
+    batch = pump.arrivals.batch(came, pump.tracks)
     assert [dict(one.headers) for one in batch.deliveries] == 3 * [{"x-own": "é"}]
     for one in batch.deliveries:
         assert not hasattr(one.headers, "__setitem__")
@@ -126,7 +145,7 @@ async def test_what_a_process_before_has_done_is_passed_over_and_what_it_had_is_
         before.handed = offset + 1
     before.done(6)
     pump.tracks["order", 0] = Track(owner, "order", 0, Route.EVENT, Progress(*before.snapshot(final=True), "us"))
-    batch = pump._arrivals.batch([record(offset) for offset in range(5, 11)], pump.tracks)
+    batch = pump.arrivals.batch([record(offset) for offset in range(5, 11)], pump.tracks)
     assert offsets(batch) == [5, 7, 8, 9, 10]
     assert [delivery.delivered for delivery in batch.deliveries] == [2, 2, 2, 1, 1]
 
@@ -135,8 +154,8 @@ async def test_P3_a_log_that_goes_back_is_taken_for_a_new_one_and_not_for_one_th
     pump: Pump, owner: Owner
 ) -> None:
     old = pump.tracks["order", 0]
-    assert offsets(pump._arrivals.batch([record(5), record(6)], pump.tracks)) == [5, 6]
-    assert offsets(pump._arrivals.batch([record(0), record(1)], pump.tracks)) == [0, 1]
+    assert offsets(pump.arrivals.batch([record(5), record(6)], pump.tracks)) == [5, 6]
+    assert offsets(pump.arrivals.batch([record(0), record(1)], pump.tracks)) == [0, 1]
     await asyncio.sleep(0)
     assert owner.gone == [old]
     assert old.gone
@@ -166,4 +185,4 @@ async def test_room_for_many_is_used_at_once(pump: Pump, owner: Owner, monkeypat
 
 
 async def test_a_record_of_a_partition_that_went_is_nobodys_here(pump: Pump) -> None:
-    assert offsets(pump._arrivals.batch([record(0, partition=3), record(0, topic="other")], pump.tracks)) == []
+    assert offsets(pump.arrivals.batch([record(0, partition=3), record(0, topic="other")], pump.tracks)) == []
