@@ -220,13 +220,17 @@ class Pipeline:
         works[:] = [work for work in works if work.decision is None] if len(ended) < len(works) else ()
         kinds = kinds_of(ended)
         self.settler.judge(ended)
-        settling = asyncio.ensure_future(self.settler.settle(ended, holds, began))
-        if self.settler.may_be_told_later(kinds, holds, more):
-            return await self.settler.let_go(settling, ended, kinds, holds)
-        try:
-            await asyncio.shield(settling)
-        except asyncio.CancelledError:
-            await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
-            raise
+        telling = self.settler.settle(ended, holds, began)
+        if self.settler.tells_at_once(kinds):
+            await telling
+        else:
+            settling = asyncio.ensure_future(telling)
+            if self.settler.may_be_told_later(kinds, holds, more):
+                return await self.settler.let_go(settling, ended, kinds, holds)
+            try:
+                await asyncio.shield(settling)
+            except asyncio.CancelledError:
+                await asyncio.wait({settling}, timeout=2 * COPY_TIMEOUT)
+                raise
         if holds is not None:
             self.leaving.settled(ended)

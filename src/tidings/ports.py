@@ -55,8 +55,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """A new position may start at the beginning (`start="all"`), and be replayed."""
     ordered: bool = True
     """Keeps the order of a key to one position, also across processes."""
-    delayed: bool = True
-    """The retry route waits without occupying the in-flight limit."""
+    delayed: bool = True  # the retry route waits without occupying the in-flight limit
     positions: bool = True
     """It can be asked which positions there are (`Positions`)."""
     widens: bool = True
@@ -64,6 +63,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     deduplicates: bool = True
     """Stores a message id once within a window of at least two minutes."""
     max_bytes: int = 1024 * 1024
+    settles_at_once: bool = False
+    """`settle` waits for nothing: the server is told later, of much at a time."""
 
 
 class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,6 +86,11 @@ class Settler:
         self.judge: Callable[[Ended], None] = lambda ended: None
         """Shown what was decided of each batch, before the next one is begun."""
 
+    def tells_at_once(self, kinds: Kinds) -> bool:
+        """Whether nothing would be waited for: no copy, no note and no broker. Then it needs no task of its own."""
+        at_once = self._broker.features.settles_at_once
+        return at_once and self.holding is None and kinds <= _KNOWN and not self.counts.knows_any
+
     def may_be_told_later(self, kinds: Kinds, holds: Holds | None, more: bool) -> bool:
         """Whether the next events, of which `more` wait, may be handled before the broker is told of these.
 

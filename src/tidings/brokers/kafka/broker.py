@@ -23,7 +23,7 @@ from tidings.ports import Drift, Features, Plan, Sink, Subscription
 
 log = logging.getLogger("tidings.kafka")
 
-FEATURES = Features(name="kafka", deduplicates=False, max_bytes=MAX_EVENT_BYTES)
+FEATURES = Features(name="kafka", deduplicates=False, max_bytes=MAX_EVENT_BYTES, settles_at_once=True)
 
 
 class KafkaBroker:

@@ -34,16 +34,16 @@ from tidings.ports import Subscription
 
 log = logging.getLogger("tidings.kafka")
 
-MOST: Final = 500
-"""Records in one batch."""
+MOST: Final = 1000
+"""Records in one batch: each costs both threads a few turns of the interpreter's lock."""
+AHEAD: Final = 4
+"""How many times what may be in flight is taken from the library ahead of it, within the same limit of bytes."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
-GATHER: Final = 0.002
-"""Seconds that are waited for more room where it is for a few only: what is here lasts longer."""
+GATHER: Final = 0.002  # seconds that are waited for more room where it is for a few only: what is here lasts longer
 UNPOLLED: Final = 0.5
 """Seconds without room after which the partitions are paused and polling goes on."""
-BEGIN_WITHIN: Final = 30.0
-"""Seconds that a new partition may take until it is known how far its predecessor was."""
+BEGIN_WITHIN: Final = 30.0  # seconds until it must be known of a new partition how far its predecessor was
 AGAIN: Final = 1.0
 """Seconds until a consumer that cannot go on is made anew."""
 LEAVE_WITHIN: Final = 5.0
@@ -89,7 +89,7 @@ class Pump:
         )
         self._made: Consumer | None = self._make()  # the first one where a wrong setting can be said
         self._taken = self._taken_bytes = 0
-        self._most = max(2, 2 * subscription.max_in_flight)
+        self._most = max(2, AHEAD * subscription.max_in_flight)
         self._most_bytes = subscription.max_in_flight_bytes + subscription.max_in_flight_bytes // 4
         self.waits = self.stopping = self.closing = self._paused = False
         self.wake = threading.Event()
