@@ -18,20 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
-from bench.contestants import Count, Placed, make_event
+from bench.contestants import Placed, make_event
 from bench.kafka_faststream import BROKERS, SERIALIZERS, consume
 from bench.verdict import Verdicts
 from tidings import Service
 from tidings.cli.garbage import settle_garbage
 from tidings.delivery import Envelope
 from tidings.envelope import envelope_of, to_structured
+from tidings.ports import Settled
 from tools.services.kafka import Kafka
 
 STREAM: Final = "bench"
@@ -45,7 +46,8 @@ FEWER: Final = 5
 SETTINGS: Final = {
     "all": f"the same stored events, a group of their own that begins with the first, no auto-commit, what was handled"
     f" committed every {COMMIT_EVERY} s and at the end, the garbage collector set as by `tidings run`;"
-    " the clock runs from the first event handled to the last",
+    " the clock runs from the first event handled to the last; of tidings, from before the first is decoded until the"
+    " last is settled",
     BARE: f"consume({BATCH}), msgspec for envelope and data, in order; it tracks nothing but the last offset",
     OURS: f"a typed async handler called for each event, order of keys kept, {IN_FLIGHT} in flight, batch={BATCH}",
     OUR_LISTS: f"a typed async handler of up to {BATCH} events, {IN_FLIGHT} in flight",
@@ -97,31 +99,55 @@ def _bare(url: str, count: int) -> float:
         consumer.close()
 
 
+class Watch:
+    """Counts what was settled, by the batch: so the handler does nothing at all."""
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted, self._seen = wanted, 0
+        self._began = self._ended = 0.0
+        self._done = asyncio.Event()
+
+    def received(self, position: str, count: int) -> None:
+        """The clock runs from here, before the first is decoded."""
+        self._began = self._began or time.perf_counter()
+
+    def settled(self, position: str, batch: Sequence[Settled], seconds: float) -> None:
+        self._seen += len(batch)
+        if self._seen >= self._wanted:
+            self._ended = time.perf_counter()
+            self._done.set()
+
+    async def rate(self, seconds: float) -> float:
+        """Events a second, up to the last that was settled."""
+        async with asyncio.timeout(seconds):
+            await self._done.wait()
+        return self._wanted / (self._ended - self._began)
+
+
 async def tidings(url: str, count: int, order: bool = True) -> float:
     """A typed handler, declared idempotent, that does nothing; keyed and in order, or not."""
     service = Service(f"bench{os.getpid()}", broker=url)
-    seen = Count(count)
+    watch = Watch(count)
+    service.observers.append(watch)
 
     @service.on(Placed, idempotent=True, batch=BATCH, order="key" if order else None)
-    async def nothing(placed: Placed) -> None:
-        seen.one()
+    async def nothing(placed: Placed) -> None: ...
 
     async with service.running():
-        return await seen.rate(120)
+        return await watch.rate(120)
 
 
 async def tidings_batch(url: str, count: int) -> float:
     """A typed handler of lists, which does nothing."""
     service = Service(f"bench{os.getpid()}", broker=url)
-    seen = Count(count)
+    watch = Watch(count)
+    service.observers.append(watch)
 
     @service.on_batch(Placed, idempotent=True, batch=BATCH)
-    async def nothing(placed: list[Placed]) -> None:
-        for _ in placed:
-            seen.one()
+    async def nothing(placed: list[Placed]) -> None: ...
 
     async with service.running():
-        return await seen.rate(120)
+        return await watch.rate(120)
 
 
 def _faststream(client: str, serializer: str, *, lists: bool) -> Callable[[str, int], Awaitable[float]]:
