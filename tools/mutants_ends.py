@@ -23,6 +23,12 @@ ENDS: tuple[Mutant, ...] = (
         "if errors.count(None) == len(told) and not",
     ),
     Mutant(
+        "a lane that is cancelled does not tell a broker that takes its time",
+        SETTLING,
+        "return at_once and self.holding is None",
+        "return self.holding is None",
+    ),
+    Mutant(
         "a batch of nothing but letters is acknowledged without them",
         SETTLING,
         "if self.holding is None and kinds_of(ended) <= _KNOWN:\n",

@@ -116,9 +116,12 @@ class Session:
     # ── the settling half ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Exception | None]:
-        await self._travel()
-        answers = [self._settle(delivery, verdict) for delivery, verdict in verdicts]
-        await self._travel()
+        if self.features.settles_at_once:
+            answers = [self._settle(delivery, verdict) for delivery, verdict in verdicts]
+        else:
+            await self._travel()
+            answers = [self._settle(delivery, verdict) for delivery, verdict in verdicts]
+            await self._travel()
         self.pump()
         return answers
 

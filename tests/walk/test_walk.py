@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.walk.broker import Session
 from tests.walk.case import Setting
 from tests.walk.oracle import as_text
 from tests.walk.virtual import Clock, virtual_time
 from tests.walk.walking import combinations_of, kill_at, settings_to_interrupt, stop_at, walk
 from tests.walk.world import Faults
+from tidings.ports import Features
 
 MOST_STEPS = 1000
 
@@ -95,6 +97,15 @@ def test_P9_a_stop_without_grace_after_any_step_gives_back_everything(clock: Clo
 
 def test_P9_a_second_cancellation_while_the_first_is_answered_loses_nothing(clock: Clock) -> None:
     _interrupt_all(clock, "cancelled twice", _cancel_twice, full=False)
+
+
+def test_P2_P3_P9_a_broker_whose_settle_waits_for_nothing_is_told_of_all_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "features", Features(name="walk", settles_at_once=True))
+    _walk_all(clock, 1)
+    _interrupt_all(clock, "stopped", _stop, full=False)
+    _interrupt_all(clock, "cancelled", _cancel, full=False)
 
 
 @pytest.mark.long
