@@ -36,8 +36,6 @@ log = logging.getLogger("tidings.kafka")
 
 MOST: Final = 1000
 """Records in one batch: each costs both threads a few turns of the interpreter's lock."""
-AHEAD: Final = 4
-"""How many times what may be in flight is taken from the library ahead of it, within the same limit of bytes."""
 POLL: Final = 0.1
 """Seconds that a poll waits for the first record."""
 GATHER: Final = 0.002  # seconds that are waited for more room where it is for a few only: what is here lasts longer
@@ -89,7 +87,7 @@ class Pump:
         )
         self._made: Consumer | None = self._make()  # the first one where a wrong setting can be said
         self._taken = self._taken_bytes = 0
-        self._most = max(2, AHEAD * subscription.max_in_flight)
+        self._most = max(2, 2 * subscription.max_in_flight)
         self._most_bytes = subscription.max_in_flight_bytes + subscription.max_in_flight_bytes // 4
         self.waits = self.stopping = self.closing = self._paused = False
         self.wake = threading.Event()
@@ -183,7 +181,7 @@ class Pump:
             if self._paused:
                 self._paused = False
                 consumer.resume(consumer.assignment())
-            elif room < min(MOST, self._most // 4):  # there is enough to do, and each batch costs a hop
+            elif room < min(MOST, self._most // 2):  # there is enough to do, and each batch costs a hop
                 time.sleep(GATHER)
                 room = self._has_room() or -1
             return room
