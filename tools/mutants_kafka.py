@@ -275,8 +275,8 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "a handler that is fast waits before each batch",
         "pump.py",
-        "elif room < min(MOST, self._most // 4):",
-        "elif 4 * room < self._most:",
+        "elif room < min(MOST, self._most // 2):",
+        "elif 2 * room < self._most:",
         ("tests/unit/brokers/kafka/test_pump.py",),
     ),
     bug(
