@@ -31,8 +31,8 @@ ENDS: tuple[Mutant, ...] = (
     Mutant(
         "a batch of nothing but letters is acknowledged without them",
         SETTLING,
-        "if self.holding is None and kinds_of(ended) <= _KNOWN:\n",
-        "if self.holding is None and kinds_of(ended) <= _KNOWN_OR_DEAD:\n",
+        "if self.holding is None and (kinds or kinds_of(ended)) <= _KNOWN:\n",
+        "if self.holding is None and (kinds or kinds_of(ended)) <= _KNOWN_OR_DEAD:\n",
         ("tests/unit/test_settling.py",),
     ),
     Mutant(

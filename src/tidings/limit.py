@@ -7,7 +7,6 @@ that runs now, and sets itself again; what it cancels, it also takes back.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final
@@ -50,8 +49,7 @@ class Limit:
     ) -> None:
         self._seconds, self._patience, self._stuck = seconds, patience, stuck or _nobody
         self._loop = asyncio.get_running_loop()
-        own = getattr(type(self._loop), "time", None)
-        self.clock = time.monotonic if own is asyncio.BaseEventLoop.time else self._loop.time  # the same, a call less
+        self.clock = self._loop.time
         self._late: set[Limit] = set() if late is None else late
         self.over: float | None = None
         """When the time of the current event was over, by the loop's clock; None while it is not."""

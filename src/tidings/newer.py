@@ -22,7 +22,8 @@ from tidings.rolling import BELIEVED, Remembers, Sifts
 log = logging.getLogger("tidings.newer")
 
 UNASKED: Final = Done(skipped=True)
-"""Of an event whose type this process did not ask for, until it is known whether newer code does."""
+"""Of an event whose type this process did not ask for, until it is known whether newer code does. Known by what it is,
+not by what it says: `SKIPPED` is of what nobody has to ask about."""
 PUT_OFF: Final = 2.0
 """Seconds until an event comes again that newer code asks for."""
 PATIENCE: Final = 1.0

@@ -220,7 +220,7 @@ class Pipeline:
         works[:] = [work for work in works if work.decision is None] if len(ended) < len(works) else ()
         kinds = kinds_of(ended)
         self.settler.judge(ended)
-        telling = self.settler.settle(ended, holds, began)
+        telling = self.settler.settle(ended, holds, began, kinds)
         if self.settler.tells_at_once(kinds):
             await telling
         else:

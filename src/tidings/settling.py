@@ -134,11 +134,14 @@ class Settler:
         if self._waves:
             await asyncio.wait(self._waves, timeout=2 * COPY_TIMEOUT)
 
-    async def settle(self, ended: Ended, holds: Holds | None, began: float) -> None:
-        """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up."""
+    async def settle(self, ended: Ended, holds: Holds | None, began: float, kinds: Kinds | None = None) -> None:
+        """Bring each delivery to the end that was decided for it; `began` is when its batch was taken up.
+
+        `kinds` are those of the decisions, where somebody has looked already.
+        """
         settling = time.monotonic()
         outcomes: list[Outcome] = [decision for _, decision in ended]
-        if self.holding is None and kinds_of(ended) <= _KNOWN:
+        if self.holding is None and (kinds or kinds_of(ended)) <= _KNOWN:
             await self._tell(ended, None, outcomes)
             failed: Sequence[Delivery] = ()
         else:
