@@ -29,6 +29,7 @@ from tools.mutants_nats import NATS
 from tools.mutants_outbox import OUTBOX
 from tools.mutants_postgres import POSTGRES
 from tools.mutants_rabbitmq import RABBITMQ
+from tools.mutants_reading import READING
 from tools.mutants_redis import REDIS
 from tools.mutants_rolling import ROLLING
 from tools.mutants_secrets import SECRETS
@@ -53,6 +54,7 @@ KNOWN = (
     *POSTGRES,
     *REDIS,
     *ROLLING,
+    *READING,
     *RABBITMQ,
     *ISOLATION,
     *SHARES,

@@ -380,22 +380,22 @@ FLOW: tuple[Mutant, ...] = (
     Mutant(
         "the control U+007F may stand in an id",
         "envelope.py",
-        "if escaped or _DELETE in body or not body.isascii():",
-        "if escaped or not body.isascii():",
+        "return escaped or _DELETE in body or not body.isascii()",
+        "return escaped or not body.isascii()",
         ("tests/unit/test_envelope.py",),
     ),
     Mutant(
         "controls that are written with an escape may stand in an id",
         "envelope.py",
-        "if escaped or _DELETE in body or not body.isascii():",
-        "if _DELETE in body or not body.isascii():",
+        "return escaped or _DELETE in body or not body.isascii()",
+        "return _DELETE in body or not body.isascii()",
         ("tests/unit/test_envelope.py",),
     ),
     Mutant(
         "controls beyond ASCII may stand in an id",
         "envelope.py",
-        "if escaped or _DELETE in body or not body.isascii():",
-        "if escaped or _DELETE in body:",
+        "return escaped or _DELETE in body or not body.isascii()",
+        "return escaped or _DELETE in body",
         ("tests/unit/test_envelope.py",),
     ),
     Mutant(

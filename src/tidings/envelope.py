@@ -7,13 +7,13 @@ binding and the 1.0.3 drafts share. ``docs/reference/wire.md`` shows what stands
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import msgspec
 
-from tidings.delivery import MAX_EVENT_BYTES, Envelope
+from tidings.delivery import MAX_EVENT_BYTES, NO_HEADERS, Envelope
 from tidings.errors import EventTooLarge, UndecodableEvent
 from tidings.event import Event, encode_data, key_of, spec_of, stamp_of
 from tidings.values import MAX_DEPTH, UNFIT, holds_nul, nests_deeper
@@ -47,6 +47,8 @@ _DELETE: Final = 0x7F
 _BRACKET: Final = ord("[")
 _TOO_DEEP_FROM: Final = MAX_DEPTH * len(b'{"":}')
 """Objects that nest deeper than may be have so many bytes at least; to count what opens them takes long."""
+_SHORT: Final = 4096
+"""Bodies of so many bytes are put together to be looked through: of longer ones to copy them costs too much."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Envelope).decode
 _decode_base64 = msgspec.json.Decoder(_Base64).decode
@@ -123,6 +125,56 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     Raises:
         UndecodableEvent: with the code that says why; nothing else, whatever the bytes and headers are.
     """
+    may_hold_controls = _look_at(body)
+    if _MARK in headers and not _says_structured(headers):
+        return _from_headers(body, headers)
+    try:
+        envelope = _decode(body)
+        if not envelope.data:
+            envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(_data_in_base64(body)))
+        if may_hold_controls:
+            _check_texts(envelope)
+    except (ValueError, RecursionError, UndecodableEvent) as error:
+        # Names of headers know no case, but to look for other spellings first would cost every message.
+        if _MARK not in headers and any(name.lower() == _MARK for name in headers) and not _says_structured(headers):
+            return _from_headers(body, headers)
+        raise _undecodable(error) from None
+    return envelope
+
+
+def read_envelopes(bodies: Sequence[bytes], headers: Sequence[Mapping[str, str]]) -> list[Envelope] | None:
+    """Read several, as `read_envelope` reads each; None where it has something to say of one, or more to do for it."""
+    known: Mapping[str, str] = NO_HEADERS
+    for some in headers:  # neighbours mostly share theirs
+        if some is not known and _MARK in some:
+            return None
+        known = some
+    try:
+        controls = not _are_plain(bodies) and any([_look_at(body) for body in bodies])
+        envelopes = list(map(_decode, bodies))
+        if controls:
+            for one in envelopes:
+                _check_texts(one)
+    except (ValueError, RecursionError, UndecodableEvent):
+        return None
+    return envelopes if all([one.data for one in envelopes]) else None
+
+
+def _are_plain(bodies: Sequence[bytes]) -> bool:
+    """Whether there is nothing in them that has to be looked at closer, found out for most of them together."""
+    for body in bodies:
+        size = len(body)
+        if size > _TOO_DEEP_FROM and (size > _SHORT or body.count(b"{") > MAX_DEPTH):
+            return False
+    text = b"".join(bodies)
+    return all(bodies) and _BACKSLASH not in text and _BRACKET not in text and _DELETE not in text and text.isascii()
+
+
+def _look_at(body: bytes) -> bool:
+    """Check what is to be decoded; return whether its texts may hold controls.
+
+    Most bodies need no more than these looks, and a byte is looked for fastest as a number.
+    """
     escaped = _BACKSLASH in body
     if (
         escaped
@@ -130,22 +182,8 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
         or _BRACKET in body
         or (len(body) > _TOO_DEEP_FROM and (len(body) > MAX_EVENT_BYTES or body.count(b"{") > MAX_DEPTH))
     ):
-        _check_bytes(body)  # most bodies need no more than these looks, and a byte is looked for fastest as a number
-    if _MARK in headers and not _says_structured(headers):
-        return _from_headers(body, headers)
-    try:
-        envelope = _decode(body)
-        if not envelope.data:
-            envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(_data_in_base64(body)))
-        if escaped or _DELETE in body or not body.isascii():  # else no control can be in it
-            _check_text("id", envelope.id)
-            _check_text("subject", envelope.key or "")
-    except (ValueError, RecursionError, UndecodableEvent) as error:
-        # Names of headers know no case, but to look for other spellings first would cost every message.
-        if _MARK not in headers and any(name.lower() == _MARK for name in headers) and not _says_structured(headers):
-            return _from_headers(body, headers)
-        raise _undecodable(error) from None
-    return envelope
+        _check_bytes(body)
+    return escaped or _DELETE in body or not body.isascii()
 
 
 def _data_in_base64(body: bytes) -> bytes:
@@ -213,6 +251,11 @@ def _check_bytes(body: bytes) -> None:
         raise UndecodableEvent("too-deep", f"arrays and objects nest deeper than {MAX_DEPTH}")
     if holds_nul(body):
         raise UndecodableEvent("bad-data", "a text holds the character U+0000, which PostgreSQL cannot store")
+
+
+def _check_texts(envelope: Envelope) -> None:
+    _check_text("id", envelope.id)
+    _check_text("subject", envelope.key or "")
 
 
 def _check_text(name: str, value: str) -> None:
