@@ -21,33 +21,30 @@ READING: tuple[Mutant, ...] = (
         "size > _SHORT",
     ),
     bug("how large they are is not looked at", "envelope.py", "(size > _SHORT or body", "(body"),
-    bug(
-        "only the first is looked at closer",
-        "envelope.py",
-        "any([_look_at(body) for body in bodies])",
-        "_look_at(bodies[0])",
-    ),
-    bug("texts are not looked at", "envelope.py", "        if controls:\n", "        if not controls:\n"),
-    bug(
-        "data may be missing", "envelope.py", "envelopes if all([one.data for one in envelopes]) else None", "envelopes"
-    ),
     bug("the mode of the first is that of all", "envelope.py", "        known = some\n", "        break\n"),
-    bug(
-        "stamps are forgotten",
-        "evolution.py",
-        "        for event, envelope in zip(events, envelopes",
-        "        for event, envelope in zip([], []",
-    ),
-    bug(
-        "what has failed is new", "reading.py", "if any([delivery.failures or delivery.route", "if any([delivery.route"
-    ),
+    bug("only the first is looked at closer", "envelope.py", '_is_plain(b"".join(bodies))', "True"),
+    bug("stamps are forgotten", "reading.py", "                set_stamp(event, envelope)\n", ""),
+    bug("what has failed is new", "reading.py", "any([delivery.failures or delivery.route", "any([delivery.route"),
     bug(
         "a copy is an event", "reading.py", "delivery.failures or delivery.route is _RETRY for", "delivery.failures for"
     ),
+    bug("envelopes are forgotten", "reading.py", "                delivery.envelope = envelope\n", ""),
     bug(
-        "envelopes are forgotten",
+        "what a class raises ends the batch",
         "reading.py",
-        "        delivery.envelope = envelope\n    return",
-        "        pass\n    return",
+        "    except BaseException as error:  # also",
+        "    except UndecodableEvent as error:  # also",
+    ),
+    bug(
+        "one that cannot be read has all read again",
+        "reading.py",
+        "works += _read_one_by_one([delivery], handler, grouping)",
+        "return _read_one_by_one(batch, handler, grouping)",
+    ),
+    bug(
+        "one that is special has all looked at closer",
+        "reading.py",
+        "_TOGETHER: Final = 64",
+        "_TOGETHER: Final = 1 << 30",
     ),
 )

@@ -50,7 +50,8 @@ _TOO_DEEP_FROM: Final = MAX_DEPTH * len(b'{"":}')
 _SHORT: Final = 4096
 """Bodies of so many bytes are put together to be looked through: of longer ones to copy them costs too much."""
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Envelope).decode
+decode_plain: Final = msgspec.json.Decoder(Envelope).decode
+"""For bodies that `are_plain`; whose data is empty has none."""
 _decode_base64 = msgspec.json.Decoder(_Base64).decode
 
 
@@ -129,7 +130,7 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     if _MARK in headers and not _says_structured(headers):
         return _from_headers(body, headers)
     try:
-        envelope = _decode(body)
+        envelope = decode_plain(body)
         if not envelope.data:
             envelope = msgspec.structs.replace(envelope, data=msgspec.Raw(_data_in_base64(body)))
         if may_hold_controls:
@@ -142,32 +143,27 @@ def read_envelope(body: bytes, headers: Mapping[str, str]) -> Envelope:
     return envelope
 
 
-def read_envelopes(bodies: Sequence[bytes], headers: Sequence[Mapping[str, str]]) -> list[Envelope] | None:
-    """Read several, as `read_envelope` reads each; None where it has something to say of one, or more to do for it."""
+def are_plain(bodies: Sequence[bytes], headers: Sequence[Mapping[str, str]]) -> bool:
+    """Whether `decode_plain` does for each what `read_envelope` does, unless it raises, or there is no data.
+
+    There is nothing in them that has to be looked at closer, which is found out for all together.
+    """
     known: Mapping[str, str] = NO_HEADERS
     for some in headers:  # neighbours mostly share theirs
         if some is not known and _MARK in some:
-            return None
+            return False
         known = some
-    try:
-        controls = not _are_plain(bodies) and any([_look_at(body) for body in bodies])
-        envelopes = list(map(_decode, bodies))
-        if controls:
-            for one in envelopes:
-                _check_texts(one)
-    except (ValueError, RecursionError, UndecodableEvent):
-        return None
-    return envelopes if all([one.data for one in envelopes]) else None
-
-
-def _are_plain(bodies: Sequence[bytes]) -> bool:
-    """Whether there is nothing in them that has to be looked at closer, found out for most of them together."""
+    if not bodies or not _is_plain(bodies[0]):  # neighbours mostly are alike
+        return False
     for body in bodies:
         size = len(body)
         if size > _TOO_DEEP_FROM and (size > _SHORT or body.count(b"{") > MAX_DEPTH):
             return False
-    text = b"".join(bodies)
-    return all(bodies) and _BACKSLASH not in text and _BRACKET not in text and _DELETE not in text and text.isascii()
+    return _is_plain(b"".join(bodies))
+
+
+def _is_plain(text: bytes) -> bool:
+    return _BACKSLASH not in text and _BRACKET not in text and _DELETE not in text and text.isascii()
 
 
 def _look_at(body: bytes) -> bool:

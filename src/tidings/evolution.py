@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,11 @@ class Reader:
                 )
             self._by_type[spec.type] = dict(_versions(event))
             self._names[spec.type] = event.__name__
+
+    @property
+    def decoders(self) -> Mapping[str, Mapping[str, Decode]]:
+        """By type and version, what `read` makes an event with."""
+        return self._by_type
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -63,23 +68,6 @@ class Reader:
             ) from error
         set_stamp(event, envelope)
         return event
-
-    def read_all(self, envelopes: Sequence[Envelope]) -> list[Event]:
-        """The events of all, which were asked for.
-
-        Raises:
-            UndecodableEvent: one cannot be read, or was not asked for; which, and why, `read` says of each.
-        """
-        by_type = self._by_type
-        try:
-            events = [by_type[one.type][one.version](one.data) for one in envelopes]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # see `read`
-            raise UndecodableEvent("bad-data", f"one of {len(envelopes)} cannot be read: {error}") from error
-        for event, envelope in zip(events, envelopes, strict=True):
-            set_stamp(event, envelope)
-        return events
 
 
 def _what_to_deploy(version: str, read: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ from typing import Final
 
 from tidings.copies import is_discarded, restore
 from tidings.delivery import SKIPPED, Delivery, Route
-from tidings.envelope import read_envelope, read_envelopes
+from tidings.envelope import are_plain, decode_plain, read_envelope
 from tidings.errors import UndecodableEvent
+from tidings.event import set_stamp
 from tidings.grouping import Grouping, Work
 from tidings.handler import Handler
 from tidings.newer import UNASKED
@@ -18,30 +19,37 @@ from tidings.traces import without_any_of_ours
 _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
 
+_TOGETHER: Final = 64
+"""So many are looked through together: one that is special has no more of its neighbours looked at again."""
+
 
 def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
     """What cannot be read is decided here already, and so is what it did not ask for, as far as is known.
 
-    Mostly there is nothing to be said of any of them, which is found out for all at once: a third of the time is saved.
+    Mostly there is nothing to be said of any of them: a quarter of the time is saved where that is found out for all of
+    them at once. What cannot be read goes the longer way, alone, so that it costs its neighbours nothing.
     """
-    works = _read_at_once(batch, handler)
-    return _read_one_by_one(batch, handler, grouping) if works is None else works
-
-
-def _read_at_once(batch: Sequence[Delivery], handler: Handler) -> list[Work] | None:
-    """Events that were asked for, can be read and have not failed; None where one is anything else."""
     if any([delivery.failures or delivery.route is _RETRY for delivery in batch]):
-        return None
-    envelopes = read_envelopes([delivery.body for delivery in batch], [delivery.headers for delivery in batch])
-    if envelopes is None:
-        return None
-    try:
-        events = handler.reader.read_all(envelopes)
-    except UndecodableEvent:
-        return None
-    for delivery, envelope in zip(batch, envelopes, strict=True):
-        delivery.envelope = envelope
-    return list(map(Work, batch, events))
+        return _read_one_by_one(batch, handler, grouping)
+    works: list[Work] = []
+    decoders, add = handler.reader.decoders, works.append
+    for place in range(0, len(batch), _TOGETHER):
+        some = batch[place : place + _TOGETHER]
+        plain = are_plain([delivery.body for delivery in some], [delivery.headers for delivery in some])
+        for delivery in some:
+            try:
+                envelope = decode_plain(delivery.body) if plain else read_envelope(delivery.body, delivery.headers)
+                event = decoders[envelope.type][envelope.version](envelope.data)
+            except BaseException as error:  # also what the program's own classes raise
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+            else:
+                set_stamp(event, envelope)
+                delivery.envelope = envelope
+                add(Work(delivery, event))
+                continue
+            works += _read_one_by_one([delivery], handler, grouping)  # why, is said where that error is no part of it
+    return works
 
 
 def _read_one_by_one(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.parts import Placed, Shipped, delivery, handler_of
 from tidings import reading
-from tidings.delivery import SKIPPED, DeadLettered, Delivery, Header, Route
-from tidings.envelope import read_envelopes
-from tidings.event import stamp_of
+from tidings.delivery import SKIPPED, DeadLettered, Delivery, Envelope, Header, Retried, Route
+from tidings.envelope import are_plain, read_envelope
+from tidings.event import Event, stamp_of
 from tidings.grouping import Grouping, Work
 from tidings.handler import Handler
 from tidings.reading import read
@@ -124,6 +125,11 @@ def test_P13_one_that_is_special_is_read_as_it_would_be_without_its_neighbours(t
     assert found[1:] == one_by_one
 
 
+CLOSER: Final = {
+    *("longer than what is looked through together", "too large", "umlaut", "escape", "list", "deep", "deep lists"),
+    *("control in the key", "delete in the key", "control in the id", "nul in the data", "no utf-8", "half of two"),
+}
+"""What has to be looked at closer."""
 PLAIN: Final = ("plain", "long", "longer than what is looked through together", "umlaut", "escape", "list")
 
 
@@ -139,14 +145,20 @@ def test_what_nothing_is_to_be_said_of_is_read_at_once(text: str, monkeypatch: p
     assert [work.delivery.envelope is not None for work in works] == [True] * 3
 
 
-@pytest.mark.parametrize(
-    "text", sorted(set(BODIES) - set(PLAIN) - {"another class", "another type", "unknown version"})
-)
-def test_the_envelopes_of_several_are_given_where_each_can_be_read_and_needs_no_more(text: str) -> None:
-    if text == "data that does not fit":
-        assert read_envelopes([BODIES["plain"], BODIES[text]], [{}, {}]) is not None, "it is for its class to say"
-        return
-    assert read_envelopes([BODIES["plain"], BODIES[text], BODIES["plain"]], [{}, {}, {}]) is None
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("text", sorted(BODIES))
+def test_bodies_are_plain_together_where_each_of_them_is(text: str, place: int) -> None:
+    bodies = [BODIES["plain"]] * 2
+    bodies.insert(place, BODIES[text])
+    assert are_plain(bodies, [{}, {}, {}]) is (text not in CLOSER)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("head", sorted(HEADERS))
+def test_what_may_be_in_binary_mode_is_not_plain(head: str, place: int) -> None:
+    headers: list[Mapping[str, str]] = [HEADERS["none"], HEADERS["structured"]]
+    headers.insert(place, HEADERS[head])
+    assert are_plain([BODIES["plain"]] * 3, headers) is (head not in ("binary", "both"))
 
 
 @pytest.mark.parametrize("raises", [ValueError, SystemExit, GeneratorExit])
@@ -165,6 +177,59 @@ def test_P13_what_a_class_raises_of_its_own_is_of_its_event_alone(raises: type[B
     assert isinstance(works[1].decision, DeadLettered)
     assert works[1].decision.code == "bad-data"
     assert calls == ["called", "called"], "at once, and then alone"
+
+
+class Unprintable(Exception):
+    """Its text raises as well."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_P2_an_error_of_a_class_that_cannot_be_printed_is_of_its_event_alone() -> None:
+    def broken(data: object) -> Placed:
+        raise Unprintable
+
+    handler = taker()
+    handler.reader._by_type["order.shipped"]["v1"] = broken
+    kinds = [("plain", "none", 1), ("another class", "none", 1), ("plain", "none", 1)]
+    works = read(made(kinds), handler, Grouping(4))
+    assert [type(work.decision) for work in works] == [type(None), Retried, type(None)]
+
+
+@pytest.mark.parametrize(
+    "text", ["no json", "data that does not fit", "unknown version", "another type", "no data", "deep lists"]
+)
+def test_P13_one_that_cannot_be_read_has_none_of_its_neighbours_read_twice(text: str) -> None:
+    calls: list[object] = []
+    handler = taker()
+    decode = handler.reader._by_type["order.shipped"]["v1"]
+
+    def counted(data: bytes | msgspec.Raw) -> Event:
+        calls.append(data)
+        return decode(data)
+
+    handler.reader._by_type["order.shipped"]["v1"] = counted
+    others = [("another class", "none", 1)] * 3
+    works = read(made([*others, (text, "none", 1), *others]), handler, Grouping(4))
+    assert [work.event is None for work in works] == [False] * 3 + [True] + [False] * 3
+    assert len(calls) == 6
+
+
+def test_P13_one_that_is_special_has_few_of_its_neighbours_looked_at_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bytes] = []
+
+    def counted(body: bytes, headers: Mapping[str, str]) -> Envelope:
+        looked.append(body)
+        return read_envelope(body, headers)
+
+    monkeypatch.setattr(reading, "read_envelope", counted)
+    kinds = [("plain", "none", 1)] * 255
+    kinds.insert(200, ("deep lists", "none", 1))
+    works = read(made(kinds), taker(), Grouping(4))
+    assert [place for place, work in enumerate(works) if work.event is None] == [200]
+    assert [work.delivery.origin[1] for work in works] == list(range(256))
+    assert len(looked) <= 65
 
 
 def test_a_copy_that_was_discarded_is_skipped_among_others() -> None:
