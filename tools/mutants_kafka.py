@@ -94,7 +94,7 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "deliveries are not counted over processes",
         "arrivals.py",
-        "1 + progress.delivered(offset),",
+        "1 + progress.delivered(offset) if offset < progress.bound else 1,",
         "1,",
         POSITIONS,
     ),
@@ -143,8 +143,8 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "what a topic brings that was made anew is passed over",
         "arrivals.py",
-        "            track = self._anew(track, offset)\n",
-        "            return None\n",
+        "                track = self._anew(track, offset)\n",
+        "                continue\n",
     ),
     bug(
         "an id is forgotten while its event stands in a segment that is still open",
@@ -257,24 +257,20 @@ KAFKA: tuple[Mutant, ...] = (
     bug(
         "what was found out about one event's headers counts for the next",
         "arrivals.py",
-        "if self._headers is not None and pairs == self._pairs:",
-        "if self._headers is not None:",
+        "elif pairs == self._pairs and self._common is not None:",
+        "elif self._common is not None:",
     ),
     bug(
         "what was found out about one partition counts for the next record",
         "arrivals.py",
-        "groupby(records, Record.partition)",
-        "groupby(records, Record.error)",
+        "if record.partition() != number or record.topic() != topic:",
+        "if number < 0:",
     ),
-    bug("what came before is taken with what never did", "arrivals.py", "progress.known, progress.bound", "0"),
-    bug("a log that goes back is not seen", "arrivals.py", " or any(map(ge, offsets, offsets[1:]))", ""),
-    bug("copies are events to whom events are beside", "arrivals.py", "_all(run, Record.topic, topic) and", ""),
-    bug("the headers of the first are those of all", "arrivals.py", " and _all(run, headers_in, pairs)", ""),
     bug(
-        "an error beside events is an event",
+        "a record is looked at twice where it is not what the one before was",
         "arrivals.py",
-        " or any([record.error() is not None for record in run])",
-        "",
+        "            else:\n                headers = self._headers_of(pairs)\n",
+        "            else:\n                headers = self._headers_of(headers_in(record) or ())\n",
     ),
     bug(
         "a little room is not used",

@@ -1,8 +1,8 @@
-"""Records that are taken together are what they are when each is taken alone."""
+"""Records that come in one batch are what they are when each comes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pytest
@@ -11,10 +11,12 @@ from confluent_kafka import Message as Record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidings.brokers.kafka.arrivals import Arrivals, Tracks
+from tidings.brokers.kafka import arrivals
+from tidings.brokers.kafka.arrivals import Arrivals
 from tidings.brokers.kafka.progress import Progress
-from tidings.brokers.kafka.tracks import Batch, Track
-from tidings.delivery import Route
+from tidings.brokers.kafka.records import headers_in
+from tidings.brokers.kafka.tracks import Track
+from tidings.delivery import Delivery, Route
 from tidings.ports import Subscription
 
 STREAM: Final = "order"
@@ -33,22 +35,15 @@ def record(offset: int, headers: int = 0, topic: str = STREAM, partition: int = 
     return Record(topic=topic, partition=partition, offset=offset, key=key, value=b"%d" % offset, headers=given)
 
 
-class Alone(Arrivals):
-    """Takes each record alone, whatever is beside it."""
-
-    def _take_together(self, run: Sequence[Record], tracks: Tracks, batch: Batch, now: float) -> bool:
-        return False
-
-
 class Taken:
-    """What `kind` made of records, and what it noted of them."""
+    """What was made of records, and what was noted of them."""
 
-    def __init__(self, kind: type[Arrivals], **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         subscription = Subscription(
             position="stock.reserve", stream=STREAM, types=("order.placed",), ordered=True, **options
         )
         self.errors: list[int] = []
-        self.arrivals = kind(subscription, note=lambda error: self.errors.append(error.code()), anew=self._anew)
+        self.arrivals = Arrivals(subscription, note=lambda error: self.errors.append(error.code()), anew=self._anew)
         places = [(STREAM, 0), (STREAM, 1), (RETRY, 0)]
         self.tracks = {(topic, number): self._track(topic, number, self._before()) for topic, number in places}
         self.gone: list[tuple[str, int, int]] = []
@@ -74,15 +69,18 @@ class Taken:
 
     def all_of(self, batches: Sequence[Sequence[Record]]) -> list[Any]:
         """Whatever can be seen afterwards."""
-        found: list[Any] = []
+        came: list[tuple[Delivery, float | None]] = []
+        size, ends = 0, dict[Track, int]()
         for records in batches:
             batch = self.arrivals.batch(records, self.tracks)
-            for one in batch.deliveries:
-                what = one.body, one.stream, one.origin, dict(one.headers), one.slot, one.delivered, one.route
-                track = next((each for each in self.tracks.values() if each is one.token), None)
-                found.append((what, one.stored, track is not None and (track.topic, track.number)))
-            ends = sorted((track.topic, track.number, end) for track, end in batch.ends.items())
-            found.append((batch.size, ends, [(one.origin, due) for one, due in batch.due.items()]))
+            came += [(one, batch.due.get(one)) for one in batch.deliveries]
+            size += batch.size
+            ends |= batch.ends
+        found: list[Any] = [size, sorted((track.topic, track.number, end) for track, end in ends.items())]
+        for one, due in came:
+            what = one.body, one.stream, one.origin, dict(one.headers), one.slot, one.delivered, one.route
+            track = next((each for each in self.tracks.values() if each is one.token), None)
+            found.append((what, one.stored, track is not None and (track.topic, track.number), due))
         for place, track in self.tracks.items():
             still = {offset: one is not None and one.origin for offset, one in track.progress.open.items()}
             found.append((place, track.progress.seen, still, track.progress.mark))
@@ -103,28 +101,41 @@ BATCHES: Final = st.lists(
 )
 
 
-@given(BATCHES, st.booleans())
-def test_P13_what_is_taken_together_is_what_is_taken_one_by_one(batches: list[list[Record]], slots: bool) -> None:
-    together, alone = Taken(Arrivals, slots=slots), Taken(Alone, slots=slots)
-    assert together.all_of(batches) == alone.all_of(batches)
+@given(BATCHES, st.booleans(), st.booleans())
+def test_P13_what_comes_in_one_batch_is_what_comes_one_by_one(
+    batches: list[list[Record]], slots: bool, strangers: bool
+) -> None:
+    together, alone = Taken(slots=slots, strangers=strangers), Taken(slots=slots, strangers=strangers)
+    one_by_one = [[one] for records in batches for one in records]
+    assert together.all_of(batches) == alone.all_of(one_by_one)
 
 
-@pytest.mark.parametrize("headers", [0, 1, 4])
-def test_events_that_never_came_before_are_taken_together(headers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*given: object) -> None:
-        raise AssertionError("taken alone")
+MIXED: Final[Mapping[str, Sequence[Record]]] = {
+    "one of another type": [record(4), record(5, 2), record(6)],
+    "one without headers": [record(4), record(5), record(6, 4)],
+    "two partitions": [record(4), record(4, partition=1), record(5), record(5, partition=1)],
+    "copies between": [record(4), record(5, 3, RETRY), record(5)],
+    "what came before": [record(2), record(3), record(4), record(5)],
+}
 
-    monkeypatch.setattr(Arrivals, "_take", refused)
-    taken = Taken(Arrivals)
-    gap = [record(at, headers) for at in (4, 5, 9, 10)]
-    batch = taken.arrivals.batch([*gap, record(4, 2, partition=1), record(5, 2, partition=1)], taken.tracks)
-    assert [one.origin for one in batch.deliveries] == [(STREAM, 0, 4), (STREAM, 0, 5), (STREAM, 0, 9), (STREAM, 0, 10)]
-    assert taken.tracks[STREAM, 1].progress.seen == 6, "what is for nobody here is passed over together"
+
+@pytest.mark.parametrize("kind", sorted(MIXED))
+def test_a_record_is_looked_at_once_whatever_is_beside_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Record] = []
+
+    def counted(record: Record) -> Any:
+        looked.append(record)
+        return headers_in(record)
+
+    monkeypatch.setattr(arrivals, "headers_in", counted)
+    taken = Taken()
+    taken.arrivals.batch(MIXED[kind], taken.tracks)
+    assert len(looked) == len(MIXED[kind])
 
 
 @pytest.mark.parametrize("headers", [0, 3])
 def test_the_copies_of_a_partition_come_between_its_events_and_are_copies(headers: int) -> None:
-    taken = Taken(Arrivals)
+    taken = Taken()
     came = [record(4), record(5, headers, RETRY), record(6), record(7, headers, RETRY)]
     batch = taken.arrivals.batch(came, taken.tracks)
     assert [one.route for one in batch.deliveries] == [Route.EVENT, Route.RETRY, Route.EVENT, Route.RETRY]
@@ -132,7 +143,7 @@ def test_the_copies_of_a_partition_come_between_its_events_and_are_copies(header
 
 
 def test_an_error_that_comes_between_events_is_noted_and_is_none() -> None:
-    taken = Taken(Arrivals)
+    taken = Taken()
     broken = Record(topic=STREAM, partition=0, offset=5, error=KafkaError(KafkaError._TRANSPORT))
     batch = taken.arrivals.batch([record(4, 4), broken, record(6, 4)], taken.tracks)
     assert [one.origin[2] for one in batch.deliveries] == [4, 6]
