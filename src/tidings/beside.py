@@ -35,7 +35,8 @@ class Beside:
     @property
     def plan(self) -> Plan:
         plan = self._service.plan
-        return msgspec.structs.replace(plan, subscriptions=(*plan.subscriptions, self._handler.subscription))
+        others = [msgspec.structs.replace(one, hosted=False) for one in plan.subscriptions]
+        return msgspec.structs.replace(plan, subscriptions=(*others, self._handler.subscription))
 
     @property
     def published(self) -> Sequence[type[Event]]:

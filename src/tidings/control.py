@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import msgspec
 import uuid_utils
 
+from tidings.dropping import Dropping
 from tidings.errors import WorldError
 from tidings.notes import Notes
 from tidings.ports import Broker
@@ -109,28 +110,54 @@ def order_in(text: str) -> Order | None:
 
 
 class Obedience:
-    """Has a handler of this process obey: one supervised task for each."""
+    """Has a handler of this process obey: two supervised tasks for each, `run` and `obey`."""
 
-    def __init__(self, broker: Broker, worker: Paused) -> None:
+    def __init__(self, broker: Broker, worker: Paused, dropping: Dropping) -> None:
         self._notes = Notes(broker, worker.position)
         self._worker = worker
+        self._dropping = dropping
+        """Hears the other notes."""
         self._mine = f"{HEARD}{socket.gethostname()}:{os.getpid()}:{uuid_utils.uuid4().hex[:6]}"
         self._said = ""
+        self._last: Order | None = None
+        self._another = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow the orders until cancelled; while the broker is away the last one stands."""
+        """Hear the notes until cancelled; while the broker is away the last order stands.
+
+        None of them waits for a pause, which takes as long as the events that run.
+        """
         lost = False
         while True:
             try:
                 if lost and PAUSED not in await self._notes.read():
-                    await self._obey(None)  # that it was taken back may be forgotten by now
+                    self._ordered(None)  # that it was taken back may be forgotten by now
                 lost = True
+                self._dropping.begin()
                 async for name, text in self._notes.follow():
                     if name == PAUSED:
-                        await self._obey(order_in(text))
+                        self._ordered(order_in(text))
+                    else:
+                        await self._dropping.heard(name, text)
             except WorldError as error:
                 log.debug("%s: orders are followed again in %.0f s: %s", self._worker.position, AGAIN, error)
             await asyncio.sleep(AGAIN)
+
+    def _ordered(self, order: Order | None) -> None:
+        self._last = order
+        self._another.set()
+
+    async def obey(self) -> None:
+        """Do what the last order says, until cancelled."""
+        while True:
+            await self._another.wait()
+            self._another.clear()
+            try:
+                await self._obey(self._last)
+            except WorldError as error:
+                self._another.set()
+                log.debug("%s: it is obeyed again in %.0f s: %s", self._worker.position, AGAIN, error)
+                await asyncio.sleep(AGAIN)
 
     async def _obey(self, order: Order | None) -> None:
         if order is not None:

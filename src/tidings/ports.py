@@ -75,10 +75,9 @@ class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
-    """A position of a handler, as the code declares it."""
+    """A position of a handler, ``service.name``, as the code declares it."""
 
     position: str
-    """``service.name``."""
     stream: str
     types: tuple[str, ...]
     ordered: bool = False
@@ -86,9 +85,10 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     slots: bool = True
     """`Delivery.slot` is looked at, to share out the keys of this process; else nobody has to work it out."""
     start: Literal["all", "new"] = "all"
-    """Where a position that does not exist yet begins."""
+    """Where a position that does not exist yet begins, unless at what was stored at a moment (`since`) or later."""
     since: datetime | None = None
-    """Or else it begins with what was stored at this moment or later."""
+    hosted: bool = True
+    """This process runs the handler; else the position is named, and keeps the types that it has."""
     strangers: bool = False
     """Events of its stream that are of other types may come as well; see `rolling.Sifts`."""
     max_in_flight: int = 1024

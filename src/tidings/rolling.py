@@ -11,17 +11,21 @@ BELIEVED: Final = 2.0
 
 @runtime_checkable
 class Remembers(Protocol):
-    """What a broker has beside the rest if it remembers which types were declared last for a position.
+    """What a broker has beside the rest if it remembers which types a position takes.
 
-    They are written down before what is new among them can come to the position by this declaration, and for longer
-    than `BELIEVED` before `open` returns: whoever was told otherwise has asked again by then.
+    A plan adds to them and takes none away: whoever started last may be of older code. They are written down before
+    what is new among them can come to the position by this declaration, and for longer than `BELIEVED` before `open`
+    returns: whoever was told otherwise has asked again by then.
     """
 
     async def taken(self, position: str) -> Collection[str]:
-        """The types that a position of this process takes by what was declared last; none where there is no such one.
+        """The types that a position of this process takes; none where there is no such one.
 
         It is asked every few seconds while a deployment rolls, so it is to be cheap. Raises BrokerUnavailable.
         """
+
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        """From now on a position of this process takes these types, and no others. Raises BrokerUnavailable."""
 
 
 @runtime_checkable

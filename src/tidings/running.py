@@ -18,6 +18,7 @@ from tidings.claims import Claimer
 from tidings.context import current
 from tidings.control import Obedience, standing
 from tidings.delivery import Content
+from tidings.dropping import Dropping
 from tidings.errors import ConfigurationError, MisuseError, TidingsError
 from tidings.event import Event, event_id
 from tidings.handler import Handler
@@ -133,8 +134,10 @@ class Running:
                 self.tasks.spawn(f"{self.service.name} relay", lambda: store.relay(self._outlet()))
             self.workers = [self._worker(handler, shared) for handler in self.service.handlers]
             stack.push_async_callback(self._stop_workers)
-            for worker in self.workers:
-                await self._start(worker)
+            drops = [Dropping(one.position, one.reader.types, self.broker) for one in self.service.handlers]
+            await asyncio.gather(*(one.start() for one in drops))
+            for worker, dropping in zip(self.workers, drops, strict=True):
+                await self._start(worker, dropping)
             if store is not None:
                 self._sweep(store)
             yield
@@ -220,15 +223,17 @@ class Running:
         )
         return worker
 
-    async def _start(self, worker: Worker) -> None:
+    async def _start(self, worker: Worker, dropping: Dropping) -> None:
         """Let a handler begin, unless it is paused; either way it obeys from now on."""
         if (order := await standing(self.broker, worker.position)) is not None:
             worker.paused = str(order)
             log.warning("%s begins paused %s. tidings resume %s", worker.position, order, worker.position)
         await worker.start()
-        obedient = Obedience(self.broker, worker)
+        obedient = Obedience(self.broker, worker, dropping)
         self._obedient.append(obedient)
         self.tasks.spawn(f"{worker.position} orders", obedient.run)
+        self.tasks.spawn(f"{worker.position} obeys", obedient.obey)
+        self.tasks.spawn(f"{worker.position} types", dropping.run)
 
     def _sweep(self, store: Store) -> None:
         if self._targets:

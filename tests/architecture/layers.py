@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("handler", "claims", "context", "copies", "counting", "grouping", "limit", "notes", "order", "rules"),
     ("holding",),
     ("settling",),
-    ("newer",),
+    ("newer", "dropping"),
     ("reading", "handling", "turn"),
     ("calls", "leaving"),
     ("pipeline",),

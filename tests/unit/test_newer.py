@@ -36,6 +36,9 @@ class Remembering(RecordingBroker):
             raise self.answer
         return self.answer or ()
 
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        raise AssertionError("nobody changes what a position takes here")
+
 
 class Sifting:
     """A feed that keeps what it is told."""

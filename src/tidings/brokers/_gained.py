@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tidings.ports import Drift, Plan, Subscription
 from tidings.rolling import BELIEVED
@@ -23,21 +23,21 @@ def gained(plan: Plan, existing: Mapping[str, Sequence[str]]) -> list[Drift]:
             " does what follows it in its key: replace them all soon",
         )
         for one in plan.subscriptions
-        if (had := existing.get(one.position)) is not None and (new := _named(set(one.types) - set(had)))
+        if one.hosted and (had := existing.get(one.position)) is not None and (new := _named(set(one.types) - set(had)))
     ]
 
 
 def dropped(plan: Plan, existing: Mapping[str, Sequence[str]]) -> list[Drift]:
-    """The types that positions of a plan took, and do not from now on: what was declared last counts."""
+    """The types that positions of a plan take, and that it does not ask for."""
     return [
         _drift(
             one,
             had,
-            f"{old} is nobody's business at this position from now on. If newer code that asks for it runs, it loses"
-            " some: restart one process of that",
+            f"What of {old} comes to this process waits for one that asks for it. Where none lives for a minute, it is"
+            " nobody's business from then on",
         )
         for one in plan.subscriptions
-        if (had := existing.get(one.position)) is not None and (old := _named(set(had) - set(one.types)))
+        if one.hosted and (had := existing.get(one.position)) is not None and (old := _named(set(had) - set(one.types)))
     ]
 
 
@@ -48,6 +48,13 @@ def _drift(one: Subscription, had: Sequence[str], remedy: str) -> Drift:
 
 def _named(types: set[str]) -> str:
     return ", ".join(sorted(types))
+
+
+def all_of(one: Subscription, had: Collection[str]) -> tuple[str, ...]:
+    """What a position takes once it is declared, of what it `had` too: others may ask for that (see `dropping`)."""
+    if had and not one.hosted:
+        return tuple(sorted(had))
+    return tuple(sorted({*one.types, *(each for each in had if each.split(".", 1)[0] == one.stream)}))
 
 
 async def until_all_know() -> None:

@@ -147,7 +147,7 @@ class Server:
                 f"{subscription.position} wants the stream {subscription.stream!r}, which its plan does not declare"
             )
         if (position := self.positions.get(subscription.position)) is not None:
-            position.types = frozenset(subscription.types)
+            position.types |= frozenset(subscription.types if subscription.hosted else ())
             position.ordered = subscription.ordered
             return
         position = Position(subscription, self.wake)

@@ -130,10 +130,16 @@ class MemoryBroker:
         return {name: sorted(one.types) for name, one in self._server.positions.items() if name.startswith(prefix)}
 
     async def taken(self, position: str) -> Collection[str]:
-        """The types that a position takes by what was declared last."""
+        """The types that a position takes."""
         self._check_alive()
         found = self._server.positions.get(position)
         return () if found is None else found.types
+
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        """From now on a position takes these types."""
+        self._check_alive()
+        if (found := self._server.positions.get(position)) is not None:
+            found.types = frozenset(types)
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled."""

@@ -397,10 +397,13 @@ async def test_P13_a_position_that_gains_a_type_says_where_it_waits(connect: Con
         assert set(await old.broker.taken(one.position)) == set(gains.types)
         assert await new.open(plan(gains)) == []
         (drift,) = await old.broker.open(plan(one))
-        assert f"{closed} is nobody's business at this position from now on" in drift.remedy
+        assert f"What of {closed} comes to this process waits for one that asks for it" in drift.remedy
+        assert set(await new.taken(one.position)) == set(gains.types), "somebody may ask for it"
+        await old.broker.remember(one.position, one.types)
         assert set(await new.taken(one.position)) == set(one.types)
+        assert await old.broker.open(plan(one)) == []
+        await new.remember("nobody.there", one.types)
         assert await new.taken("nobody.there") == ()
     finally:
-        await new.close()
-        await new.close()
-        await old.broker.close()
+        for broker in (new, new, old.broker, old.broker):
+            await broker.close()

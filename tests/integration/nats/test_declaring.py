@@ -300,7 +300,7 @@ async def test_an_event_of_a_stream_that_was_never_declared_says_what_to_do(
     assert "there is no stream 'nope'" in str(error)
 
 
-async def test_P13_which_types_code_asked_for_last_is_written_down_and_the_filters_stay_an_operators(
+async def test_P13_which_types_a_position_takes_is_written_down_and_the_filters_stay_an_operators(
     server: NatsServer, connect: Connect
 ) -> None:
     for service, ordered in (("stock", False), ("pay", True)):
@@ -322,7 +322,10 @@ async def test_P13_which_types_code_asked_for_last_is_written_down_and_the_filte
             copies = (await api_of(old).call(f"CONSUMER.INFO.tidings-retry.{name}"))["config"]
             assert copies["metadata"]["tidings-position"] == one.position
             await new.open(plan(one))
+            assert await old.broker.taken(one.position) == ["order.closed", "order.placed"], "somebody may ask for it"
+            await new.remember(one.position, one.types)
             assert await old.broker.taken(one.position) == ["order.placed"]
+            await new.remember("nobody.there", one.types)
             assert await old.broker.taken("nobody.there") == ()
         finally:
             await new.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -10,10 +12,14 @@ from pamqp import commands
 
 from tests.integration.rabbitmq.conftest import Connect, plan, position
 from tidings.brokers.rabbitmq import names, topology
-from tidings.brokers.rabbitmq.broker import RabbitBroker
+from tidings.brokers.rabbitmq.broker import JUST_NOW, RabbitBroker
+from tidings.brokers.rabbitmq.channel import Channel
 from tidings.brokers.rabbitmq.connection import Connection
+from tidings.brokers.rabbitmq.frames import Content
 from tidings.brokers.rabbitmq.options import parse
-from tidings.errors import ConfigurationError, NotStored
+from tidings.brokers.rabbitmq.reading import read_log
+from tidings.brokers.rabbitmq.topology import Position, Topology
+from tidings.errors import BrokerUnavailable, ConfigurationError, NotStored
 from tidings.ports import Subscription
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
@@ -86,16 +92,86 @@ async def test_a_renamed_handler_is_refused_with_the_commands_that_remove_it(rab
         await opened(rabbitmq_url, renamed)
 
 
-async def test_a_type_that_is_not_asked_for_any_more_does_not_come(rabbitmq_url: str, connect: Connect) -> None:
+async def test_a_type_that_nobody_asks_for_any_more_does_not_come(rabbitmq_url: str, connect: Connect) -> None:
     both = position()
     other = f"{both.stream}.closed"
     rig = await connect(rabbitmq_url, msgspec.structs.replace(both, types=(*both.types, other)))
     await rig.broker.publish([rig.message(b"1"), rig.message(b"2", type=other)], timeout=5)
     assert {one.body for one in await rig.settled(2)} == {b"1", b"2"}
     await rig.broker.open(plan(both))
+    await rig.broker.publish([rig.message(b"as ever", type=other)], timeout=5)
+    assert {one.body for one in await rig.settled(3)} == {b"1", b"2", b"as ever"}, "somebody may ask for it"
+    await rig.broker.remember(both.position, both.types)
     assert await rig.broker.publish([rig.message(b"3", type=other), rig.message(b"4")], timeout=5) == [None, None]
-    assert [one.body for one in await rig.settled(3)][2:] == [b"4"]
+    assert [one.body for one in await rig.settled(4)][3:] == [b"4"]
     assert await rig.broker.positions(both.stream) == {both.position: both.types}
+    await rig.broker.remember(both.position, [*both.types, other])
+    await rig.broker.publish([rig.message(b"5", type=other)], timeout=5)
+    assert [one.body for one in await rig.settled(5)][4:] == [b"5"], "somebody did ask for it"
+
+
+async def test_P3_a_type_that_could_not_be_bound_again_is_not_said_to_be_taken(
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would look again, and of what is published nothing would come."""
+    one = position()
+    other = f"{one.stream}.closed"
+    rig = await connect(rabbitmq_url, one)
+    bind = Topology._bind
+
+    async def cut_off(self: Topology, channel: Channel, queue: str, exchange: str, key: str) -> None:
+        await channel.close(5)
+        await bind(self, channel, queue, exchange, key)
+
+    monkeypatch.setattr(Topology, "_bind", cut_off)
+    with pytest.raises(BrokerUnavailable):
+        await rig.broker.remember(one.position, [*one.types, other])
+    await asyncio.sleep(JUST_NOW)
+    assert await rig.broker.taken(one.position) == one.types
+
+
+async def test_P3_P13_newer_code_that_starts_while_its_type_is_taken_away_gets_what_is_published(
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down that nobody asks for it; before its bindings go, a process starts that does."""
+    monkeypatch.setattr(topology, "until_all_know", lambda: asyncio.sleep(0))
+    one = position()
+    both = msgspec.structs.replace(one, types=(*one.types, f"{one.stream}.closed"))
+    rig, new = await connect(rabbitmq_url, both), RabbitBroker(rabbitmq_url)
+    write_down = rig.broker._write_down
+
+    async def and_then_it_starts(news: Sequence[Position]) -> None:
+        await write_down(news)
+        await new.open(plan(both))
+
+    monkeypatch.setattr(rig.broker, "_write_down", and_then_it_starts)
+    await rig.broker.remember(both.position, one.types)
+    await asyncio.sleep(JUST_NOW)
+    assert set(await new.taken(both.position)) == set(both.types)
+    assert await new.publish([rig.message(b"closed", type=both.types[-1])], timeout=5) == [None]
+    assert [each.body for each in await rig.settled(1)] == [b"closed"]
+    await new.close()
+
+
+async def test_all_who_ask_together_what_they_take_wait_for_two_readings_at_most(
+    rabbitmq_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty handlers start at once, and the server is far away."""
+    rig = await connect(rabbitmq_url, subscribe=False)
+    began: list[str] = []
+
+    async def from_afar(connection: Connection, queue: str) -> AsyncIterator[Content]:
+        began.append(queue)
+        await asyncio.sleep(1.2 * JUST_NOW)
+        async for one in read_log(connection, queue):
+            yield one
+
+    monkeypatch.setattr(topology, "read_log", from_afar)
+    first = asyncio.create_task(rig.broker.taken(rig.subscription.position))
+    await asyncio.sleep(JUST_NOW / 2)
+    answers = await asyncio.gather(first, *(rig.broker.taken(rig.subscription.position) for _ in range(50)))
+    assert answers == [rig.subscription.types] * 51
+    assert len(began) <= 2
 
 
 async def test_a_start_in_the_past_is_refused_because_there_is_none(rabbitmq_url: str) -> None:
@@ -127,8 +203,12 @@ async def test_P3_P13_a_type_that_a_position_gains_is_written_down_and_told_befo
     assert f"What of {closed} comes to a process of the older code waits" in drift.remedy
     assert await new.open(plan(gains)) == []
     (drift,) = await old.broker.open(plan(one))
-    assert f"{closed} is nobody's business at this position from now on" in drift.remedy
+    assert f"What of {closed} comes to this process waits for one that asks for it" in drift.remedy
+    assert await new.taken(one.position) == tuple(sorted(gains.types))
+    await old.broker.remember(one.position, one.types)
+    await asyncio.sleep(JUST_NOW)
     assert await new.taken(one.position) == one.types
+    await old.broker.remember("nobody.there", one.types)
     assert await new.taken("nobody.there") == ()
-    for broker in (old.broker, new, new):
+    for broker in (old.broker, old.broker, new, new):
         await broker.close()

@@ -12,7 +12,7 @@ from tidings.brokers.kafka.feed import KafkaFeed, OrderedFeed
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.offsets import copies
 from tidings.brokers.kafka.options import parse
-from tidings.brokers.kafka.positions import Taken, ensure_positions, existing_positions, types_of
+from tidings.brokers.kafka.positions import Taken, ensure_positions, existing_positions, remember, types_of
 from tidings.brokers.kafka.publishing import Publisher
 from tidings.brokers.kafka.reading import Reading
 from tidings.brokers.kafka.topics import ensure_topics
@@ -164,10 +164,16 @@ class KafkaBroker:
         return types_of(await existing_positions(self._link, service))
 
     async def taken(self, position: str) -> Collection[str]:
-        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        """The types that a position takes; see `rolling.Remembers`."""
         if self._link is None:
             raise _not_open("taken")
         return await self._taken.by(position)
+
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        """From now on a position takes these types; see `rolling.Remembers`."""
+        if self._link is None or self._publisher is None:
+            raise _not_open("remember")
+        await remember(self._link, self._publisher, position, types)
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`."""

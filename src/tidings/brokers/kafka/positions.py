@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from confluent_kafka import TopicPartition
 
-from tidings.brokers._gained import dropped, gained, until_all_know
+from tidings.brokers._gained import all_of, dropped, gained, until_all_know
 from tidings.brokers.kafka.link import Link
 from tidings.brokers.kafka.names import POSITION_TOPIC, check_position
 from tidings.brokers.kafka.offsets import EARLIEST, LATEST, at_time, committed_of, offsets
@@ -93,13 +93,24 @@ async def ensure_positions(link: Link, publisher: Publisher, plan: Plan) -> list
         one.position: entry
         for one in plan.subscriptions
         if written.get(one.position)
-        != (entry := Entry(one.stream, tuple(sorted(one.types)), dict(begins[one.position])))
+        != (entry := Entry(one.stream, all_of(one, types.get(one.position, ())), dict(begins[one.position])))
     }
-    if changed:
-        await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in changed.items()})
+    await _write(publisher, changed)
     if drifts := gained(plan, types):
         await until_all_know()
     return drifts + dropped(plan, types)
+
+
+async def _write(publisher: Publisher, entries: Mapping[str, Entry]) -> None:
+    if entries:
+        await publisher.write(POSITION_TOPIC, {name: msgspec.json.encode(entry) for name, entry in entries.items()})
+
+
+async def remember(link: Link, publisher: Publisher, position: str, types: Collection[str]) -> None:
+    """Write down which types a position takes; see `rolling.Remembers`."""
+    entry = (await written_positions(link, position)).get(position)
+    if entry is not None:
+        await _write(publisher, {position: msgspec.structs.replace(entry, types=tuple(sorted(types)))})
 
 
 async def _ensure(link: Link, subscription: Subscription, known: Entry | None) -> Mapping[int, int]:

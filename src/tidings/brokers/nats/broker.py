@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final
 
-from tidings.brokers._gained import gained, until_all_know
+from tidings.brokers._gained import all_of, gained, until_all_know
 from tidings.brokers.nats.api import Api
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import (
@@ -181,7 +182,10 @@ class NatsBroker:
             wanted_here += [(RETRY_STREAM, consumer) for consumer in retry_consumers(one, ack_wait)]
             found_here = await asyncio.gather(*(ensure_consumer(api, *each) for each in wanted_here))
             drifts += [drift for each in found_here for drift in each]
-        before = {one.position: await remember_types(api, one, RETRY_STREAM) for one in plan.subscriptions}
+        before = {
+            one.position: await remember_types(api, one, RETRY_STREAM, partial(all_of, one))
+            for one in plan.subscriptions
+        }
         if gained(plan, {position: types for position, types in before.items() if types is not None}):
             await until_all_know()  # the server says in a difference of its own what is to be done
         return drifts
@@ -263,11 +267,18 @@ class NatsBroker:
         return {position: one.types for position, one in found.items()}
 
     async def taken(self, position: str) -> Collection[str]:
-        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        """The types that a position takes; see `rolling.Remembers`."""
         if self._main is None:
             raise _not_open("taken")
         one = self._declared.get(position)  # a user may be allowed to ask for what its own code declares, and no more
         return () if one is None else await types_taken(self._api, one, RETRY_STREAM)
+
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        """From now on a position takes these types; see `rolling.Remembers`."""
+        if self._main is None:
+            raise _not_open("remember")
+        if (one := self._declared.get(position)) is not None:
+            await remember_types(self._api, one, RETRY_STREAM, lambda had: types)
 
     async def fill(self, stream: str) -> Fill:
         """How full a stream is; see `sight.Fills`."""

@@ -7,7 +7,7 @@ Always durable, without an inactivity threshold (trap 32), with explicit acks sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC
 from typing import Any, Final
 
@@ -190,8 +190,10 @@ async def ensure_consumer(api: Api, stream: str, wanted: dict[str, Any]) -> list
     return _compare(stream, wanted, config)
 
 
-async def remember_types(api: Api, subscription: Subscription, stream: str) -> list[str] | None:
-    """Write down, at the consumers of a position's retry route, which types its code asks for now.
+async def remember_types(
+    api: Api, subscription: Subscription, stream: str, now: Callable[[Sequence[str]], Collection[str]]
+) -> list[str] | None:
+    """Write down, at the consumers of a position's retry route, which types it takes `now`, by what it took.
 
     Returns those that stood there before; None where nothing had changed. Their filters, which are an operator's to
     change, have nothing to do with types.
@@ -199,9 +201,9 @@ async def remember_types(api: Api, subscription: Subscription, stream: str) -> l
 
     async def remember(wanted: dict[str, Any]) -> list[str] | None:
         found = await find_consumer(api, stream, wanted["name"])
-        if found is None or types_in(found) == types_in({"config": wanted}):
+        if found is None or types_in(found) == (types := sorted(now(types_in(found)))):
             return None
-        metadata = {**found["config"]["metadata"], TYPES_KEY: wanted["metadata"][TYPES_KEY]}
+        metadata = {**found["config"]["metadata"], TYPES_KEY: ",".join(types)}
         config = {**found["config"], "metadata": metadata}
         body = {"stream_name": stream, "config": config, "action": "update"}
         await api.call(f"CONSUMER.CREATE.{stream}.{wanted['name']}", body)
@@ -212,7 +214,7 @@ async def remember_types(api: Api, subscription: Subscription, stream: str) -> l
 
 
 async def types_taken(api: Api, subscription: Subscription, stream: str) -> list[str]:
-    """Which types the code of a position asked for that was started last."""
+    """Which types a position takes."""
     found = await find_consumer(api, stream, retry_consumers(subscription, 1.0)[0]["name"])
     return [] if found is None else types_in(found)
 

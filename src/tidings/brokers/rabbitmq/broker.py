@@ -10,6 +10,7 @@ from typing import Final
 
 from tidings.brokers._standing import of_log
 from tidings.brokers.rabbitmq import names
+from tidings.brokers.rabbitmq.channel import Refused
 from tidings.brokers.rabbitmq.connection import Connection
 from tidings.brokers.rabbitmq.feed import RabbitFeed
 from tidings.brokers.rabbitmq.options import Options, parse
@@ -19,7 +20,7 @@ from tidings.brokers.rabbitmq.reading import BEGINS, end_of, offset_of, read_log
 from tidings.brokers.rabbitmq.settling import settle
 from tidings.brokers.rabbitmq.topology import NO_HISTORY, Position, Topology, encoded
 from tidings.delivery import MAX_EVENT_BYTES, Delivery, Header, Message, Route, Verdict
-from tidings.errors import ConfigurationError, MisuseError, TidingsError
+from tidings.errors import BrokerUnavailable, ConfigurationError, MisuseError, TidingsError
 from tidings.ports import Drift, Features, Plan, Sink, Subscription
 
 log = logging.getLogger("tidings.rabbitmq")
@@ -202,11 +203,20 @@ class RabbitBroker:
         return {name: one.types for name, one in (await self._topology.of_service(service)).items()}
 
     async def taken(self, position: str) -> Collection[str]:
-        """The types that a position takes by what was declared last; see `rolling.Remembers`."""
+        """The types that a position takes; see `rolling.Remembers`."""
         if self._main is None:
             raise _not_open("taken")
-        known = (await self._topology.positions()).get(position)
+        known = (await self._topology.positions(age=JUST_NOW)).get(position)
         return () if known is None else known.types
+
+    async def remember(self, position: str, types: Collection[str]) -> None:
+        """From now on a position takes these types; see `rolling.Remembers`."""
+        if self._main is None:
+            raise _not_open("remember")
+        try:
+            await self._topology.remember(position, types, self._write_down)
+        except Refused as error:
+            raise BrokerUnavailable(f"what {position} takes could not be changed: {error}") from error
 
     async def copies(self, position: str) -> int:
         """How many copies are on the retry route of a position and not settled; see `ports.Positions`.
@@ -224,6 +234,8 @@ class RabbitBroker:
         return (due or 0) + moving + await self._topology.scheduled(position)
 
 
+JUST_NOW: Final = 0.25
+"""Seconds: handlers that ask together what they take are told of one reading, within what `until_all_know` allows."""
 _LOGS: Final = {Route.DEAD: names.DEAD, Route.NOTE: names.NOTES}
 
 

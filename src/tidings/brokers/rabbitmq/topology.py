@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from pamqp import commands
 
-from tidings.brokers._gained import dropped, gained, until_all_know
+from tidings.brokers._gained import all_of, dropped, gained, until_all_know
 from tidings.brokers.rabbitmq import names, waiting
 from tidings.brokers.rabbitmq.channel import DIFFERENT, GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
@@ -72,6 +72,7 @@ class Topology:
         """Logs that have a first message."""
         self._positions: dict[str, Position] = {}
         self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
 
     # ── what a plan needs ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -96,13 +97,14 @@ class Topology:
                 raise ConfigurationError(
                     f"{one.position} is to begin with what was stored at {one.since}: {NO_HISTORY}"
                 )
-        wanted = [
-            Position(one.position, one.stream, tuple(sorted(set(one.types))), one.ordered) for one in plan.subscriptions
-        ]
         types = {name: one.types for name, one in known.items()}
+        wanted = [
+            Position(one.position, one.stream, all_of(one, types.get(one.position, ())), one.ordered)
+            for one in plan.subscriptions
+        ]
         drifts = gained(plan, types)
         if drifts:  # before any of it can come to a process that has to ask
-            await write_down([_widened(one, known[one.position]) for one in wanted if one.position in known])
+            await write_down([one for one in wanted if one.position in known])
             await until_all_know()
         drifts += dropped(plan, types)
         drifts += [drift for one in wanted for drift in await self._queues(one)]
@@ -112,6 +114,24 @@ class Topology:
             await self._bindings(now, known.get(now.position))
         await write_down([one for one in wanted if one != known.get(one.position)])
         return drifts
+
+    async def remember(self, position: str, types: Collection[str], write_down: WriteDown) -> None:
+        """From now on a position takes these types; see `rolling.Remembers`.
+
+        What is written down is bound, whatever happens in between: else nobody would look for what does not come.
+        """
+        before = (await self.positions()).get(position)
+        if before is None:
+            return
+        now = msgspec.structs.replace(before, types=tuple(sorted(types)))
+        if set(now.types) - set(before.types):
+            await self._bindings(now, None)
+        await write_down([now])
+        if gone := set(before.types) - set(now.types):
+            await self._bindings(now, before)
+            again = (await self.positions()).get(position, now)
+            if gone.intersection(again.types):  # who asks for it has started meanwhile, and bound it before it went
+                await self._bindings(again, None)
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         """Try again while the server says that it is not ready yet, as it does when it has just started."""
@@ -263,16 +283,22 @@ class Topology:
     # ── the positions there are ─────────────────────────────────────────────────────────────────────────────────────
 
     async def positions(self, *, age: float = 0.0) -> dict[str, Position]:
-        """What is written down of positions; what was read `age` seconds ago at most is good enough."""
-        if time.monotonic() - self._read_at > age:
-            found: dict[str, Position] = {}
-            async for content in read_log(self._connection, names.POSITIONS):
-                if (one := _position_of(content)) is not None:
-                    found.pop(one.position, None)
-                    if one.types:
-                        found[one.position] = one
-            self._positions, self._read_at = found, time.monotonic()
-        return self._positions
+        """What is written down of positions; what was read `age` seconds ago at most is good enough.
+
+        Those who ask while somebody reads are told all together of what the next of them reads.
+        """
+        asked = time.monotonic()
+        async with self._reading:
+            if asked - self._read_at > age:
+                began = time.monotonic()
+                found: dict[str, Position] = {}
+                async for content in read_log(self._connection, names.POSITIONS):
+                    if (one := _position_of(content)) is not None:
+                        found.pop(one.position, None)
+                        if one.types:
+                            found[one.position] = one
+                self._positions, self._read_at = found, began
+            return self._positions
 
     async def of_service(self, service: str) -> dict[str, Position]:
         """The positions of a service that are written down and have a queue."""
@@ -312,11 +338,6 @@ class Topology:
                     await self._channel.close(ANSWER)
                 except BrokerUnavailable:
                     pass  # it went with its link
-
-
-def _widened(one: Position, before: Position) -> Position:
-    """A position while it gains types, and has not lost any yet."""
-    return msgspec.structs.replace(one, types=tuple(sorted({*one.types, *before.types})))
 
 
 def encoded(position: Position) -> bytes:

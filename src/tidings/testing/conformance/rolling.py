@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 
+from tidings import dropping
 from tidings.delivery import Message
 from tidings.event import Event
+from tidings.ports import Positions
 from tidings.testing._effects import event_class
 from tidings.testing.conformance.load import KEYS, Load
 from tidings.testing.conformance.stage import Stage
 
 NONE: Counter[str] = Counter()
+STANDS = 3.0
+"""Seconds for which the living are asked whether they ask for a type; a minute, where it is no test."""
+LONG = 2.5
 FEW = 5
 """How many events a handler takes at once, so that what waits would soon use up the room of what can be handled."""
 
@@ -57,9 +64,11 @@ class Rolling:
 
     @pytest.mark.parametrize("order", ["key", None])
     async def test_P13_what_newer_code_asked_for_waits_no_more_once_it_is_rolled_back(
-        self, stage: Stage, order: str | None
+        self, stage: Stage, order: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Who asks for it still is asked for three seconds, and not for a minute."""
         stage.bench.needs("positions")
+        _asks_soon(monkeypatch)
         gained = event_class(stage.bench.stream, "gained")
         old, new, again = (stage.service(also=[gained]) for _ in range(3))
         for one in (old, new, again):
@@ -79,6 +88,48 @@ class Rolling:
                 await stage.quiet(again)
         stage.judge(position, _asked(load.ids))
 
+    async def test_P3_P13_an_old_process_that_starts_again_takes_nothing_from_newer_code(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It starts in the middle of a deployment, and asks the living for three seconds, where it is a minute else."""
+        stage.bench.needs("positions")
+        _asks_soon(monkeypatch)
+        gained = event_class(stage.bench.stream, "gained")
+        old, new = stage.service(also=[gained]), stage.service(also=[gained])
+        for one in (old, new):
+            stage.handle(one, name="other", events=[gained])
+        position = stage.handle(old, worker="old", batch=FEW)
+        stage.handle(new, worker="new", batch=FEW, events=[stage.Happened, gained])
+        async with stage.running(new):
+            await stage.bench.widen(new.plan)
+            async with stage.running(old), await self._load(stage, gained) as load:
+                began = time.monotonic()
+                await stage.bench.until(lambda: time.monotonic() > began + LONG * STANDS, "it had time to take it away")
+                await load.more(4 * KEYS)
+                await load.stop()
+            await stage.until_applied(position, load.ids)
+            await stage.quiet(new)
+        stage.judge(position, load.ids)
+        assert {row.worker for row in stage.effects(position) if not _is_asked(row.id)} == {"new"}
+
+    async def test_P13_a_tool_that_names_a_position_and_does_not_run_it_gives_it_no_types(self, stage: Stage) -> None:
+        """A replay by newer code, say, before that is deployed: nobody would be there for what its types bring."""
+        stage.bench.needs("positions")
+        gained = event_class(stage.bench.stream, "gained")
+        old, new = stage.service(also=[gained]), stage.service(also=[gained])
+        position = stage.handle(old)
+        stage.handle(new, events=[stage.Happened, gained])
+        async with stage.running(old):
+            broker = await stage.bench.client()
+            assert isinstance(broker, Positions)
+            before = (await broker.positions(old.name))[position]
+            others = [msgspec.structs.replace(one, hosted=False) for one in new.plan.subscriptions]
+            await broker.open(msgspec.structs.replace(new.plan, subscriptions=tuple(others)))
+            try:
+                assert (await broker.positions(old.name))[position] == before
+            finally:
+                await broker.close()
+
     async def _load(self, stage: Stage, gained: type[Event]) -> Load:
         """Events of both types: a wave of one, with one for each key, and then a wave of the other."""
 
@@ -92,6 +143,11 @@ class Rolling:
             return stage.outcomes.of.get(position, NONE)["retry"] > 0
 
         await stage.bench.until(put_off, "older code got what newer code asks for, and put it off")
+
+
+def _asks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropping, "LOOK", 0.2)
+    monkeypatch.setattr(dropping, "STANDS", STANDS)
 
 
 def _is_asked(id: str) -> bool:
