@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.golden.examples import FOLDER, OrderPlaced, OrderPlacedV1, StockReserved, binary_file, examples, read_binary
@@ -339,7 +339,6 @@ ANYTHING = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(event=ANYTHING, source=KEYS, correlation_id=st.none() | KEYS)
 def test_any_event_comes_back_from_both_modes_as_it_was(
     event: Anything, source: str, correlation_id: str | None
@@ -382,7 +381,6 @@ FIELDS = st.sampled_from([*Anything.__struct_fields__, "order_id", "lines"])
 NAMES = st.sampled_from([*Envelope.__struct_encode_fields__, "data_base64", "extra"])
 
 
-@settings(deadline=None)
 @given(data=st.binary() | SPLICED)
 @example(data=b"\xef\xbb\xbf{}")
 @example(data=b"\x00")
@@ -391,7 +389,6 @@ def test_P13_whatever_the_bytes_are_nothing_but_undecodable_event_is_raised(data
     reads_or_refuses(data, {f"ce-{name}": value for name, value in MINIMAL.items()})
 
 
-@settings(deadline=None)
 @given(
     attributes=st.dictionaries(NAMES, JSON, max_size=5),
     fields=st.dictionaries(FIELDS, JSON, max_size=5),
@@ -405,7 +402,6 @@ def test_P13_whatever_an_envelope_holds_nothing_but_undecodable_event_is_raised(
     reads_or_refuses(json.dumps(envelope).encode(), {})
 
 
-@settings(deadline=None)
 @given(headers=st.dictionaries(NAMES.map(lambda name: f"ce-{name}") | st.text(), st.text()))
 def test_P13_whatever_the_headers_are_nothing_but_undecodable_event_is_raised(headers: dict[str, str]) -> None:
     reads_or_refuses(DATA, {**HEADERS, **headers})
