@@ -50,11 +50,9 @@ format: venv ## Put the code into its one format and sort imports
 	$(BIN)/ruff format .
 
 .PHONY: test
-# Servers that die and heal are watched one at a time: beside others some tests find a machine too busy for what they ask.
 test: venv ## All tests but the long ones
 	$(BIN)/python -m tools.servers
-	$(PYTEST) -m "not long" -n 2 --dist loadfile tests/unit tests/architecture
-	$(PYTEST) -m "not long" --ignore=tests/unit --ignore=tests/architecture
+	$(PYTEST) -m "not long" -n 2 --dist loadfile
 
 .PHONY: test-long
 test-long: venv ## All tests, the long ones too

@@ -18,7 +18,7 @@ from tidings.errors import Dead, UndecodableEvent
 from tidings.event import Event
 from tidings.order import Holds
 from tidings.policy import Retry, decide
-from tidings.ports import NEW, Backlog, Key, Plan
+from tidings.ports import NEW, Backlog, Key, Plan, Subscription
 from tidings.publisher import Wrapper
 from tidings.stores._claims import SqlClaim
 from tidings.testing import MemoryBroker, _position, _server
@@ -516,20 +516,31 @@ def passes_over_what_newer_code_asks_for(patch: pytest.MonkeyPatch) -> None:
 def remembers_what_was_rolled_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(newer, "BELIEVED", 0.1)  # so that it would be over within the patience of a test
     patch.setattr(newer, "PUT_OFF", 0.05)
-    ever: dict[str, set[str]] = {}
 
-    async def taken(self: MemoryBroker, position: str) -> set[str]:
-        return ever[position]
+    async def nothing(self: MemoryBroker, position: str, types: Any) -> None: ...
 
+    patch.setattr(MemoryBroker, "remember", nothing)
+
+
+def takes_away_what_others_ask_for(patch: pytest.MonkeyPatch) -> None:
+    _declares(patch, lambda position, one: position.types & set(one.types))
+
+
+def gives_types_to_what_is_only_named(patch: pytest.MonkeyPatch) -> None:
+    _declares(patch, lambda position, one: position.types | set(one.types))
+
+
+def _declares(patch: pytest.MonkeyPatch, types: Callable[[Position, Subscription], frozenset[str]]) -> None:
     declare = Server.declare
 
-    def remembering(self: Server, plan: Plan) -> Any:
+    def declaring(self: Server, plan: Plan) -> Any:
+        drifts = declare(self, plan)
         for one in plan.subscriptions:
-            ever.setdefault(one.position, set()).update(one.types)
-        return declare(self, plan)
+            position = self.positions[one.position]
+            position.types = types(position, one)
+        return drifts
 
-    patch.setattr(Server, "declare", remembering)
-    patch.setattr(MemoryBroker, "taken", taken)
+    patch.setattr(Server, "declare", declaring)
 
 
 def hides_that_it_takes_over(patch: pytest.MonkeyPatch) -> None:

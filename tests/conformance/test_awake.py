@@ -145,6 +145,12 @@ CAUGHT: dict[Mutant, tuple[str, ...]] = {
     mutants.remembers_what_was_rolled_back: (
         "test_P13_what_newer_code_asked_for_waits_no_more_once_it_is_rolled_back",
     ),
+    mutants.takes_away_what_others_ask_for: (
+        "test_P3_P13_an_old_process_that_starts_again_takes_nothing_from_newer_code",
+    ),
+    mutants.gives_types_to_what_is_only_named: (
+        "test_P13_a_tool_that_names_a_position_and_does_not_run_it_gives_it_no_types",
+    ),
     mutants.gives_every_type: ("test_P13_a_position_gets_the_types_it_asked_for_and_no_others",),
     mutants.mixes_streams: ("test_many_streams_at_once_each_give_their_own",),
     mutants.reports_differences_that_are_none: ("test_many_may_declare_the_same_at_once",),
@@ -211,6 +217,8 @@ async def test_the_suite_catches(mutant: Mutant, test: str, monkeypatch: pytest.
             arguments[name] = bench
         elif name == "stage":
             arguments[name] = Stage(bench, _store_of(method), tmp_path)
+        elif name == "monkeypatch":
+            arguments[name] = monkeypatch
         else:
             arguments[name] = "key" if mutant in IN_PLACE else None  # order: else the retry route
     try:

@@ -20,7 +20,7 @@ from tidings.testing.conformance.stage import Stage
 
 NONE: Counter[str] = Counter()
 STANDS = 3.0
-"""Seconds for which the living are asked whether they ask for a type; a minute, where it is no test."""
+"""Seconds for which the living are asked whether they ask for a type, at most; a minute, where it is no test."""
 LONG = 2.5
 FEW = 5
 """How many events a handler takes at once, so that what waits would soon use up the room of what can be handled."""
@@ -68,7 +68,7 @@ class Rolling:
     ) -> None:
         """Who asks for it still is asked for three seconds, and not for a minute."""
         stage.bench.needs("positions")
-        _asks_soon(monkeypatch)
+        _asks_soon(monkeypatch, stage)
         gained = event_class(stage.bench.stream, "gained")
         old, new, again = (stage.service(also=[gained]) for _ in range(3))
         for one in (old, new, again):
@@ -93,7 +93,7 @@ class Rolling:
     ) -> None:
         """It starts in the middle of a deployment, and asks the living for three seconds, where it is a minute else."""
         stage.bench.needs("positions")
-        _asks_soon(monkeypatch)
+        _asks_soon(monkeypatch, stage)
         gained = event_class(stage.bench.stream, "gained")
         old, new = stage.service(also=[gained]), stage.service(also=[gained])
         for one in (old, new):
@@ -102,11 +102,12 @@ class Rolling:
         stage.handle(new, worker="new", batch=FEW, events=[stage.Happened, gained])
         async with stage.running(new):
             await stage.bench.widen(new.plan)
-            async with stage.running(old), await self._load(stage, gained) as load:
-                began = time.monotonic()
-                await stage.bench.until(lambda: time.monotonic() > began + LONG * STANDS, "it had time to take it away")
-                await load.more(4 * KEYS)
-                await load.stop()
+            async with await self._load(stage, gained) as load:
+                await _passes(stage, 5 * dropping.LOOK)  # by now newer code has looked that its types are its own
+                async with stage.running(old):
+                    await _passes(stage, LONG * dropping.STANDS)
+                    await load.more(2 * KEYS)
+                    await load.stop()
             await stage.until_applied(position, load.ids)
             await stage.quiet(new)
         stage.judge(position, load.ids)
@@ -145,9 +146,14 @@ class Rolling:
         await stage.bench.until(put_off, "older code got what newer code asks for, and put it off")
 
 
-def _asks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropping, "LOOK", 0.2)
-    monkeypatch.setattr(dropping, "STANDS", STANDS)
+def _asks_soon(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    monkeypatch.setattr(dropping, "STANDS", stands := min(STANDS, stage.bench.patience / 5))
+    monkeypatch.setattr(dropping, "LOOK", stands / 15)
+
+
+async def _passes(stage: Stage, seconds: float) -> None:
+    began = time.monotonic()
+    await stage.bench.until(lambda: time.monotonic() > began + seconds, f"{seconds:g} s have passed")
 
 
 def _is_asked(id: str) -> bool:
