@@ -23,23 +23,17 @@ READING: tuple[Mutant, ...] = (
     bug("how large they are is not looked at", "envelope.py", "(size > _SHORT or body", "(body"),
     bug("the mode of the first is that of all", "envelope.py", "        known = some\n", "        break\n"),
     bug("only the first is looked at closer", "envelope.py", '_is_plain(b"".join(bodies))', "True"),
-    bug("stamps are forgotten", "reading.py", "                set_stamp(event, envelope)\n", ""),
+    bug("stamps are forgotten", "reading.py", "        set_stamp(event, envelope)\n", ""),
     bug("what has failed is new", "reading.py", "any([delivery.failures or delivery.route", "any([delivery.route"),
     bug(
         "a copy is an event", "reading.py", "delivery.failures or delivery.route is _RETRY for", "delivery.failures for"
     ),
-    bug("envelopes are forgotten", "reading.py", "                delivery.envelope = envelope\n", ""),
+    bug("envelopes are forgotten", "reading.py", "        delivery.envelope = envelope\n    return", "    return"),
     bug(
         "what a class raises ends the batch",
         "reading.py",
         "    except BaseException as error:  # also",
         "    except UndecodableEvent as error:  # also",
-    ),
-    bug(
-        "one that cannot be read has all read again",
-        "reading.py",
-        "works += _read_one_by_one([delivery], handler, grouping)",
-        "return _read_one_by_one(batch, handler, grouping)",
     ),
     bug(
         "one that is special has all looked at closer",

@@ -20,36 +20,40 @@ _RETRY: Final = Route.RETRY
 """Members of an enum take ten times as long to be found as names of a module, up to Python 3.11."""
 
 _TOGETHER: Final = 64
-"""So many are looked through together: one that is special has no more of its neighbours looked at again."""
+"""So many are read at once: one that is special has no more of its neighbours read again."""
 
 
 def read(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:
     """What cannot be read is decided here already, and so is what it did not ask for, as far as is known.
 
-    Mostly there is nothing to be said of any of them: a quarter of the time is saved where that is found out for all of
-    them at once. What cannot be read goes the longer way, alone, so that it costs its neighbours nothing.
+    Mostly there is nothing to be said of any of them: a third of the time is saved where that is found out for all.
     """
     if any([delivery.failures or delivery.route is _RETRY for delivery in batch]):
         return _read_one_by_one(batch, handler, grouping)
     works: list[Work] = []
-    decoders, add = handler.reader.decoders, works.append
     for place in range(0, len(batch), _TOGETHER):
         some = batch[place : place + _TOGETHER]
-        plain = are_plain([delivery.body for delivery in some], [delivery.headers for delivery in some])
-        for delivery in some:
-            try:
-                envelope = decode_plain(delivery.body) if plain else read_envelope(delivery.body, delivery.headers)
-                event = decoders[envelope.type][envelope.version](envelope.data)
-            except BaseException as error:  # also what the program's own classes raise
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-            else:
-                set_stamp(event, envelope)
-                delivery.envelope = envelope
-                add(Work(delivery, event))
-                continue
-            works += _read_one_by_one([delivery], handler, grouping)  # why, is said where that error is no part of it
+        works += _read_at_once(some, handler) or _read_one_by_one(some, handler, grouping)
     return works
+
+
+def _read_at_once(batch: Sequence[Delivery], handler: Handler) -> list[Work]:
+    """Events that were asked for and can be read, of which nothing has to be looked at closer; else nothing."""
+    bodies = [delivery.body for delivery in batch]
+    if not are_plain(bodies, [delivery.headers for delivery in batch]):
+        return []
+    decoders = handler.reader.decoders
+    try:
+        envelopes = list(map(decode_plain, bodies))
+        events = [decoders[one.type][one.version](one.data) for one in envelopes]
+    except BaseException as error:  # also what the program's own classes raise; which, and why, is found out alone
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return []
+    for delivery, envelope, event in zip(batch, envelopes, events, strict=True):
+        set_stamp(event, envelope)
+        delivery.envelope = envelope
+    return list(map(Work, batch, events))
 
 
 def _read_one_by_one(batch: Sequence[Delivery], handler: Handler, grouping: Grouping) -> list[Work]:

@@ -1,14 +1,18 @@
-"""Records that came, as deliveries of one position: each is looked at once, and as little as possible.
+"""Records that came, as deliveries of one position: each is looked at as little as possible.
 
-This is the part of the way that its thread goes for every record, so it is written out rather than called. Neighbours
-mostly are of one partition and have the same headers: what was found out about one is kept for the next.
+This is the part of the way that its thread goes for every record. Many neighbours mostly are events of one partition
+with the same headers, and nothing else is to be said of any of them: so they are taken together. All others are taken
+each by itself, which is written out rather than called; what was found out about one is kept for the next.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby, repeat
+from operator import ge
 from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
@@ -18,6 +22,12 @@ from tidings.brokers.kafka.tracks import Batch, Track
 from tidings.delivery import Delivery, Route
 from tidings.partition import slot_of
 from tidings.ports import Subscription
+
+Tracks: TypeAlias = Mapping[tuple[str, int], Track]
+
+MANY: Final = 64
+"""So many neighbours of one partition, on the average, may be taken together: to find out costs something too."""
+_EVENT: Final = Route.EVENT  # members of an enum take ten times as long to be found as names of a module
 
 
 class Arrivals:
@@ -45,13 +55,65 @@ class Arrivals:
         """See `rolling.Sifts`; called in the event loop."""
         self._sifted = (frozenset(one.encode() for one in theirs), until)
 
-    def batch(self, records: Sequence[Record], tracks: Mapping[tuple[str, int], Track]) -> Batch:
+    def batch(self, records: Sequence[Record], tracks: Tracks) -> Batch:
         """Those that are for this position; the others are passed over, without a look at their body."""
-        deliveries: list[Delivery] = []
-        ends: dict[Track, int] = {}
-        due: dict[Delivery, float] = {}
-        size, now, slots, slot = 0, time.time(), self._slots, None
-        topic, number, event, is_event = "", -1, Route.EVENT, False
+        batch = Batch([], 0, {}, {})
+        now = time.time()
+        runs = [list(same) for _, same in groupby(records, Record.partition)]
+        if MANY * len(runs) > len(records):
+            self._take_each(records, tracks, batch, now)
+            return batch
+        for run in runs:
+            if not self._take_together(run, tracks, batch, now):
+                self._take_each(run, tracks, batch, now)
+        return batch
+
+    def _take_together(self, run: Sequence[Record], tracks: Tracks, batch: Batch, now: float) -> bool:
+        """Take events of one partition that have the same headers and never came before; no others, and then False."""
+        topic, number = run[0].topic() or "", run[0].partition() or 0
+        track = tracks.get((topic, number))
+        if track is None or track.route is not _EVENT or any([record.error() is not None for record in run]):
+            return False
+        pairs = headers_in(run[0])
+        if headers_in(run[len(run) // 2]) != pairs or not _all(run, headers_in, pairs):
+            return False
+        offsets = [record.offset() or 0 for record in run]
+        progress = track.progress
+        first = max(progress.seen, progress.known, progress.bound)
+        if offsets[0] < first or any(map(ge, offsets, offsets[1:])):
+            return False
+        if not _all(run, Record.topic, topic):
+            return False
+        headers = self._headers_of(pairs or ())
+        if headers is not None:
+            keys = map(Record.key, run) if self._slots else repeat(None)
+            deliveries = [
+                Delivery(
+                    record.value() or b"",
+                    topic,
+                    (topic, number, offset),
+                    track,
+                    headers,
+                    None if key is None else slot_of(key.decode("utf-8", "replace")),
+                    1,
+                    _EVENT,
+                    0,
+                    record.timestamp()[1] / 1000,
+                    now,
+                )
+                for record, offset, key in zip(run, offsets, keys, strict=False)
+            ]
+            progress.open.update(zip(offsets, deliveries, strict=True))
+            batch.deliveries += deliveries
+            batch.size += sum([len(delivery.body) for delivery in deliveries])
+        progress.seen = batch.ends[track] = offsets[-1] + 1
+        return True
+
+    def _take_each(self, records: Sequence[Record], tracks: Tracks, batch: Batch, now: float) -> None:
+        """Take whatever came."""
+        deliveries, ends, due = batch.deliveries, batch.ends, batch.due
+        size, slots, slot = 0, self._slots, None
+        topic, number, event, is_event = "", -1, _EVENT, False
         track: Track | None = None
         for record in records:
             if (error := record.error()) is not None:
@@ -104,7 +166,7 @@ class Arrivals:
                 due[delivery] = moment
         if track is not None:
             ends[track] = track.progress.seen
-        return Batch(deliveries, size, ends, due)
+        batch.size += size
 
     def _headers_of(self, pairs: Pairs) -> Mapping[str, str] | None:
         """The headers of an event; None where its type is nobody's here. One that says none is the handler's."""
@@ -121,3 +183,8 @@ class Arrivals:
         """Whether somebody has to look at an event of a type that was not asked for."""
         theirs, until = self._sifted
         return time.monotonic() > until or kind in theirs
+
+
+def _all(run: Sequence[Record], look: Callable[[Record], object], seen: object) -> bool:
+    """Whether this is what is seen of each."""
+    return list(map(look, run)).count(seen) == len(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pytest
@@ -101,26 +101,34 @@ BATCHES: Final = st.lists(
 )
 
 
-@given(BATCHES, st.booleans(), st.booleans())
+@given(BATCHES, st.booleans(), st.booleans(), st.sampled_from([1, 2, 3]))
 def test_P13_what_comes_in_one_batch_is_what_comes_one_by_one(
-    batches: list[list[Record]], slots: bool, strangers: bool
+    batches: list[list[Record]], slots: bool, strangers: bool, many: int
 ) -> None:
     together, alone = Taken(slots=slots, strangers=strangers), Taken(slots=slots, strangers=strangers)
     one_by_one = [[one] for records in batches for one in records]
-    assert together.all_of(batches) == alone.all_of(one_by_one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrivals, "MANY", many)
+        found = together.all_of(batches)
+        patch.setattr(arrivals, "MANY", 1 << 30)
+        assert found == alone.all_of(one_by_one)
 
 
-MIXED: Final[Mapping[str, Sequence[Record]]] = {
-    "one of another type": [record(4), record(5, 2), record(6)],
-    "one without headers": [record(4), record(5), record(6, 4)],
-    "two partitions": [record(4), record(4, partition=1), record(5), record(5, partition=1)],
-    "copies between": [record(4), record(5, 3, RETRY), record(5)],
-    "what came before": [record(2), record(3), record(4), record(5)],
-}
+@pytest.mark.parametrize("headers", [0, 1, 4])
+def test_events_that_never_came_before_are_taken_together(headers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise AssertionError("taken each")
+
+    monkeypatch.setattr(Arrivals, "_take_each", refused)
+    taken = Taken()
+    numbers = [*range(4, 74), *range(80, 150)]
+    nobodys = [record(number, 2, partition=1) for number in numbers]
+    batch = taken.arrivals.batch([*(record(number, headers) for number in numbers), *nobodys], taken.tracks)
+    assert [one.origin for one in batch.deliveries] == [(STREAM, 0, number) for number in numbers]
+    assert taken.tracks[STREAM, 1].progress.seen == 150, "what is for nobody here is passed over together"
 
 
-@pytest.mark.parametrize("kind", sorted(MIXED))
-def test_a_record_is_looked_at_once_whatever_is_beside_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_partitions_take_turns_nothing_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Record] = []
 
     def counted(record: Record) -> Any:
@@ -129,10 +137,17 @@ def test_a_record_is_looked_at_once_whatever_is_beside_it(kind: str, monkeypatch
 
     monkeypatch.setattr(arrivals, "headers_in", counted)
     taken = Taken()
-    taken.arrivals.batch(MIXED[kind], taken.tracks)
-    assert len(looked) == len(MIXED[kind])
+    came = [record(number, partition=partition) for number in range(4, 40) for partition in (0, 1)]
+    assert len(taken.arrivals.batch(came, taken.tracks).deliveries) == len(looked) == len(came)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few are many."""
+    monkeypatch.setattr(arrivals, "MANY", 1)
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("headers", [0, 3])
 def test_the_copies_of_a_partition_come_between_its_events_and_are_copies(headers: int) -> None:
     taken = Taken()
@@ -142,6 +157,14 @@ def test_the_copies_of_a_partition_come_between_its_events_and_are_copies(header
     assert len(batch.due) == (2 if headers == 3 else 0)
 
 
+@pytest.mark.usefixtures("few")
+def test_headers_that_one_among_neighbours_has_are_its_own() -> None:
+    taken = Taken()
+    batch = taken.arrivals.batch([record(4), record(5, 1), record(6), record(7)], taken.tracks)
+    assert [len(one.headers) for one in batch.deliveries] == [0, 1, 0, 0]
+
+
+@pytest.mark.usefixtures("few")
 def test_an_error_that_comes_between_events_is_noted_and_is_none() -> None:
     taken = Taken()
     broken = Record(topic=STREAM, partition=0, offset=5, error=KafkaError(KafkaError._TRANSPORT))
