@@ -114,11 +114,16 @@ async def test_P8_all_processes_work_and_the_order_of_each_key_holds_when_two_ar
     for _ in range(4):
         workers.start()
     await workers.ready(4)
-    count = 3000
-    publishing = asyncio.create_task(_publish_in_turn(rig, count, pause=0.1))
-    await until(lambda: len({row[2] for row in workers.rows}) == 4, 20)  # side by side, and not one after the other
+    before = 0
+    async with asyncio.timeout(20):
+        while len({row[2] for row in workers.rows}) < 4:  # each has its part
+            await _publish_in_turn(rig, 50, first=before, pause=0.05)
+            before += 50
+    await until(partial(workers.applied, before), 20)
+    count = before + 3000
+    publishing = asyncio.create_task(_publish_in_turn(rig, 3000, first=before))
     killed = []
-    for mark in (800, 1500):
+    for mark in (before + 800, before + 1500):
         await until(partial(workers.applied, mark), 30)
         active = workers.rows[-1][2]
         workers.end(active, signal.SIGKILL)
@@ -127,6 +132,8 @@ async def test_P8_all_processes_work_and_the_order_of_each_key_holds_when_two_ar
     await until(partial(workers.applied, count), 40)
     rows = workers.rows
     _is_in_order(rows, count)
+    at_first = {row[2] for row in rows[before : before + 800]}
+    assert len(at_first) == 4, "they work side by side, not one after the other"
     # What its predecessor had open is counted as delivered before: the witness of an event that kills its process.
     assert any(row[3] >= 2 for row in rows)
 
