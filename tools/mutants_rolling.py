@@ -76,6 +76,13 @@ ROLLING: tuple[Mutant, ...] = (
         AGAIN,
     ),
     drops(
+        "an order that could not be obeyed is forgotten",
+        "                self._another.set()  # it stands until it is obeyed\n",
+        "",
+        "control.py",
+        ("tests/unit/test_control.py",),
+    ),
+    drops(
         "what is heard waits for a pause before it",
         "                        self._ordered(order_in(text))\n",
         "                        await self._obey(order_in(text))\n",

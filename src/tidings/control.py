@@ -154,8 +154,10 @@ class Obedience:
             self._another.clear()
             try:
                 await self._obey(self._last)
-            except WorldError as error:
-                self._another.set()
+            except Exception as error:
+                self._another.set()  # it stands until it is obeyed
+                if not isinstance(error, WorldError):
+                    raise
                 log.debug("%s: it is obeyed again in %.0f s: %s", self._worker.position, AGAIN, error)
                 await asyncio.sleep(AGAIN)
 

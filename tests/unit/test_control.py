@@ -69,3 +69,18 @@ async def test_P3_P12_a_pause_that_waits_for_what_runs_does_not_keep_the_process
     await until(lambda: any((one.key or "").startswith(control.HEARD) for one in broker.published))
     obeying.cancel()
     await asyncio.wait({obeying})
+
+
+async def test_P12_an_order_that_could_not_be_obeyed_stands_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task is supervised: it is begun again, and whoever ordered does not order twice."""
+    broker, worker = RecordingBroker(), Paused()
+    obedience = Obedience(broker, worker, Dropping(worker.position, (), broker))
+    with monkeypatch.context() as broken:
+        broken.setattr(worker, "pause", None)
+        obedience._ordered(control.Order("1", "somebody", "now"))
+        with pytest.raises(TypeError):
+            await obedience.obey()
+    obeying = asyncio.create_task(obedience.obey())
+    await until(lambda: worker.is_paused)
+    obeying.cancel()
+    await asyncio.wait({obeying})
