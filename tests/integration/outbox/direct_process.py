@@ -2,7 +2,8 @@
 
 python -m tests.integration.outbox.direct_process DATABASE FILE COUNT [leave | kill POINT N]
 
-It ends when the outbox is empty, or with `leave` right after its last change; its relay goes with it.
+It ends when the outbox is empty, or with `leave` right after its last change; its relay goes with it. SIGTERM makes the
+change it is at its last.
 
 Each change counts its key up in the transaction that emits the event, so the numbers tell the order of the commits.
 """
@@ -54,9 +55,11 @@ async def main(database: Path, file: Path, count: int, *, leaves: bool) -> None:
         return [None] * len(messages)
 
     relaying = asyncio.create_task(store.relay(publish))
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     print("ready", flush=True)
     done = 0
-    while done < count:
+    while done < count and not told.is_set():
         try:
             async with store.transaction() as db:
                 keys = random.sample(range(KEYS), 2)
