@@ -223,4 +223,11 @@ STUCK: tuple[Mutant, ...] = (
         "                pass\n",
         ("tests/integration/service/test_stuck_handlers.py",),
     ),
+    bug(
+        "a worker that was stopped with its machine ends for it",
+        "cli/stuck.py",
+        "blocked = blocked + min(passed, LOOK) if health.silent >= passed else 0.0",
+        "blocked = health.silent + LOOK",
+        ON_THE_COMMAND_LINE,
+    ),
 )

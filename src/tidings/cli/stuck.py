@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from typing import Final
 
 from tidings.cli.failures import Status
@@ -40,11 +41,18 @@ def blocked_limit(service: Service) -> float | None:
 
 
 def watch_loop(health: Health, limit: float) -> None:
-    """End this process, from a thread, when its loop has been blocked for so long: it cannot end itself any more."""
+    """End this process, from a thread, when its loop has been blocked for so long: it cannot end itself any more.
+
+    A process that was stopped as a whole, with its container or its machine, did nothing for as long, and goes on by
+    itself. So what counts is what was seen look by look, and the loop has one more of them to go on in.
+    """
 
     def watch() -> None:
-        while health.silent < limit:
+        blocked, last = 0.0, time.monotonic()
+        while blocked < limit + LOOK:
             threading.Event().wait(LOOK)
+            last, passed = (now := time.monotonic()), now - last
+            blocked = blocked + min(passed, LOOK) if health.silent >= passed else 0.0
         log.error("the event loop has been blocked for %.0f s; this process ends, for another to go on", health.silent)
         end_now(Status.FAILED)
 

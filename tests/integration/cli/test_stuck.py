@@ -72,6 +72,25 @@ def test_P7_P12_a_worker_whose_call_holds_others_up_is_replaced_until_its_event_
 
 
 @pytest.mark.proves("P12", broker="nats", store="none")
+def test_P12_workers_that_were_stopped_with_their_machine_go_on_and_are_not_replaced(served: Shell) -> None:
+    served.write("shop/stock.py", STUCK.replace("ORDER", "order=None"))
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    for _ in range(6):  # which of its threads goes on first is chance
+        for pid in pids(parent):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.6)  # longer than a loop may be blocked here, and than the pause between two looks
+        for pid in pids(parent):
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.4)
+    time.sleep(2.5)  # until they have looked again
+    assert "this process ends" not in parent.err
+    assert all(map(alive, pids(parent)))
+    place(served, "1")
+    await_(lambda: served.applied() == ["1"])
+    assert parent.stop() == 0
+
+
+@pytest.mark.proves("P12", broker="nats", store="none")
 def test_P12_a_worker_whose_loop_is_blocked_for_good_is_replaced(served: Shell) -> None:
     served.write("shop/stock.py", STUCK.replace("ORDER", "order=None"))
     parent = served.start(*RUN, "--workers", "2").until("workers are ready")
