@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Process:
             if one.get("level") in levels or "error" in one
         ]
 
-    def ready(self, seconds: float = 30.0) -> dict[str, Any]:
+    def ready(self, seconds: float = 60.0) -> dict[str, Any]:
         """Wait until it says that it is ready."""
         until(lambda: self.popen.poll() is not None or any("ready" in one for one in self.records), seconds)
         for one in self.records:
@@ -146,8 +146,7 @@ class Kit:
                 process.popen.kill()
                 process.popen.wait()
         self._stack.close()
-        for pid in self.left_behind():
-            os.kill(pid, signal.SIGKILL)
+        end_all_of(self.folder)
 
     def write(self, **files: str) -> None:
         """Python modules of the case, by their names."""
@@ -274,6 +273,26 @@ def commands() -> list[tuple[int, bytes]]:
             except OSError:
                 pass  # it ended meanwhile
     return found
+
+
+def end_all_of(folder: Path) -> None:
+    """Kill what still runs in this folder, or names it: a worker whose parent was killed, a server whose users were."""
+    mine = re.compile(re.escape(str(folder).encode()) + rb"(?![\w.-])")
+    for _ in range(20):  # what is killed may just have started another
+        found = [pid for pid, command in commands() if mine.search(command) or mine.match(_place_of(pid))]
+        if not (found := [pid for pid in found if pid != os.getpid()]):
+            return
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _place_of(pid: int) -> bytes:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd").encode()
+    except OSError:
+        return b""  # it has ended, or is none of ours
 
 
 def distinct(lines: list[str]) -> list[str]:

@@ -62,8 +62,10 @@ class Stage:
         self.notes = create(self.kit.folder / "notes.db")
 
     def close(self) -> None:
-        self.kit.__exit__()
-        self.server.stop()
+        try:
+            self.kit.__exit__()
+        finally:
+            self.server.stop()
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
 

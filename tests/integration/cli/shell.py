@@ -13,7 +13,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-LIMIT = 30.0
+from tools.drill_kit import end_all_of
+
+LIMIT = 60.0
 
 EVENTS = """
 from tidings import Event
@@ -38,7 +40,7 @@ async def reserve(order: OrderPlaced) -> None:
     if order.wanted == "slow":
         await asyncio.sleep(1.5)
     if order.wanted == "block":
-        time.sleep(20)
+        time.sleep(100)
     with open("ledger", "a") as ledger:
         ledger.write(f"{order.order_id} {os.getpid()}\\n")
 """
@@ -102,8 +104,11 @@ class Shell:
         return [line.split()[0] for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
     def close(self) -> None:
-        for one in reversed(self._started):
-            one.end()
+        try:
+            for one in reversed(self._started):
+                one.end()
+        finally:
+            end_all_of(self.folder)
 
 
 class Running:
@@ -177,7 +182,7 @@ def alive(pid: int) -> bool:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=LIMIT) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
