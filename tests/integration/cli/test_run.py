@@ -48,7 +48,8 @@ def test_a_service_says_in_one_line_that_it_is_ready_and_where_it_is_seen(served
     assert (
         'tidings_dead_letters_total{code="failed",handler="reserve",service="stock",type="order.placed"} 1.0' in metrics
     )
-    assert get(f"{url}/health/live")[0] == get(f"{url}/health/ready")[0] == 200
+    for page in ("live", "ready"):
+        await_(lambda page=page: get(f"{url}/health/{page}")[0] == 200)
     lines = [json.loads(line) for line in running.err.splitlines()]
     own = [line for line in lines if line["message"] == "reserving"]
     assert {line["key"] for line in own} == {"1", "2"}
@@ -212,7 +213,7 @@ def test_the_parent_tells_the_health_of_its_workers(served: Shell) -> None:
     assert f"http://127.0.0.1:{port + 2}/metrics" in parent.out
     url = f"http://127.0.0.1:{port}"
     await_(lambda: get(f"{url}/health/ready")[0] == 200)
-    assert get(f"{url}/health/live")[0] == 200
+    await_(lambda: get(f"{url}/health/live")[0] == 200)  # each worker has two seconds to answer
     assert "tidings_workers_alive 2" in get(f"{url}/metrics")[1]
 
     os.kill(pids(parent)[0], signal.SIGSTOP)
@@ -255,14 +256,14 @@ def test_workers_stop_when_their_parent_was_killed(served: Shell) -> None:
 
 
 def test_what_is_wrong_with_the_program_is_told_once(served: Shell) -> None:
-    began = time.monotonic()
+    served.write("shop/stock.py", f'open("begun", "a").write("once\\n")\n{STOCK}')
     wrong(
         served,
         3,
         "Did you mean shop.stock:stock?",
         arguments=("run", "shop.stock:stok", "--workers", "4", "--port", "0"),
     )
-    assert time.monotonic() - began < 20, "it went on starting workers"
+    assert (served.folder / "begun").read_text().count("once") == 1, "it went on starting workers"
 
 
 def test_ctrl_c_of_a_terminal_reaches_all_and_still_stops_with_grace(served: Shell) -> None:
@@ -344,6 +345,9 @@ def test_P9_a_new_version_that_does_not_start_replaces_one_worker_and_no_more(se
 def test_a_stop_while_workers_are_replaced_stops_all(served: Shell) -> None:
     parent = served.start(*RUN, "--workers", "3").until("workers are ready")
     old = pids(parent)
+    served.write(
+        "shop/stock.py", f"import time\n\ntime.sleep(5)  # so that the others have not been replaced yet\n{STOCK}"
+    )
     parent.send(signal.SIGHUP)
     await_(lambda: not alive(old[0]))
     assert parent.stop() == 0
@@ -373,7 +377,7 @@ def on_a_terminal(served: Shell, before: Callable[[], object] = bool) -> tuple[s
             preexec_fn=prepare,
         )
     os.close(slave)
-    await_(lambda: "workers are ready" in out.read_text() or process.poll() is not None)
+    await_(lambda: re.search(r"\(pids [\d, ]+\)", out.read_text()) or process.poll() is not None)
     found = re.search(r"\(pids ([\d, ]+)\)", out.read_text())
     assert found
     return process, [int(pid) for pid in found[1].split(", ")], master
@@ -386,9 +390,10 @@ def test_P9_the_end_of_its_terminal_stops_it_with_grace(served: Shell) -> None:
         place(served, "1", "slow")
         await_(lambda: "reserving" in (served.folder / "err-tty").read_text())
         os.close(master)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
+        process.wait()
     assert served.applied() == ["1"]
     assert not any(map(alive, workers))
 
@@ -406,6 +411,7 @@ def test_under_nohup_it_outlives_its_terminal_and_replaces_its_workers_when_it_i
         await_(lambda: "workers were replaced" in (served.folder / "out-tty").read_text())
         assert not any(map(alive, workers))
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
+        process.wait()

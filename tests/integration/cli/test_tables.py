@@ -50,7 +50,7 @@ def change(shell: Shell, statement: str) -> None:
 
 
 def emit(shell: Shell) -> None:
-    subprocess.run([sys.executable, "-c", EMIT], cwd=shell.folder, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", EMIT], cwd=shell.folder, check=True, timeout=60)
 
 
 def park(shell: Shell) -> None:
