@@ -89,7 +89,7 @@ async def test_each_metric_of_the_reference_is_served_and_promtool_finds_nothing
 
 
 def scrape(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
         return str(answer.read().decode())
 
 
