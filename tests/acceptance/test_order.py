@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.server, pytest.mark.proves(broker="nats", store="postg
 
 KEYS, PROCESSES = 16, 4
 KILL_EVERY = 2.0
+PATIENCE = 60.0
+"""Seconds for what a slow machine has not come to when all events are published."""
 
 
 class Row(NamedTuple):
@@ -68,6 +70,11 @@ class Board:
         (count,) = self._ledger.execute("SELECT count(*) FROM ledger").fetchone() or (0,)
         return int(count)
 
+    def took_part(self) -> int:
+        """How many processes have had something to do."""
+        (count,) = self._ledger.execute("SELECT count(DISTINCT process) FROM ledger").fetchone() or (0,)
+        return int(count)
+
     def rows(self) -> list[Row]:
         return [Row(*row) for row in self._ledger.execute("SELECT piece, number, process FROM ledger ORDER BY place")]
 
@@ -75,7 +82,11 @@ class Board:
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self._log.close()
         self._ledger.close()
 
@@ -95,8 +106,7 @@ def board(server: NatsServer, postgres_url: str, tmp_path: Path) -> Iterator[Boa
 
 
 async def test_P8_P4_keys_keep_their_order_while_processes_are_killed(server: NatsServer, board: Board) -> None:
-    await prove(server, board, events=3_000, per_second=600)
-    assert board.killed >= 2
+    await prove(server, board, events=3_000, per_second=600, kills=2)
 
 
 @pytest.mark.long
@@ -104,23 +114,23 @@ async def test_P8_P4_keys_keep_their_order_while_processes_are_killed(server: Na
 async def test_P8_P4_a_hundred_thousand_events_keep_their_order_while_processes_are_killed(
     server: NatsServer, board: Board
 ) -> None:
-    await prove(server, board, events=100_000, per_second=3_000)
-    assert board.killed >= 15
+    await prove(server, board, events=100_000, per_second=3_000, kills=15)
 
 
-async def prove(server: NatsServer, board: Board, *, events: int, per_second: int) -> None:
+async def prove(server: NatsServer, board: Board, *, events: int, per_second: int, kills: int) -> None:
+    """So many events, and more until so many processes were killed and one that came later has had a part."""
     began = time.monotonic()
-    moves = [Moved(piece=f"piece-{number % KEYS:02}", number=number) for number in range(events)]
+    moves: list[Moved] = []
     for _ in range(PROCESSES):
         board.start()
     await until(board.is_complete, 60)
     publisher = Service("players", broker=server.url, publishes=[Moved])
     async with publisher.running():
-        publishing = asyncio.create_task(publish(publisher, moves, per_second))
+        publishing = asyncio.create_task(publish_until(publisher, board, moves, events, per_second, kills))
         killing = asyncio.create_task(kill_every_two_seconds(board))
         try:
             await publishing
-            while await asyncio.to_thread(board.applied) < events:
+            while await asyncio.to_thread(board.applied) < len(moves):
                 assert not killing.done(), killing
                 await asyncio.sleep(0.5)
         finally:
@@ -132,7 +142,7 @@ async def prove(server: NatsServer, board: Board, *, events: int, per_second: in
     lost = sum((move.piece, move.number) not in seen for move in moves)
     twice = sum(count > 1 for count in seen.values())
     print(
-        f"\n{events} events, {KEYS} keys, {PROCESSES} processes, {board.killed} killed,"
+        f"\n{len(moves)} events, {KEYS} keys, {PROCESSES} processes, {board.killed} killed,"
         f" {len({row.process for row in rows})} took part, {time.monotonic() - began:.0f} s:"
         f" lost={lost} applied_twice={twice} letters={len(letters)}"
     )
@@ -141,14 +151,24 @@ async def prove(server: NatsServer, board: Board, *, events: int, per_second: in
         numbers = [row.number for row in rows if row.piece == key]
         assert numbers == sorted(numbers), f"{key} is out of order"
     assert len({row.process for row in rows}) > PROCESSES, "those that came later got no part"
+    assert board.killed >= kills
 
 
-async def publish(publisher: Service, moves: list[Moved], per_second: int) -> None:
-    part = max(KEYS, per_second // 10)
-    for start in range(0, len(moves), part):
+async def publish_until(
+    publisher: Service, board: Board, moves: list[Moved], events: int, per_second: int, kills: int
+) -> None:
+    """Publish the events; then, as long as a slow machine needs for the rest, some more."""
+    part, end = max(KEYS, per_second // 10), 0.0
+    while len(moves) < events or not (board.killed >= kills and await asyncio.to_thread(board.took_part) > PROCESSES):
+        if len(moves) >= events:
+            end = end or time.monotonic() + PATIENCE
+            part = KEYS
+            if time.monotonic() > end:
+                return  # and those who judge say what is missing
         began = time.monotonic()
-        errors = await publisher.publish_many(moves[start : start + part], timeout=30)
-        assert set(errors) == {None}
+        more = [Moved(piece=f"piece-{n % KEYS:02}", number=n) for n in range(len(moves), len(moves) + part)]
+        moves += more
+        assert set(await publisher.publish_many(more, timeout=30)) == {None}
         await asyncio.sleep(max(0.0, 0.1 - (time.monotonic() - began)))
 
 
