@@ -73,7 +73,7 @@ async def test_P4_P7_P8_a_replay_that_is_killed_and_whose_worker_is_killed_repai
     assert dry["events"] == len(missed) + len(live)
     for number in (signal.SIGINT, signal.SIGKILL):
         before = len(stage.rows(HANDLER))
-        command = start(stage, HANDLER, "--from", "1h", "--rate", "400", name=f"replay-{number}")
+        command = start(stage, HANDLER, "--from", "1h", "--rate", "150", name=f"replay-{number}")
         await stage.applied(HANDLER, before + 150)
         if number == signal.SIGKILL:
             worker.end(signal.SIGKILL)
@@ -94,7 +94,7 @@ async def test_P4_again_applies_everything_once_more_and_within_the_replay_nothi
     await stage.publish(placed)
     await judge(stage, placed, times=1)
     again = (HANDLER, "--from", "1h", "--again", "--yes")
-    command = start(stage, *again, "--rate", "400", name="again")
+    command = start(stage, *again, "--rate", "150", name="again")
     await stage.applied(HANDLER, len(placed) + 150)
     worker.end(signal.SIGKILL)
     command.end(signal.SIGKILL)
