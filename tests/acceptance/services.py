@@ -107,10 +107,14 @@ async def in_no_order(placed: Placed, db: AsyncConnection, delivery: Delivery) -
 
 
 async def _linger(placed: Placed, name: str) -> None:
-    """Take a while over what is slow, in the middle of the transaction."""
+    """Take a while over what is slow, in the middle of the transaction; over what is held until a test lets it go."""
     if placed.wanted == f"slow {name}":
         (FOLDER / f"slow-{name}").touch()
         await asyncio.sleep(1.5)
+    if placed.wanted == f"held {name}":
+        (FOLDER / f"held-{name}").touch()
+        while not (FOLDER / "let-go").exists():  # noqa: ASYNC110  # the test is another process
+            await asyncio.sleep(0.05)
 
 
 # ── killed between the commit and what it caused ────────────────────────────────────────────────────────────────────
@@ -132,10 +136,13 @@ dying.on(Placed)(reserve)
 
 # ── failures that wait ──────────────────────────────────────────────────────────────────────────────────────────────
 
+DELAY = 4.0
+"""Seconds in which a test sees what comes in between, also where it is stopped for two of them."""
+
 flaky = Service("flaky", publishes=[Placed])
 
 
-@flaky.on(Placed, idempotent=True, order=None, retry=Retry(attempts=4, first=1.5, most=1.5))
+@flaky.on(Placed, idempotent=True, order=None, retry=Retry(attempts=4, first=DELAY, most=DELAY))
 async def deliver(placed: Placed, delivery: Delivery) -> None:
     note("flaky.deliver", placed.order_id, placed.number, delivery.attempt)
     if placed.wanted == "fail" and delivery.attempt <= 2:

@@ -11,8 +11,9 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from tests.acceptance.services import Placed
+from tests.acceptance.services import DELAY, Placed
 from tests.acceptance.stage import Stage
+from tests.acceptance.test_delayed import waiting
 from tidings.cli.failures import Status
 from tidings.envelope import envelope_of, to_structured
 from tools.drill_kit import Process
@@ -53,7 +54,7 @@ async def test_P7_a_letter_redriven_twice_is_applied_once_by_the_handler_that_fa
     order = Placed(order_id="a", wanted="fail")
     await stage.publish([order])
     await stage.wait(lambda: len(stage.noted("flaky.deliver")) == 3)  # another handler, which succeeds in the end
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (letters := await stage.letters()):  # noqa: ASYNC110  # another process writes them
             await asyncio.sleep(0.2)
     assert [(one["position"], one["code"], one["failures"]) for one in letters] == [("stock.reserve", "failed", 2)]
@@ -69,12 +70,11 @@ async def test_P7_a_letter_redriven_twice_is_applied_once_by_the_handler_that_fa
 async def test_P6_a_retry_comes_after_its_delay_and_its_failures_are_counted_across_a_restart(stage: Stage) -> None:
     worker = await stage.run("flaky")
     healthy = [Placed(order_id=f"healthy-{number}") for number in range(10)]
-    await stage.publish([Placed(order_id="a", wanted="fail")])
-    await stage.wait(lambda: stage.noted("flaky.deliver"))
-    await stage.publish(healthy)
+    await stage.publish([Placed(order_id="a", wanted="fail"), *healthy])
     await stage.wait(lambda: len(stage.noted("flaky.deliver")) >= 1 + len(healthy))
     between = [row.key for row in stage.noted("flaky.deliver")][1:]
     assert between[: len(healthy)] == [order.order_id for order in healthy], "a retry held up healthy events"
+    await stage.wait(lambda: len(asyncio.run(waiting(stage))) == 1)
     worker.end(signal.SIGKILL)
     await stage.run("flaky")
     await stage.wait(lambda: len([row for row in stage.noted("flaky.deliver") if row.key == "a"]) == 3)
@@ -82,7 +82,7 @@ async def test_P6_a_retry_comes_after_its_delay_and_its_failures_are_counted_acr
     assert [row.attempt for row in tries] == [1, 2, 3]
     assert tries[0].worker != tries[1].worker == tries[2].worker != os.getpid()
     pauses = [later.at - earlier.at for earlier, later in pairwise(tries)]
-    assert all(pause >= 1.5 for pause in pauses), pauses
+    assert all(pause >= DELAY for pause in pauses), pauses
     await stage.drained()
     assert await stage.letters() == []
 
@@ -121,7 +121,7 @@ async def test_P7_P8_many_letters_redriven_by_a_command_that_is_stopped_and_kill
     assert await stage.letters() == letters, "a dry run changed something"
     gone = 0
     for number in (signal.SIGINT, signal.SIGKILL):
-        command = stage.kit.start(*choice, "--rate", "50", "--yes", "--reason", "mended", name=f"redrive-{number}")
+        command = stage.kit.start(*choice, "--rate", "20", "--yes", "--reason", "mended", name=f"redrive-{number}")
         await stage.wait(partial(has_changed, command, 20))
         status = command.end(number)
         assert status == (Status.INTERRUPTED if number == signal.SIGINT else -number)
@@ -146,7 +146,7 @@ async def test_P7_a_redriven_letter_that_dies_again_points_back(stage: Stage) ->
     await stage.wait(lambda: not backlog(stage.server.url))
     (first,) = await stage.letters()
     await stage.tidings("dead", "redrive", first["id"])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (letters := await stage.letters()):  # noqa: ASYNC110  # another process writes them
             await asyncio.sleep(0.2)
     (second,) = letters
