@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,8 +49,10 @@ class Place(ABC):
         filler = self.disk / "filler"
         free = shutil.disk_usage(self.disk).free
         filler.write_bytes(b"x" * (free - 400_000))
-        yield
-        filler.unlink()
+        try:
+            yield
+        finally:
+            filler.unlink()
 
     @abstractmethod
     def read_only(self) -> AbstractContextManager[None]:
@@ -152,11 +155,14 @@ def mariadb(folder: Path) -> Iterator[Place]:
         pytest.param("mariadb", marks=pytest.mark.proves(broker="memory", store="mariadb")),
     ]
 )
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    opened = mariadb(tmp_path) if request.param == "mariadb" else postgres(tmp_path, request.param[len("postgresql") :])
-    with opened as place:
-        place.run(CREATE)
-        yield place
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    # Not among the tests' folders: a second run of the tests closes those to all others, PostgreSQL's own user too.
+    with tempfile.TemporaryDirectory(prefix="tidings-full-") as name:
+        folder = Path(name)
+        opened = mariadb(folder) if request.param == "mariadb" else postgres(folder, request.param[len("postgresql") :])
+        with opened as place:
+            place.run(CREATE)
+            yield place
 
 
 def declare(place: Place) -> tuple[Service, Counter[int]]:
