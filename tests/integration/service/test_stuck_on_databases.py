@@ -186,7 +186,7 @@ async def test_P4_P12_a_handler_that_does_not_end_is_applied_once_and_stops_nobo
     broker = MemoryBroker()
     stock = Service("stock", store=place.store(), publishes=[Placed])
     handler, begun = handlers(place.kind, hands)
-    rules: dict[str, Any] = {"timeout": 0.4, "abandon_after": 0.2, "retry": Retry(attempts=3, first=0.05, most=0.1)}
+    rules: dict[str, Any] = {"timeout": 1.0, "abandon_after": 1.0, "retry": Retry(attempts=5, first=0.05, most=0.1)}
     stock.on(Placed, name="reserve", **rules)(handler)
     async with stock.running(broker=broker):
         (worker,) = stock.active.workers
@@ -194,13 +194,13 @@ async def test_P4_P12_a_handler_that_does_not_end_is_applied_once_and_stops_nobo
             await stock.publish_many([Placed(order_id=order, number=number) for number, order in enumerate("abc", 1)])
         )
         await stock.publish(Placed(order_id="b", number=4))
-        await until(lambda: len(broker.published(Reserved)) == 4, 20.0)
+        await until(lambda: len(broker.published(Reserved)) == 4, 60.0)
         assert worker.left_behind[1] == 1
         once = {f"took {number}": 1 for number in (1, 2, 3, 4)}
         assert place.applied() == once
         assert begun.index(4) > len(begun) - 1 - begun[::-1].index(2), "what follows in its key came behind it"
         hands.free.set()
-        await until(lambda: worker.left_behind == (0, 1), 10.0)
+        await until(lambda: worker.left_behind == (0, 1), 30.0)
         assert hands.late
         assert "written" not in hands.late, "its connection was taken away"
         await broker.idle()
