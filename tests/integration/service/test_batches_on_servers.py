@@ -107,8 +107,8 @@ async def test_P3_P4_P7_P8_a_poisonous_event_is_halved_out_of_its_batch_and_each
     broker = MemoryBroker()
     broker.fail_settle(BrokerUnavailable("lost"), times=10)  # so that what is applied comes again
     stock, heard = declare(database.store, broker, handler)
+    await publish(broker)
     async with stock.running():
-        await publish(stock)
         await until(lambda: len(ledger(database)) >= len(EXPECTED) and len(set(heard)) >= len(EXPECTED), 60)
         await nothing_waits(stock)
         async with asyncio.timeout(30):

@@ -144,17 +144,17 @@ async def test_P4_P10_a_password_that_is_changed_is_read_again_and_no_event_fail
         async with stock.running(broker=broker):
             (worker,) = stock.active.workers
             await stock.publish(Placed(order_id="a", number=1))
-            await broker.idle()
+            await broker.idle(30)
             await asyncio.to_thread(account.change, SECOND)
             await stock.publish(Placed(order_id="a", number=2))
-            await until(lambda: any(word in worker.trouble for word in REFUSED), 15)
+            await until(lambda: any(word in worker.trouble for word in REFUSED), 60)
             secret.unlink()
-            await until(lambda: "there is no such file" in worker.trouble, 15)
+            await until(lambda: "there is no such file" in worker.trouble, 60)
             secret.write_text(SECOND)
-            await until(lambda: not worker.trouble, 15)
-            await broker.idle()
+            await until(lambda: not worker.trouble, 60)
+            await broker.idle(30)
             await stock.publish(Placed(order_id="a", number=3))
-            await broker.idle()
+            await broker.idle(30)
     assert not broker.dead_letters
     applied = NOTED if server == "redis" else _ledger(account, scheme, SECOND)
     assert sorted(applied) == [1, 2, 3]

@@ -255,13 +255,17 @@ async def test_P5_P12_what_is_applied_once_by_a_lease_is_not_begun_beside_a_call
 
 
 class Slow(MemoryStore):
-    """A store that takes its time to close a claim."""
+    """A store that closes no claim until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closes = asyncio.Event()
 
     @asynccontextmanager
     async def _claim(self, keys: Sequence[Key]) -> AsyncIterator[MemoryClaim]:
         async with super()._claim(keys) as claim:
             yield claim
-            await asyncio.sleep(0.3)
+            await self.closes.wait()
 
 
 @pytest.mark.parametrize("order", ["key", None])
@@ -270,7 +274,8 @@ async def test_P8_P12_a_call_that_ends_while_its_claim_is_closed_counts_and_what
     order: Literal["key"] | None, hands: Hands
 ) -> None:
     broker, begun, left = MemoryBroker(), list[str](), list[int]()
-    stock = Service("stock", store=Slow(), publishes=[Placed])
+    store = Slow()
+    stock = Service("stock", store=store, publishes=[Placed])
 
     @stock.on(Placed, order=order, **SOON)
     async def reserve(event: Placed) -> None:
@@ -285,6 +290,7 @@ async def test_P8_P12_a_call_that_ends_while_its_claim_is_closed_counts_and_what
         hands.release()
         await until(lambda: worker.left_behind == (0, 1))
         left.append(worker.busy)
+        store.closes.set()
         await broker.idle()
     assert left == [1], "the claim was not closed yet"
     assert sorted(begun) == ["a1", "a2"]
@@ -400,7 +406,7 @@ async def test_P9_a_stop_leaves_a_call_behind_that_does_not_end_and_gives_its_ev
             hands.hold_thread()
 
     stock.on(Placed, name="reserve", idempotent=True, order=order)(wait if kind == "async" else block)
-    async with asyncio.timeout(5), stock.running(broker=broker):
+    async with asyncio.timeout(30), stock.running(broker=broker):
         assert not any(await stock.publish_many(placed("a1", "a2")))
         await until(lambda: begun)
     assert begun == [1]
