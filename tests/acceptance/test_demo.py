@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.drill_kit import ROOT, commands
+from tools.drill_kit import ROOT, commands, end_all_of
 
 pytestmark = pytest.mark.server
 
@@ -19,7 +19,11 @@ ORDERS = 300
 def demo(folder: Path, *more: str) -> tuple[int, dict[str, int]]:
     """Run it; its exit status, and the figures of its last line."""
     command = [sys.executable, "-m", "examples.shop", "--orders", str(ORDERS), "--folder", str(folder), *more]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=140, check=False)
+    except BaseException:
+        end_all_of(folder)
+        raise
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(r"(\w+=\d+ ?)+", last), done.stdout + done.stderr
     assert not [command for _, command in commands() if str(folder).encode() in command], "left behind"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.drill_kit import end_all_of
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
 
@@ -36,12 +38,13 @@ def test_a_demo_that_is_stopped_again_and_again_leaves_no_process_behind(
             demo.send_signal(number)
             time.sleep(0.2)
         _, said = demo.communicate(timeout=LIMIT)
+        assert demo.returncode == 130
+        assert "Traceback" not in said
+        assert said.endswith("stopped before the end: nothing was compared\n")
+        _wait_until(lambda: not _processes_of(tmp_path))
     finally:
         demo.kill()
-    assert demo.returncode == 130
-    assert "Traceback" not in said
-    assert said.endswith("stopped before the end: nothing was compared\n")
-    _wait_until(lambda: not _processes_of(tmp_path))
+        end_all_of(tmp_path)
 
 
 def _processes_of(folder: Path) -> list[int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_docs import blocks
+from tools.drill_kit import end_all_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial" / "first-service.md"
@@ -72,8 +73,11 @@ class Terminal:
         os.close(ours)
 
     def wait_for(self, text: str) -> None:
+        self.wait_for_a(re.escape(text))
+
+    def wait_for_a(self, pattern: str) -> None:
         end = time.monotonic() + LIMIT
-        while text not in self.printed:
+        while not re.search(pattern, self.printed):
             assert self.process.poll() is None, self.printed
             assert time.monotonic() < end, self.printed
             time.sleep(0.05)
@@ -100,7 +104,7 @@ class Reader:
             command = command.replace(on_page, here)
         if command.startswith("tidings run"):
             terminal = self.services[command] = Terminal(command, self.folder)
-            terminal.wait_for("(pid ")
+            terminal.wait_for_a("\\(pid \\d+\\)")
             self._compare(shown, terminal.printed)
             return
         end = time.monotonic() + LIMIT
@@ -158,6 +162,7 @@ def test_the_tutorial_is_true(tmp_path: Path) -> None:
                     elif command:
                         reader.type(command.removeprefix("$ "), shown)
         reader.services["tidings run payments --port 9465"].wait_for("duplicate: it was applied before")
-    finally:
         for service in reader.services.values():
             service.end(signal.SIGINT)
+    finally:
+        end_all_of(tmp_path)

@@ -364,8 +364,12 @@ class Process:
         finally:
             if self._process.returncode is None:
                 self._process.terminate()
-                async with asyncio.timeout(60):
-                    await self._process.wait()
+                try:
+                    async with asyncio.timeout(60):
+                        await self._process.wait()
+                except TimeoutError:
+                    self._process.kill()
+                    raise
 
     def _answers(self, client: httpx.AsyncClient) -> Callable[[], Awaitable[bool]]:
         async def answers() -> bool:
