@@ -23,7 +23,7 @@ def health(worker: Process, page: str) -> tuple[int, str]:
     """What a probe gets."""
     url = worker.ready()["url"]
     try:
-        with urllib.request.urlopen(f"{url}/health/{page}", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/health/{page}", timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -39,7 +39,7 @@ async def test_P12_a_handler_that_waits_does_not_stop_another_of_its_service(sta
     orders = [Placed(order_id=f"order-{number}") for number in range(300)]
     await stage.publish(orders)
     await stage.applied("stuck.work", len(orders))
-    assert (stage.kit.folder / "waiting").exists()
+    await stage.wait((stage.kit.folder / "waiting").exists)
     assert len(stage.rows("stuck.work")) == len(orders)
     assert (await probe(worker, "live"))[0] == 200
 
@@ -48,7 +48,7 @@ async def test_P12_a_blocked_loop_turns_liveness_red_and_its_stack_is_logged(sta
     worker = await stage.run("blocked")
     assert (await probe(worker, "live"))[0] == (await probe(worker, "ready"))[0] == 200
     await stage.publish([Placed(order_id="a")])
-    assert await asyncio.to_thread(until, lambda: health(worker, "live")[0] == 503, 20)
+    assert await asyncio.to_thread(until, lambda: health(worker, "live")[0] == 503, 45)
     reasons = json.loads((await probe(worker, "live"))[1])["reasons"]
     assert "the event loop has been blocked for" in reasons[0]
     assert "time.sleep(60)" in worker.text, "the log does not show where it stands"

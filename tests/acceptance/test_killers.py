@@ -21,7 +21,7 @@ MOST_LIVES = 12
 
 def start(stage: Stage, service: str) -> Process:
     """A process that may die before it is ready."""
-    arguments = ("--store", f"sqlite:///{stage.database}", "--broker", f"{stage.server.url}?ack_wait=1s")
+    arguments = ("--store", f"sqlite:///{stage.database}", "--broker", f"{stage.server.url}?ack_wait=3s")
     env = {"STAGE": str(stage.kit.folder), "NOTES": str(stage.notes)}
     target = f"tests.acceptance.services:{service}"
     return stage.kit.start("run", target, *arguments, "--port", "0", "--json", name=service, cwd=ROOT, env=env)

@@ -27,9 +27,8 @@ def load(stage: Stage, events: list[Placed], per_second: float = 200.0) -> async
 
 
 def newest(stage: Stage, workers: list[Process]) -> Process:
-    """The worker that applied the newest effect."""
-    pid = stage.rows("stock.reserve")[-1].worker
-    return next(one for one in workers if one.pid == pid)
+    """Of these, the worker that applied the newest effect."""
+    return next(one for row in reversed(stage.rows("stock.reserve")) for one in workers if one.pid == row.worker)
 
 
 def check_order(stage: Stage) -> None:
@@ -107,5 +106,5 @@ async def test_P3_without_a_store_an_event_whose_process_was_killed_is_handled_a
     await stage.wait(lambda: len(stage.noted("long.take-long")) == 1)
     killed.end(signal.SIGKILL)
     await stage.run("long")
-    await stage.wait(lambda: len(stage.noted("long.take-long")) == 2)
+    await stage.wait(lambda: len(stage.noted("long.take-long")) >= 2)
     await stage.drained()

@@ -48,6 +48,7 @@ async def test_P10_a_server_that_is_away_for_ten_seconds_comes_back_to_everybody
 
 async def test_P2_what_could_not_be_settled_is_reported_and_applied_once(stage: Stage) -> None:
     """The server hangs while acknowledgements are on their way: they are told as unsettled, and it delivers again."""
+    stage.broker = f"{stage.server.url}?ack_wait=6s"  # less than the outage; nobody is kept up for so long otherwise
     events = orders(400)
     worker = await stage.run("stock")
     publishing = asyncio.create_task(stage.publish(events, per_second=200))
@@ -71,7 +72,7 @@ async def test_P3_nothing_is_acknowledged_while_the_store_is_locked(stage: Stage
     with closing(sqlite3.connect(stage.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         await stage.publish(events)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await probe(worker, "ready"))[0] != 503:  # noqa: ASYNC110  # another process turns red
                 await asyncio.sleep(0.2)
         assert await asyncio.to_thread(backlog, stage.server.url) == len(events)
