@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.walk.broker import Session
-from tests.walk.case import Setting
+from tests.walk.case import Setting, StoreKind
 from tests.walk.oracle import as_text
 from tests.walk.virtual import Clock, virtual_time
-from tests.walk.walking import combinations_of, kill_at, settings_to_interrupt, stop_at, walk
+from tests.walk.walking import ALL_STORES, combinations_of, kill_at, settings_to_interrupt, stop_at, walk
 from tests.walk.world import Faults
 from tidings.ports import Features
+
+# It waits for nothing but the processor, which may be slow or shared; that nothing goes on is seen by other means.
+pytestmark = pytest.mark.timeout(280)
 
 MOST_STEPS = 1000
 
@@ -39,9 +42,9 @@ def _report(what: str, cases: int, bad: list[str]) -> None:
     assert not bad, "\n".join(bad[:20])
 
 
-def _walk_all(clock: Clock, most: int) -> None:
+def _walk_all(clock: Clock, most: int, *stores: StoreKind) -> None:
     cases, bad = 0, []
-    for setting, names in combinations_of(most):
+    for setting, names in combinations_of(most, stores or ALL_STORES):
         cases += 1
         if wrong := walk(clock, setting, Faults(names, skip=setting.skip)):
             bad.append(as_text(setting, names, wrong))
@@ -79,8 +82,11 @@ def _cancel_twice(clock: Clock, setting: Setting, faults: Faults, step: int) -> 
     return stop_at(clock, setting, faults, step, grace=0.0, again=step % 5)
 
 
-def test_P2_P3_P8_every_pair_of_faults_leaves_each_event_applied_in_order_and_settled_once(clock: Clock) -> None:
-    _walk_all(clock, 2)
+@pytest.mark.parametrize("store", ALL_STORES)
+def test_P2_P3_P8_every_pair_of_faults_leaves_each_event_applied_in_order_and_settled_once(
+    clock: Clock, store: StoreKind
+) -> None:
+    _walk_all(clock, 2, store)
 
 
 def test_P4_P5_a_process_killed_after_any_step_loses_nothing(clock: Clock) -> None:
@@ -109,15 +115,14 @@ def test_P2_P3_P9_a_broker_whose_settle_waits_for_nothing_is_told_of_all_the_sam
 
 
 @pytest.mark.long
-@pytest.mark.timeout(280)
+@pytest.mark.parametrize("store", ALL_STORES)
 def test_P2_P3_P8_every_combination_of_three_faults_leaves_each_event_applied_in_order_and_settled_once(
-    clock: Clock,
+    clock: Clock, store: StoreKind
 ) -> None:
-    _walk_all(clock, 3)
+    _walk_all(clock, 3, store)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize(
     ("what", "interrupt"),
     [("killed", _kill), ("stopped", _stop), ("cancelled", _cancel), ("cancelled twice", _cancel_twice)],

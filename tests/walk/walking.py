@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from tests.walk.case import Process, Setting, StoreKind, new_world
@@ -22,6 +22,7 @@ FAULTS: dict[StoreKind, tuple[str, ...]] = {
     "lease": EVERYWHERE + WITH_STORE,
     "tx": (*EVERYWHERE, *WITH_STORE, "driver"),
 }
+ALL_STORES: tuple[StoreKind, ...] = tuple(FAULTS)
 SHAPES = (
     Setting(keys="a"),
     Setting(keys="aa"),
@@ -34,9 +35,9 @@ WHOLE = (Setting(keys="aba", skip=1, whole=True), Setting(keys="abab", lanes=2, 
 """A batch handler, where one can be: in a transaction, or where its effect may repeat."""
 
 
-def combinations_of(most: int) -> Iterator[tuple[Setting, frozenset[str]]]:
+def combinations_of(most: int, stores: Sequence[StoreKind]) -> Iterator[tuple[Setting, frozenset[str]]]:
     """One fault in every shape, each pair in two of them and each three in one, and in a batch handler's; by turns."""
-    for store, faults in FAULTS.items():
+    for store, faults in ((store, FAULTS[store]) for store in stores):
         for count in range(most + 1):
             for turn, chosen in enumerate(combinations(faults, count)):
                 shapes = SHAPES if count < 2 else (SHAPES[turn % 6], SHAPES[(turn + 2) % 6])[: 4 - count]
