@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.parts import Doing, Placed, ToldStore, batch, delivery, ids, until
 from tests.unit.test_worker import Run
+from tests.walk.virtual import in_virtual_time
 from tidings import alone
 from tidings.copies import plain_text
 from tidings.counting import SUSPICIOUS, Counts
@@ -44,6 +45,7 @@ class Beside(Doing):
         self.seen.append(name)
 
 
+@in_virtual_time()
 async def test_a_suspect_runs_alone_in_its_handler_and_the_healthy_run_together() -> None:
     beside = Beside()
     async with Run(beside, lanes=3, size=2) as run:
@@ -53,6 +55,7 @@ async def test_a_suspect_runs_alone_in_its_handler_and_the_healthy_run_together(
     assert any(len(others) > 1 for others in beside.beside.values())
 
 
+@in_virtual_time()
 async def test_what_arrives_while_a_suspect_runs_waits_until_it_has_ended() -> None:
     beside = Beside()
     async with Run(beside, lanes=3, size=1) as run:
@@ -63,6 +66,7 @@ async def test_what_arrives_while_a_suspect_runs_waits_until_it_has_ended() -> N
     assert beside.beside["c3"] == {"c3"}
 
 
+@in_virtual_time()
 async def test_of_two_handlers_only_one_has_a_suspect_that_runs() -> None:
     beside = Beside()
     async with Run(beside) as one, Run(beside) as two:
@@ -114,6 +118,7 @@ async def test_P7_what_killed_its_process_and_cannot_be_read_is_buried_unread() 
     assert (letter.body, letter.headers[Header.ERROR]) == (b"not json", "killed")
 
 
+@in_virtual_time()
 async def test_P9_a_suspect_that_waits_when_its_handler_stops_goes_back_and_has_killed_nobody() -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -134,6 +139,7 @@ async def test_P9_a_suspect_that_waits_when_its_handler_stops_goes_back_and_has_
     assert [name for name in await Notes(run.broker, "stock.step").read()] == ["alive/order@2"]
 
 
+@in_virtual_time()
 async def test_what_was_never_begun_and_went_back_at_every_stop_is_handled_with_the_others() -> None:
     """Each stop counts as a delivery at the broker: a few deployments over a backlog must not slow it down."""
     notes: list[Message] = []
@@ -194,6 +200,7 @@ async def test_P5_a_suspect_that_waits_for_the_store_has_killed_nobody() -> None
     assert run.bench.outcomes == {"a1": "done"}
 
 
+@in_virtual_time()
 async def test_a_lane_that_does_not_end_does_not_keep_a_suspect_and_the_others_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -215,6 +222,7 @@ async def test_a_lane_that_does_not_end_does_not_keep_a_suspect_and_the_others_f
         await run.settled(4)
 
 
+@in_virtual_time()
 async def test_P12_a_suspect_that_hangs_does_not_keep_the_healthy_events_of_other_handlers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -23,6 +23,7 @@ from tests.unit.parts import (
     batch,
     ids,
 )
+from tests.walk.virtual import in_virtual_time
 from tidings import (
     ConfigurationError,
     Dead,
@@ -237,6 +238,7 @@ def _slowly(whole: Whole) -> Callable[[list[Placed]], Awaitable[Any]]:
     return slow
 
 
+@in_virtual_time()
 async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -250,6 +252,7 @@ async def test_P9_a_search_ends_when_its_time_is_over_and_goes_on_in_the_next_tr
     assert [claim.closed == "cleanly" for claim in store.claims].count(False) == 1, "that of the culprit, alone"
 
 
+@in_virtual_time()
 async def test_P3_the_same_event_twice_is_no_duplicate_of_one_that_a_search_had_no_time_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -405,6 +408,7 @@ async def test_what_is_not_one_result_for_each_event_is_refused(
     assert isinstance(store.claims[0].closed, Exception)
 
 
+@in_virtual_time()
 async def test_the_time_limit_is_for_the_call_and_the_culprit_is_found() -> None:
     async def hang(events: list[Placed]) -> None:
         await asyncio.sleep(10 if any(event.order_id == "b" for event in events) else 0)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.unit.parts import RecordingBroker, until
+from tests.walk.virtual import in_virtual_time
 from tidings import dropping
 from tidings.dropping import DROP, Dropping
 from tidings.errors import BrokerUnavailable
@@ -83,6 +84,7 @@ async def process(broker: Remembering, *asked: str, deaf: bool = False) -> Async
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@in_virtual_time(dropping)
 async def test_P3_P13_an_old_process_that_starts_again_takes_nothing_from_newer_code_that_lives() -> None:
     broker = Remembering(OLD, NEW)
     async with process(broker, OLD, NEW), process(broker, OLD):
@@ -92,6 +94,7 @@ async def test_P3_P13_an_old_process_that_starts_again_takes_nothing_from_newer_
         assert DROP + NEW not in await broker.notes()
 
 
+@in_virtual_time(dropping)
 async def test_P13_what_nobody_asks_for_any_more_is_taken_away_once_it_was_asked_who_does() -> None:
     broker = Remembering(OLD, NEW)
     async with process(broker, OLD), process(broker, OLD):
@@ -102,6 +105,7 @@ async def test_P13_what_nobody_asks_for_any_more_is_taken_away_once_it_was_asked
         assert await broker.notes() == {}, "nor does anybody who comes later hear of it"
 
 
+@in_virtual_time(dropping)
 async def test_P13_what_newer_code_asked_for_is_taken_away_when_that_has_gone_later() -> None:
     broker = Remembering(OLD, NEW)
     async with process(broker, OLD):
@@ -111,6 +115,7 @@ async def test_P13_what_newer_code_asked_for_is_taken_away_when_that_has_gone_la
         await until(lambda: broker.types == {OLD})
 
 
+@in_virtual_time(dropping)
 async def test_P3_newer_code_that_starts_while_it_is_asked_for_keeps_its_types() -> None:
     broker = Remembering(OLD, NEW)
     async with process(broker, OLD):
@@ -122,6 +127,7 @@ async def test_P3_newer_code_that_starts_while_it_is_asked_for_keeps_its_types()
             assert broker.types == {OLD, NEW}
 
 
+@in_virtual_time(dropping)
 async def test_P3_what_was_taken_away_in_the_moment_of_a_start_is_taken_again(caplog: pytest.LogCaptureFixture) -> None:
     broker = Remembering(OLD)
     async with process(broker, OLD, NEW):
@@ -129,6 +135,7 @@ async def test_P3_what_was_taken_away_in_the_moment_of_a_start_is_taken_again(ca
     assert f"{NEW} had been taken from the handler" in caplog.text
 
 
+@in_virtual_time(dropping)
 async def test_P3_who_answers_too_late_takes_again_what_was_taken_away() -> None:
     broker = Remembering(OLD, NEW)
     async with process(broker, OLD, NEW) as one:
@@ -139,6 +146,7 @@ async def test_P3_who_answers_too_late_takes_again_what_was_taken_away() -> None
         await until(lambda: broker.types == {OLD, NEW})
 
 
+@in_virtual_time(dropping)
 async def test_an_old_process_takes_away_nothing_that_was_added_after_its_start() -> None:
     """What was started last counts: a deployment that rolls on must not be stopped by those that it replaces."""
     broker = Remembering(OLD)
@@ -149,6 +157,7 @@ async def test_an_old_process_takes_away_nothing_that_was_added_after_its_start(
     assert not broker.published
 
 
+@in_virtual_time(dropping)
 async def test_nobody_is_asked_anything_where_the_types_are_those_of_the_code() -> None:
     broker = Remembering(OLD)
     async with process(broker, OLD):
@@ -156,6 +165,7 @@ async def test_nobody_is_asked_anything_where_the_types_are_those_of_the_code() 
     assert (broker.asked, broker.published) == (2, []), "at the start, and whether that has changed in that moment"
 
 
+@in_virtual_time(dropping)
 async def test_a_broker_that_is_away_is_asked_again() -> None:
     broker = Remembering(OLD, NEW)
     broker.fails = 3
@@ -164,6 +174,7 @@ async def test_a_broker_that_is_away_is_asked_again() -> None:
     assert broker.asked >= 4
 
 
+@in_virtual_time(dropping)
 async def test_P3_who_was_overtaken_by_another_that_asks_does_not_take_the_answer_to_that_for_its_own() -> None:
     """The note of one was taken back; that of another stands, which nobody has had time to answer."""
     broker = Remembering(OLD, NEW)
@@ -174,6 +185,7 @@ async def test_P3_who_was_overtaken_by_another_that_asks_does_not_take_the_answe
         assert broker.types == {OLD, NEW}
 
 
+@in_virtual_time(dropping)
 async def test_P3_who_hears_only_that_a_note_was_taken_back_looks_whether_its_type_was_taken_away() -> None:
     """Its loop was blocked for longer than a minute, and of a note that changed twice only the last text came."""
     broker = Remembering(OLD, NEW)
@@ -184,6 +196,7 @@ async def test_P3_who_hears_only_that_a_note_was_taken_back_looks_whether_its_ty
         await until(lambda: broker.types == {OLD, NEW})
 
 
+@in_virtual_time(dropping)
 async def test_P3_a_doubt_that_comes_while_a_type_is_taken_again_is_none_of_before() -> None:
     broker = Remembering(OLD)
     async with process(broker, OLD, NEW, deaf=True) as one:
@@ -199,6 +212,7 @@ async def test_P3_a_doubt_that_comes_while_a_type_is_taken_again_is_none_of_befo
         await until(lambda: broker.types == {OLD, NEW})
 
 
+@in_virtual_time(dropping)
 async def test_P3_who_was_cut_off_while_the_living_were_asked_asks_them_again() -> None:
     """The broker was away: those who live may come back to it later than the one who asks."""
     broker = Remembering(OLD, NEW)
@@ -213,6 +227,7 @@ async def test_P3_who_was_cut_off_while_the_living_were_asked_asks_them_again() 
         await until(lambda: broker.types == {OLD})
 
 
+@in_virtual_time(dropping)
 async def test_a_start_waits_no_longer_for_a_broker_that_went_away_than_for_one_question() -> None:
     """Fifty handlers may ask one behind the other."""
     broker = Remembering(OLD, NEW)
@@ -223,6 +238,7 @@ async def test_a_start_waits_no_longer_for_a_broker_that_went_away_than_for_one_
             await until(lambda: broker.types == {OLD})
 
 
+@in_virtual_time(dropping)
 async def test_other_notes_and_brokers_that_remember_nothing_are_left_alone() -> None:
     broker = RecordingBroker()
     one = Dropping(POSITION, [NEW], broker)

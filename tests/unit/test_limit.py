@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.walk.virtual import in_virtual_time
 from tidings.limit import Limit
 
 FOREVER = 60.0
@@ -33,6 +34,7 @@ async def _event(limit: Limit) -> AsyncIterator[None]:
         limit.end()
 
 
+@in_virtual_time()
 async def test_P12_an_event_that_runs_too_long_is_cancelled_and_the_task_goes_on() -> None:
     with Limit(0.01) as limit:
         for _ in range(3):
@@ -42,6 +44,7 @@ async def test_P12_an_event_that_runs_too_long_is_cancelled_and_the_task_goes_on
             assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_P12_the_next_event_does_not_wait_for_the_patience_with_one_that_ran_too_long() -> None:
     with Limit(0.01, patience=FOREVER) as limit:
         for _ in range(3):
@@ -52,6 +55,7 @@ async def test_P12_the_next_event_does_not_wait_for_the_patience_with_one_that_r
             assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_the_time_of_an_event_starts_with_it_and_not_with_the_batch() -> None:
     with Limit(0.2) as limit:
         for _ in range(6):
@@ -60,6 +64,7 @@ async def test_the_time_of_an_event_starts_with_it_and_not_with_the_batch() -> N
     assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_nothing_is_cancelled_between_events() -> None:
     with Limit(0.01) as limit:
         async with _event(limit):
@@ -69,6 +74,7 @@ async def test_nothing_is_cancelled_between_events() -> None:
     assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_nothing_is_cancelled_after_the_batch() -> None:
     with Limit(0.01) as limit:
         limit.begin()
@@ -76,6 +82,7 @@ async def test_nothing_is_cancelled_after_the_batch() -> None:
     assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_a_handler_that_swallows_its_timeout_leaves_no_cancellation_behind() -> None:
     with Limit(0.01) as limit:
         async with _event(limit):
@@ -86,6 +93,7 @@ async def test_a_handler_that_swallows_its_timeout_leaves_no_cancellation_behind
         assert _cancelling() == 0
 
 
+@in_virtual_time()
 async def test_a_handler_that_answers_its_timeout_with_another_error_leaves_no_cancellation_behind() -> None:
     with Limit(0.01) as limit:
         with pytest.raises(ValueError, match="instead"):
@@ -100,6 +108,7 @@ async def test_a_handler_that_answers_its_timeout_with_another_error_leaves_no_c
                 raise asyncio.CancelledError
 
 
+@in_virtual_time()
 async def test_a_cancellation_from_outside_wins_over_a_timeout_at_the_same_time() -> None:
     async def both() -> None:
         with Limit(0.01) as limit:
@@ -118,6 +127,7 @@ async def test_a_cancellation_from_outside_wins_over_a_timeout_at_the_same_time(
     assert task.cancelled()
 
 
+@in_virtual_time()
 async def test_P12_what_does_not_end_when_it_is_cancelled_is_told_after_its_patience_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,6 +154,7 @@ async def test_P12_what_does_not_end_when_it_is_cancelled_is_told_after_its_pati
     assert len(told) == 2
 
 
+@in_virtual_time()
 async def test_what_ends_after_it_was_cancelled_is_not_told() -> None:
     told: list[str] = []
     with Limit(0.02, 0.05, lambda: told.append("stuck")) as limit:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection
 
 import pytest
 
 from tests.unit.parts import Bench, Doing, RecordingBroker, batch, delivery, ids
+from tests.walk.virtual import in_virtual_time
 from tidings import newer
 from tidings.delivery import ACK, Delivery, Done, Release, Retried
 from tidings.errors import BrokerUnavailable
@@ -94,18 +94,19 @@ async def test_P3_where_nobody_answers_it_is_put_off_and_the_rest_is_handled(
     assert caplog.text.count("nobody says whether newer code does") == 1
 
 
+@in_virtual_time(newer)
 async def test_an_answer_is_believed_for_some_seconds_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newer, "BELIEVED", 0.2)
     broker = Remembering((ASKED,))
     bench = bench_with(broker, Doing())
     bench.pipeline.newer.feed = feed = Sifting()
-    before = time.monotonic()
+    before = asyncio.get_running_loop().time()
     for number in range(3):
         await bench.pipeline.process([cancelled("a", number)])
     assert broker.questions == 1
     ((theirs, until),) = feed.told
     assert theirs == frozenset()
-    assert before + 0.2 <= until <= time.monotonic() + 0.2
+    assert before + 0.2 <= until <= asyncio.get_running_loop().time() + 0.2
     await asyncio.sleep(0.25)
     broker.answer = (ASKED, GAINED)
     await bench.pipeline.process([cancelled("a", 4)])
@@ -143,6 +144,7 @@ async def test_P8_what_fails_before_it_stays_before_it() -> None:
     assert ids(list(holds.deliveries())) == ["a1", "a2", "a3"]
 
 
+@in_virtual_time(newer)
 async def test_it_is_asked_from_time_to_time_only_while_something_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newer, "LOOK", 0.02)
     monkeypatch.setattr(newer, "BELIEVED", 0.0)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.unit.parts import Bench, Doing, Placed, ToldStore, batch, delivery, ids, until
+from tests.walk.virtual import in_virtual_time
 from tidings.calling import make_call
 from tidings.context import current
 from tidings.delivery import ACK, Done, Duplicate, Header, Release, Retried, Route
@@ -180,6 +181,7 @@ async def test_P8_what_waits_makes_wait_what_shares_a_key_with_it() -> None:
 # ── handle ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_virtual_time()
 async def test_P12_a_handler_that_runs_too_long_fails_and_the_others_are_handled() -> None:
     doing = Doing(b2=FOREVER)
     bench = Bench(doing, timeout=0.02)
@@ -254,6 +256,7 @@ def test_an_interrupt_from_the_keyboard_ends_the_process_and_no_event() -> None:
     assert bench.outcomes == {}
 
 
+@in_virtual_time()
 async def test_a_handler_that_answers_its_timeout_with_another_error_fails_with_that_one() -> None:
     async def stubborn(event: Placed) -> None:
         try:
@@ -269,6 +272,7 @@ async def test_a_handler_that_answers_its_timeout_with_another_error_fails_with_
     assert task.cancelling() == 0
 
 
+@in_virtual_time()
 async def test_a_handler_that_swallows_its_timeout_and_returns_has_done_its_work() -> None:
     async def stubborn(event: Placed) -> None:
         try:
@@ -281,6 +285,7 @@ async def test_a_handler_that_swallows_its_timeout_and_returns_has_done_its_work
     assert bench.outcomes == {"a1": "done"}
 
 
+@in_virtual_time()
 async def test_a_timeout_that_was_swallowed_is_not_counted_against_the_next_event() -> None:
     async def stubborn(event: Placed) -> None:
         try:
@@ -340,6 +345,7 @@ async def test_an_error_that_is_raised_on_purpose_makes_a_letter_at_once() -> No
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("gone"), RuntimeError("odd")], ids=["world", "odd"])
+@in_virtual_time()
 async def test_P2_P12_what_waits_for_its_call_does_so_although_its_claim_could_not_be_closed(error: Exception) -> None:
     go, called = asyncio.Event(), list[str]()
 

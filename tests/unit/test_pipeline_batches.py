@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.parts import Bench, Doing, Placed, Shipped, ToldStore, batch, delivery, ids
+from tests.walk.virtual import in_virtual_time
 from tidings import calls
 from tidings.context import derived_id
 from tidings.delivery import ACK, Release, Retried, Route
@@ -219,6 +220,7 @@ async def test_P4_a_transaction_without_an_outbox_is_taken_back_when_what_was_ca
 # ── a batch closes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_virtual_time()
 async def test_a_batch_closes_after_its_time_and_what_is_left_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "BATCH_SECONDS", 0.01)
     store, doing = ToldStore(transactional=True), Doing(b2=0.02)
@@ -241,6 +243,7 @@ async def test_a_batch_whose_time_is_over_before_it_begins_still_handles_one_eve
     assert doing.seen == ["a1", "b2"]
 
 
+@in_virtual_time()
 async def test_P8_what_a_closing_batch_leaves_out_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "BATCH_SECONDS", 0.01)
     store, doing = ToldStore(), Doing(a1=0.02)
@@ -269,6 +272,7 @@ async def _stop(bench: Bench, seen: list[str], event: Placed) -> None:
 
 
 @pytest.mark.parametrize("store", [None, ToldStore(), ToldStore(transactional=True)])
+@in_virtual_time()
 async def test_P9_a_cancelled_batch_is_given_back_at_once_and_counts_no_failure(store: ToldStore | None) -> None:
     bench = Bench(Doing(b2=FOREVER), store=store)
     deliveries = batch("a1", "b2", "c3")
@@ -282,6 +286,7 @@ async def test_P9_a_cancelled_batch_is_given_back_at_once_and_counts_no_failure(
     assert [one.failures for one in deliveries] == [0, 0, 0]
 
 
+@in_virtual_time()
 async def test_P2_a_lane_cancelled_while_it_settles_ends_what_it_began_and_gives_back_the_rest_once() -> None:
     bench = Bench(Doing(b2=Dead("no")), together=1)
     bench.broker.gate = asyncio.Event()
@@ -296,6 +301,7 @@ async def test_P2_a_lane_cancelled_while_it_settles_ends_what_it_began_and_gives
     assert bench.broker.verdicts() == [("a1", ACK), ("b2", Release(0.0))]
 
 
+@in_virtual_time()
 async def test_P2_a_lane_cancelled_twice_while_it_settles_still_gives_back_the_rest_once() -> None:
     bench = Bench(Doing(), together=1)
     bench.broker.gate = asyncio.Event()
@@ -311,6 +317,7 @@ async def test_P2_a_lane_cancelled_twice_while_it_settles_still_gives_back_the_r
     assert Counter(ids([one for one, _ in bench.broker.settled])) == {"a1": 1, "b2": 1}
 
 
+@in_virtual_time()
 async def test_P8_a_cancelled_lane_keeps_what_follows_a_held_event_behind_it() -> None:
     bench, holds = Bench(Doing(a1=ValueError("x")), ordered=True, together=2), Holds()
     bench.broker.gate = asyncio.Event()

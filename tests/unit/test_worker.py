@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.parts import Bench, Doing, Placed, RecordingBroker, ToldStore, Watcher, batch, delivery, ids, until
+from tests.walk.virtual import in_virtual_time
 from tidings.delivery import ACK, Delivery, Release
 from tidings.errors import Contention, StoreUnavailable
 from tidings.lane import Lane
@@ -93,6 +94,7 @@ async def test_several_lanes_work_side_by_side_on_what_has_no_order() -> None:
         await run.settled(3)
 
 
+@in_virtual_time()
 async def test_P8_in_order_the_events_of_a_key_go_to_one_lane_and_of_others_run_beside_it() -> None:
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
@@ -149,6 +151,7 @@ async def test_P8_what_was_held_and_is_due_goes_before_what_its_lane_has_not_see
 # ── the world is down ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_virtual_time()
 async def test_P5_while_the_store_is_down_nothing_is_settled_and_afterwards_it_goes_on_by_itself() -> None:
     store = ToldStore()
     store.enter.extend([StoreUnavailable("gone")] * 3)
@@ -164,6 +167,7 @@ async def test_P5_while_the_store_is_down_nothing_is_settled_and_afterwards_it_g
     assert [len(asked) for asked in store.asked] == [2, 2, 2, 2]
 
 
+@in_virtual_time()
 async def test_an_event_goes_to_a_lane_that_sleeps_and_not_to_one_that_waits_for_the_world() -> None:
     store = ToldStore()
     store.enter.extend([Contention("a lock")] * 8)
@@ -177,6 +181,7 @@ async def test_an_event_goes_to_a_lane_that_sleeps_and_not_to_one_that_waits_for
         assert len(run.broker.settled) == 2
 
 
+@in_virtual_time()
 async def test_P9_a_stop_does_not_wait_for_the_world() -> None:
     store = ToldStore()
     store.enter.extend([StoreUnavailable("gone")] * 1000)
@@ -191,6 +196,7 @@ async def test_P9_a_stop_does_not_wait_for_the_world() -> None:
 # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_virtual_time()
 async def test_P9_a_stop_finishes_what_runs_and_gives_the_rest_back_once() -> None:
     finish = asyncio.Event()
 
@@ -217,6 +223,7 @@ async def test_P9_a_stop_finishes_what_runs_and_gives_the_rest_back_once() -> No
     assert run.worker.waiting == 0
 
 
+@in_virtual_time()
 async def test_P9_without_order_what_is_not_begun_is_given_back_before_what_runs_has_ended() -> None:
     run = Run(Doing(a1=0.2), size=1)
     await run.worker.start()
@@ -229,6 +236,7 @@ async def test_P9_without_order_what_is_not_begun_is_given_back_before_what_runs
     assert [verdict for _, verdict in run.broker.settled] == [Release(0.0), ACK]
 
 
+@in_virtual_time()
 async def test_P9_a_handler_that_does_not_end_in_time_is_cancelled_and_its_event_given_back() -> None:
     run = Run(Doing(a1=FOREVER))
     await run.worker.start()
@@ -239,6 +247,7 @@ async def test_P9_a_handler_that_does_not_end_in_time_is_cancelled_and_its_event
     assert run.broker.published == []
 
 
+@in_virtual_time()
 async def test_P8_P9_what_is_held_is_given_back_before_what_came_behind_it() -> None:
     doing = Doing(a1=ValueError("x"))
     run = Run(doing, ordered=True, retry=Retry(first=50.0), size=2)
@@ -252,6 +261,7 @@ async def test_P8_P9_what_is_held_is_given_back_before_what_came_behind_it() -> 
     assert {verdict for _, verdict in run.broker.settled} == {Release(0.0)}
 
 
+@in_virtual_time()
 async def test_P9_a_stop_does_not_end_the_feed_before_the_acknowledgements_on_their_way() -> None:
     """What is done is acknowledged beside the next events, so the last lane may end before they are through."""
     finish, gate = asyncio.Event(), asyncio.Event()
@@ -298,6 +308,7 @@ async def test_a_worker_that_never_started_can_be_stopped() -> None:
     assert await run.worker.backlog() is None
 
 
+@in_virtual_time()
 async def test_P9_a_feed_that_cannot_end_properly_does_not_keep_its_deliveries() -> None:
     run = Run(Doing(a1=FOREVER))
     await run.worker.start()
@@ -324,6 +335,7 @@ async def test_P2_an_observer_that_raises_costs_no_event() -> None:
     assert run.worker.failures == {}
 
 
+@in_virtual_time()
 async def test_P12_a_lane_goes_on_after_a_mistake_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(Doing())
     original, calls = run.bench.pipeline.process, 0

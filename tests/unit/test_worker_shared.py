@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.parts import Doing, Placed, RecordingBroker, batch, until
 from tests.unit.test_worker import Run
+from tests.walk.virtual import in_virtual_time
 from tidings.delivery import Delivery
 from tidings.policy import Retry
 from tidings.ports import Recalls, Sink, Subscription
@@ -39,6 +40,7 @@ def withdraw(*deliveries: Delivery) -> None:
         one.withdrawn = True
 
 
+@in_virtual_time()
 async def test_P8_what_is_given_up_is_not_begun_and_what_runs_is_finished_first() -> None:
     slow = Slow()
     async with Run(slow, ordered=True, size=1) as run:
@@ -101,6 +103,7 @@ async def test_P8_an_event_that_waits_for_its_next_attempt_is_given_up_with_thos
     assert doing.seen == ["a1", "a3"]
 
 
+@in_virtual_time()
 async def test_P8_an_event_that_fails_while_it_is_given_up_is_not_kept_for_another_attempt() -> None:
     slow = Slow()
 
@@ -181,6 +184,7 @@ async def test_P8_a_batch_that_was_held_up_in_the_middle_goes_on_with_nothing_th
     assert seen == ["a1", "b2"]
 
 
+@in_virtual_time()
 async def test_P8_what_is_to_go_is_not_begun_by_the_batch_that_has_it() -> None:
     seen: list[str] = []
 
@@ -198,6 +202,7 @@ async def test_P8_what_is_to_go_is_not_begun_by_the_batch_that_has_it() -> None:
     assert seen == ["a1"]
 
 
+@in_virtual_time()
 async def test_P8_nothing_is_begun_while_nobody_knows_whose_it_is_and_the_handler_says_so(fenced: FencedBroker) -> None:
     doing = Doing()
     run = Run(doing, ordered=True)
@@ -219,6 +224,7 @@ async def _give_up(run: Run, deliveries: list[Delivery], patience: float) -> lis
     return list(await recalls(run).give_up(deliveries, patience))
 
 
+@in_virtual_time()
 async def test_P8_a_part_stays_while_a_call_runs_on_for_an_event_of_it() -> None:
     go, seen = asyncio.Event(), list[str]()
 
