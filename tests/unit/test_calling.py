@@ -125,12 +125,12 @@ async def test_P12_hanging_sync_handlers_leave_the_threads_of_the_loop_alone() -
     hold = threading.Event()
 
     def hang(event: Placed) -> None:
-        hold.wait(10)
+        hold.wait(60)
 
     call = make_call(handler_of(hang, once=False, concurrency=64), None, None)
     hanging = [asyncio.ensure_future(call(EVENT, NoClaim(1), delivery())) for _ in range(64)]
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.to_thread(time.sleep, 0)
     finally:
         hold.set()
@@ -160,7 +160,7 @@ async def test_P3_a_sync_handler_is_not_given_up_while_its_thread_still_works() 
     effects: list[str] = []
 
     def step(event: Placed) -> None:
-        release.wait(10)
+        release.wait(60)
         effects.append(event.order_id)
 
     bench = Bench(lambda event: call(event, NoClaim(1), delivery()), timeout=0.02)
@@ -175,15 +175,16 @@ async def test_P3_a_sync_handler_is_not_given_up_while_its_thread_still_works() 
 
 
 async def test_P9_a_stop_that_cancels_waits_for_the_thread_and_keeps_its_effect() -> None:
-    release = threading.Event()
+    began, release = threading.Event(), threading.Event()
 
     def step(event: Placed) -> None:
-        release.wait(10)
+        began.set()
+        release.wait(60)
 
     bench = Bench(lambda event: call(event, NoClaim(1), delivery()))
     call = make_call(handler_of(step, once=False), None, None)
     task = asyncio.create_task(bench.pipeline.process(batch("a1", "b2")))
-    await asyncio.sleep(0.02)
+    await until(began.is_set)
     bench.pipeline.calls.stopping = True
     task.cancel()
     await asyncio.sleep(0.02)
