@@ -160,11 +160,11 @@ async def test_a_slow_pipe_has_each_line_taken_at_once() -> None:
     found = waves(ours)
     for number in (1, 2, 3):
         theirs.write(b"x\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await anext(found) == [(number, b"x\n")]
     theirs.write(b"\n\ny")
     theirs.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert [wave async for wave in found] == [[(6, b"y")]]
     ours.close()
 

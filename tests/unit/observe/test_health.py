@@ -30,7 +30,7 @@ Answered = tuple[int, dict[str, Any]]
 
 def get(url: str, page: str) -> Answered:
     try:
-        with urllib.request.urlopen(f"{url}{page}", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}{page}", timeout=20) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -41,7 +41,7 @@ async def ask(sight: Observability, page: str) -> Answered:
     return await asyncio.to_thread(get, sight.url, page)
 
 
-async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110  # what is waited for changes on threads too
             await asyncio.sleep(0.02)
@@ -92,7 +92,7 @@ async def test_P9_a_service_that_stops_is_live_and_not_ready_and_may_still_publi
     async with Observability(service, port=0) as sight:
         async with service.running(broker=broker):
             await service.publish(Placed(order_id="1"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await entered.wait()
 
             async def look() -> None:
@@ -155,17 +155,23 @@ async def test_P12_a_blocked_loop_is_seen_from_a_thread_and_its_stack_is_logged(
 
     @service.on(Placed, idempotent=True)
     async def blocks(event: Placed) -> None:
-        release.wait(20)
+        release.wait(60)
         done.set()
+
+    def said() -> list[logging.LogRecord]:
+        """What was said from this block on: a busy machine may have kept the loop waiting before."""
+        stacks = ["release.wait(60)" in (record.stack_info or "") for record in caplog.records]
+        return caplog.records[stacks.index(True) :] if True in stacks else []
 
     found: list[Answered] = []
     async with seen(service, live_after=1.2, blocked_after=0.8) as (sight, _):
 
         def probe() -> None:
-            end = time.monotonic() + 15
+            end = time.monotonic() + 40
             while time.monotonic() < end and not found:
-                if (answer := get(sight.url, "/health/live"))[0] != 200:
-                    found.extend([answer, get(sight.url, "/health/ready")])
+                answers = [get(sight.url, page) for page in ("/health/live", "/health/ready")]
+                if all(status != 200 for status, _ in answers):
+                    found.extend(answers)
                 time.sleep(0.05)
             release.set()
 
@@ -173,17 +179,16 @@ async def test_P12_a_blocked_loop_is_seen_from_a_thread_and_its_stack_is_logged(
         with caplog.at_level(logging.WARNING, logger="tidings.health"):
             await service.publish(Placed(order_id="1"))
             prober.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await done.wait()
             await until(lambda: sight.live().ok)
             assert sight.health.lag() > 0.5
-            await asyncio.to_thread(prober.join, 5)
-            await until(lambda: len(caplog.records) == 2)
+            await asyncio.to_thread(prober.join, 20)
+            await until(lambda: len(said()) >= 2)
     (live, why), (ready, _) = found
     assert (live, ready) == (503, 503)
     assert "blocked" in why["reasons"][0]
-    blocked, again = caplog.records
-    assert "release.wait(20)" in (blocked.stack_info or "")
+    blocked, again, *_ = said()
     assert "def instead of async def" in blocked.getMessage()
     assert "goes on" in again.getMessage()
 
@@ -274,7 +279,7 @@ def test_a_page_that_fails_says_so_and_other_paths_are_listed() -> None:
         assert get(server.url, "/fine?x=1") == (200, {})
         for page, status in (("/broken", 500), ("/nowhere", 404), ("/fine/..", 404)):
             with pytest.raises(urllib.error.HTTPError) as failed:
-                urllib.request.urlopen(server.url + page, timeout=5)
+                urllib.request.urlopen(server.url + page, timeout=20)
             with failed.value as error:
                 assert error.code == status
                 assert b"secret" not in error.read()
@@ -287,7 +292,7 @@ def test_idle_connections_cannot_use_up_the_threads() -> None:
     server = Server({"/fine": lambda: Answer(200, "application/json", b"{}")})
     server.start()
     host, _, port = server.url.removeprefix("http://").partition(":")
-    idle = [socket.create_connection((host, int(port)), timeout=5) for _ in range(3 * MOST_REQUESTS)]
+    idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(3 * MOST_REQUESTS)]
     try:
         time.sleep(0.5)
         threads = [one for one in threading.enumerate() if "process_request_thread" in one.name]

@@ -124,7 +124,7 @@ async def test_P12_the_backlog_of_a_handler_that_waits_is_seen() -> None:
     async with sight, service.running(broker=broker):
         for number in range(20):
             await service.publish(Placed(order_id=str(number)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await began.wait()
         await sight.look()
         found = sample(await scrape(sight.url))
@@ -155,7 +155,7 @@ async def test_the_outbox_is_seen_where_the_store_tells_of_it() -> None:
 
 async def scrape(url: str) -> str:
     def get() -> str:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=20) as answer:
             return str(answer.read().decode())
 
     return await asyncio.to_thread(get)

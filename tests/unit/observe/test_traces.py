@@ -203,7 +203,7 @@ async def _handled(carried: str, spans: Spans) -> list[int | None]:
     body = to_structured(envelope)
     async with service.running(broker=broker):
         message = Message(id="1", stream="order", type="order.placed", key="1", body=body)
-        assert await broker.publish([message], timeout=5) == [None]
+        assert await broker.publish([message], timeout=20) == [None]
         await broker.idle()
     return [one.parent and one.parent.span_id for one in spans.all("process order")]
 
