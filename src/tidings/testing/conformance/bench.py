@@ -6,7 +6,8 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
+from contextlib import asynccontextmanager
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import msgspec
@@ -23,7 +24,8 @@ from tidings.testing.conformance.rig import Cluster, Impatient, Network, Operato
 SHORTER = 50
 """By how much the short mode divides the sizes, down to what keeps a test meaningful."""
 
-PUBLISH_TIMEOUT = 10.0
+PUBLISH_TIMEOUT = 30.0
+"""Seconds that a publish may take; nothing is judged by how long it took."""
 
 NOTHING: Mapping[str, str] = {}
 
@@ -48,14 +50,14 @@ class Bench:
         test: str,
         *,
         full: bool = False,
-        patience: float = 30.0,
+        patience: float = 60.0,
         gaps: Mapping[str, str] = NOTHING,
         apart: Mapping[str, str] = NOTHING,
     ) -> None:
         self.rig = rig
         self._gaps, self._apart = gaps, apart
         self.full = full
-        self.patience = patience * (4 if full else 1)
+        self.patience = patience * (2 if full else 1)
         self.ledger = Ledger()
         self.sizes: dict[str, tuple[int, int]] = {}
         self.more: list[Callable[[], str]] = []
@@ -162,7 +164,7 @@ class Bench:
     async def client(self, *subscriptions: Subscription, plan: Plan | None = None, make: Make | None = None) -> Broker:
         """A client as another process would have, opened with the plan; closed at the end of the test."""
         client = await self.unopened(make)
-        async with asyncio.timeout(self.patience):
+        async with self.in_time("a client is open"):
             await client.open(self.plan(*subscriptions) if plan is None else plan)
         return client
 
@@ -243,6 +245,22 @@ class Bench:
             if time.monotonic() > deadline:
                 raise AssertionError(f"after {self.patience:g} s still not: {what}; {self.ledger}")
             await (asyncio.sleep(pause) if pause else self.ledger.changed(0.05))
+
+    @asynccontextmanager
+    async def in_time(self, what: str) -> AsyncIterator[None]:
+        """What is inside has to end in time.
+
+        Raises:
+            AssertionError: it did not.
+        """
+        limit = asyncio.timeout(self.patience)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise AssertionError(f"after {self.patience:g} s still not: {what}; {self.ledger}") from None
+            raise
 
     async def until_many(self, found: Sized, count: int, what: str) -> None:
         """Wait until there are so many of something."""

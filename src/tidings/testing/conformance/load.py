@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 
 from tidings.delivery import Message
@@ -27,6 +28,8 @@ class Load:
         self._message = message
         self._pause = KEYS / per_second
         self._stopping = False
+        self._wave = asyncio.Lock()
+        """Held while a wave is published."""
         self._task: asyncio.Task[None] | None = None
         self.ids: list[str] = []
         """What was stored, in its order."""
@@ -49,6 +52,12 @@ class Load:
         assert self._task is not None
         await self._task
 
+    @asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """Publish nothing meanwhile, once all that was begun is stored."""
+        async with self._wave:
+            yield
+
     async def more(self, count: int) -> None:
         """Wait until so many more are stored."""
         wanted = len(self.ids) + count
@@ -62,8 +71,9 @@ class Load:
 
     async def _run(self) -> None:
         while not self._stopping:
-            begin = len(self.ids)
-            wave = {str(begin + key): self._message(str(begin + key), f"k{key}") for key in range(KEYS)}
-            await self._bench.publish_until_stored(self._client, list(wave.values()))
-            self.ids += wave
+            async with self._wave:
+                begin = len(self.ids)
+                wave = {str(begin + key): self._message(str(begin + key), f"k{key}") for key in range(KEYS)}
+                await self._bench.publish_until_stored(self._client, list(wave.values()))
+                self.ids += wave
             await asyncio.sleep(self._pause)

@@ -36,7 +36,8 @@ class Outages:
         subscription = bench.subscription()
         consumer = await bench.consumer(subscription)
         await bench.publish(consumer.client, [bench.message("before")])
-        away = asyncio.create_task(bench.rig.restart(away=2.0))
+        # Long enough that it is still away when its trouble was told and a publish was refused, also on a slow machine.
+        away = asyncio.create_task(bench.rig.restart(away=6.0))
         await bench.until(lambda: consumer.client.trouble != "", "trouble is told")
         (error,) = await bench.try_publish(consumer.client, [bench.message("during")], timeout=0.5)
         assert error is not None, "published while the server was away"

@@ -143,7 +143,7 @@ class Positions:
         positions = [bench.subscription(f"handler-{number}", ordered=number == 0) for number in range(3)]
         clients = [await bench.rig.broker() for _ in range(8)]
         try:
-            async with asyncio.timeout(bench.patience):
+            async with bench.in_time("all are open"):
                 drifts = await asyncio.gather(*(client.open(bench.plan(*positions)) for client in clients))
             assert not any(drifts), f"what nobody changed is said to differ: {drifts}"
             assert not await clients[0].open(bench.plan(*positions))

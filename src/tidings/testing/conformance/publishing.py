@@ -146,7 +146,7 @@ class Publishing:
             for number in range(worker, count, 20):
                 await bench.try_publish(client, [bench.message(str(number))], timeout=5)
 
-        async with asyncio.TaskGroup() as group, asyncio.timeout(bench.patience):
+        async with asyncio.TaskGroup() as group, bench.in_time("the publisher is closed"):
             for worker in range(20):
                 group.create_task(publish(worker))
             while len(bench.ledger.published) < count // 3:

@@ -52,8 +52,11 @@ class Settling:
         consumer = await bench.consumer(subscription, judge)
         await bench.publish(consumer.client, [bench.message(id) for id in "abcd"])
         await bench.until_settled(subscription.position)
-        for id, at in zip(consumer.ids[4:], consumer.at[4:], strict=True):
-            assert at - released[id] >= delays[id], f"{id} came {at - released[id]:.3f} s after, not {delays[id]} s"
+        ids = consumer.ids
+        assert all(ids.count(id) > 1 for id in delays), "what was given back did not come again"
+        for place, (id, at) in enumerate(zip(ids, consumer.at, strict=True)):
+            if id in ids[:place]:  # which it may be before another came for the first time
+                assert at - released[id] >= delays[id], f"{id} came {at - released[id]:.3f} s after, not {delays[id]} s"
         bench.ledger.check(subscription.position)
 
     async def test_P11_with_a_limit_of_one_the_second_waits_for_the_first(self, bench: Bench) -> None:
@@ -104,7 +107,7 @@ class Settling:
         subscription = bench.subscription(max_in_flight=5)
         first = await bench.consumer(subscription, lambda delivery: None)
         await bench.publish(first.client, [bench.message(str(number)) for number in range(10)])
-        await bench.until(lambda: len(first.taken) >= 3, "it took what it may")
+        await bench.until(lambda: len(first.taken) >= 5, "it took what it may")
         await bench.nothing_more()
         taken = len(first.taken)
         assert taken <= 5

@@ -11,6 +11,7 @@ from tidings.envelope import envelope_of, to_structured
 from tidings.errors import EventTooLarge
 from tidings.event import Event
 from tidings.testing._effects import event_class
+from tidings.testing.conformance.bench import PUBLISH_TIMEOUT
 from tidings.testing.conformance.policy import ONLY_WITHOUT
 from tidings.testing.conformance.stage import Stage, nothing
 
@@ -68,7 +69,7 @@ class Shapes:
                 for place, (body, headers, _) in enumerate(cases.values())
             ]
             for message in messages:
-                assert await client.publish([message], timeout=10) == [None]
+                assert await client.publish([message], timeout=PUBLISH_TIMEOUT) == [None]
                 await stage.publish(service, [f"after {message.id}"])
             good = [f"after {message.id}" for message in messages]
             await stage.until_applied(position, good)
