@@ -21,6 +21,13 @@ RABBITMQ: tuple[Mutant, ...] = (
         "        await channel.round_trip(ANSWER)\n        if not chunk:\n            return -1\n",
         "reading.py",
     ),
+    _bug(
+        "a start fails where another one is just making a log",
+        "reading.py",
+        "            if _is_forbidden(error) or time.monotonic() > until:\n",
+        "            if True:\n",
+        "declaring.py::test_processes_that_start_at_once_wait_for_the_logs_that_one_of_them_is_making",
+    ),
     _bug("messages do not outlive a restart", "frames.py", "PERSISTENT: Final = 2", "PERSISTENT: Final = 1"),
     _bug(
         "what no queue takes counts as stored",

@@ -21,6 +21,7 @@ from tidings.brokers.rabbitmq.reading import read_log
 from tidings.brokers.rabbitmq.topology import Position, Topology
 from tidings.errors import BrokerUnavailable, ConfigurationError, NotStored
 from tidings.ports import Subscription
+from tools.services.rabbitmq import RabbitMQ
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="rabbitmq")]
 
@@ -212,3 +213,25 @@ async def test_P3_P13_a_type_that_a_position_gains_is_written_down_and_told_befo
     assert await new.taken("nobody.there") == ()
     for broker in (old.broker, old.broker, new, new):
         await broker.close()
+
+
+async def test_processes_that_start_at_once_wait_for_the_logs_that_one_of_them_is_making(server: RabbitMQ) -> None:
+    """A log is known before its replica runs, and may not be read yet; here it is made anew, in some rounds."""
+    subscription = position()
+    connection = Connection(parse(server.url), "by hand")
+    link = await connection.start()
+    try:
+        for _ in range(6):
+            brokers = [RabbitBroker(server.url) for _ in range(8)]
+            try:
+                async with asyncio.timeout(60):
+                    await asyncio.gather(*(broker.open(plan(subscription)) for broker in brokers))
+            finally:
+                for broker in brokers:
+                    await broker.close()
+            channel = await link.channel(20)
+            for log in topology.LOGS:
+                await channel.call(commands.Queue.Delete(0, log, False, False, False), 20)
+            await channel.close(20)
+    finally:
+        await connection.close()

@@ -88,8 +88,18 @@ async def end_of(connection: Connection, queue: str, *, follow: bool = False) ->
 
 
 async def has_begun(connection: Connection, queue: str) -> bool:
-    """Whether anything stands in a log; where the server is slow it may have been missed."""
-    return await _last(connection, queue, SILENT) is not None
+    """Whether anything stands in a log; where the server is slow it may have been missed.
+
+    Another process may be making the log in this moment: it is there then, and cannot be read before it runs.
+    """
+    until = time.monotonic() + ANSWER
+    while True:
+        try:
+            return await _last(connection, queue, SILENT) is not None
+        except BrokerUnavailable as error:
+            if _is_forbidden(error) or time.monotonic() > until:
+                raise
+        await asyncio.sleep(PAUSE)
 
 
 async def _last(connection: Connection, queue: str, patience: float) -> int | None:
@@ -172,6 +182,10 @@ async def _closed(channel: Channel) -> None:
 
 def _ignore(tag: str) -> None:
     """A reader that is cut off asks again."""
+
+
+def _is_forbidden(error: BrokerUnavailable) -> bool:
+    return isinstance(error, Refused) and error.code == REFUSED
 
 
 def _check_there(queue: str, error: BrokerUnavailable, follow: bool = False) -> None:
