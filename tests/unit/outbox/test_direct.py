@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.integration.stores.ledger import eventually
+from tests.unit.outbox.clock import time
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, StoreUnavailable
 from tidings.outbox import direct as module

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.unit.outbox.clock import time
 from tidings.delivery import Message
 from tidings.errors import BrokerUnavailable, EventTooLarge, NotStored, StoreUnavailable
 from tidings.outbox.relay import Relay, Wake

@@ -23,10 +23,11 @@ async def test_it_returns_and_raises_as_the_step_does() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 async def test_however_often_it_is_cancelled_the_step_ends_first(fails: bool) -> None:
     ended = False
+    go_on = asyncio.Event()
 
     async def step() -> None:
         nonlocal ended
-        await asyncio.sleep(0.05)
+        await go_on.wait()
         ended = True
         if fails:
             raise LookupError
@@ -35,6 +36,8 @@ async def test_however_often_it_is_cancelled_the_step_ends_first(fails: bool) ->
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended
