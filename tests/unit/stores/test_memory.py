@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
 from tidings.delivery import Message
 from tidings.errors import Contention, MisuseError
 from tidings.ports import Claimed, Key, State
+from tidings.stores import memory
 from tidings.stores.memory import MemoryStore
 
 NEW, BUSY = Claimed(State.NEW), Claimed(State.BUSY)
@@ -91,22 +93,38 @@ async def test_a_failed_key_is_given_back_and_the_others_are_kept() -> None:
     assert await states(store, key("a"), key("b")) == [NEW, done()]
 
 
-async def test_a_lease_that_ran_out_is_fenced() -> None:
+class Clock:
+    """The store's: leases run out when a test says so."""
+
+    now = 0.0
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+async def test_a_lease_that_ran_out_is_fenced(clock: Clock) -> None:
     """Trap 124: the late one neither completes nor removes what is another's by now."""
     store = MemoryStore(lease=0.01)
     with pytest.raises(Contention, match="lease"):
         async with store.claim([key("a", "late")], resource=None, sync=False):
-            await asyncio.sleep(0.02)
+            clock.wait(0.02)
             async with store.claim([key("a", "second")], resource=None, sync=False) as claim:
                 assert list(claim.states) == [NEW]
     assert await states(store, key("a")) == [done("second")]
 
 
-async def test_a_late_failure_leaves_the_other_claim_alone() -> None:
+async def test_a_late_failure_leaves_the_other_claim_alone(clock: Clock) -> None:
     store = MemoryStore(lease=0.01)
     with pytest.raises(LookupError):
         async with store.claim([key("a")], resource=None, sync=False):
-            await asyncio.sleep(0.02)
+            clock.wait(0.02)
             other = store.claim([key("a")], resource=None, sync=False)
             await other.__aenter__()
             raise LookupError
