@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
@@ -47,6 +47,14 @@ async def states(store: RedisStore, *keys: Key) -> Sequence[Claimed]:
             found.extend(claim.states)
             raise LookupError
     return found
+
+
+@contextlib.contextmanager
+def impatient(store: RedisStore) -> Iterator[None]:
+    """It does not wait long for answers that will not come; for those that will it has the time that they take."""
+    patience, store._link._timeout = store._link._timeout, 0.2
+    yield
+    store._link._timeout = patience
 
 
 def look(url: str) -> Any:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def ledger(tmp_path: Path) -> Path:
     return path
 
 
+Worker = subprocess.Popen[bytes]
+
+
 def start(
     url: str, ledger: Path, point: str, count: int = 0, *, broker: str = "memory", events: int = EVENTS
 ) -> Worker:
@@ -50,7 +54,21 @@ def start(
     return subprocess.Popen([*command, point, str(count), broker], cwd=ROOT)
 
 
-Worker = subprocess.Popen[bytes]
+@contextmanager
+def gone_afterwards(*workers: Worker) -> Iterator[None]:
+    """Whatever the test finds, no worker outlives it."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait(10)
+
+
+def ended(worker: Worker) -> int:
+    """Its status at its end."""
+    with gone_afterwards(worker):
+        return worker.wait(60)
 
 
 async def all_are_applied(ledger: Path, by: Worker) -> None:
@@ -80,8 +98,8 @@ def test_P5_trap_122_a_kill_at_any_point_loses_nothing_and_repeats_only_what_was
 ) -> None:
     url = f"{server.url}?{LEASE}"
     count = 3 if point == "after the effect" else 0
-    assert start(url, ledger, point, count).wait(60) == -signal.SIGKILL, "the point was never reached"
-    assert start(url, ledger, "never").wait(60) == 0
+    assert ended(start(url, ledger, point, count)) == -signal.SIGKILL, "the point was never reached"
+    assert ended(start(url, ledger, "never")) == 0
     judge(ledger, point)
 
 
@@ -102,11 +120,12 @@ async def test_P5_a_kill_is_survived_on_a_real_broker(server: Redis, nats: str, 
         answers = await front.publish_many([OrderPlaced(order_id=id) for id in ids(EVENTS)])
         assert not any(answers)
     killed = start(url, ledger, point, broker=nats)
-    assert await asyncio.to_thread(killed.wait, 60) == -signal.SIGKILL
+    assert await asyncio.to_thread(ended, killed) == -signal.SIGKILL
     after = start(url, ledger, "never", broker=nats)
-    await all_are_applied(ledger, after)
-    after.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(after.wait, 30) == 0
+    with gone_afterwards(after):
+        await all_are_applied(ledger, after)
+        after.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(after.wait, 30) == 0
     judge(ledger, point)
 
 
@@ -123,7 +142,7 @@ async def test_P5_trap_124_a_worker_that_is_starved_beyond_its_lease_and_ack_wai
     starved = start(f"{server.url}?{LEASE}", ledger, "never", broker=nats)
     applied = asyncio.create_task(all_are_applied(ledger, starved))
     dice = random.Random(124)
-    try:
+    with gone_afterwards(starved):
         while not applied.done():
             starved.send_signal(signal.SIGSTOP)
             await asyncio.sleep(dice.choice([0.05, 0.3, 0.8, 1.5]))
@@ -133,9 +152,6 @@ async def test_P5_trap_124_a_worker_that_is_starved_beyond_its_lease_and_ack_wai
         await asyncio.sleep(3 * 1.0)  # the ack wait: whatever would come again
         starved.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(starved.wait, 30) == 0
-    finally:
-        starved.kill()
-        starved.wait(10)
     judge(ledger, "never")
 
 
@@ -145,11 +161,11 @@ async def test_P5_trap_124_a_worker_paused_beyond_its_lease_is_fenced_and_marks_
 ) -> None:
     url = f"{server.url}?{LEASE}"
     late = start(url, ledger, "waits", events=1)
-    await until(ledger.with_suffix(".began").exists, 20)
-    os.kill(late.pid, signal.SIGSTOP)
-    try:
+    with gone_afterwards(late):
+        await until(ledger.with_suffix(".began").exists, 60)
+        os.kill(late.pid, signal.SIGSTOP)
         other = start(url, ledger, "never", events=1)
-        assert await asyncio.to_thread(other.wait, 60) == 0, "its events become free when the lease is over"
+        assert await asyncio.to_thread(ended, other) == 0, "its events become free when the lease is over"
         with look(server.url) as client:
             (stored,) = client.keys("tidings:stock.reserve:*")
             mark = client.get(stored)
@@ -158,9 +174,6 @@ async def test_P5_trap_124_a_worker_paused_beyond_its_lease_is_fenced_and_marks_
             os.kill(late.pid, signal.SIGCONT)
             assert await asyncio.to_thread(late.wait, 60) == 0, "it learns that its event is a duplicate, and goes on"
             assert client.get(stored) == mark, "it cannot mark, renew or release what is not its own"
-    finally:
-        late.kill()
-        late.wait(10)
     (_, first, number, accepted), (_, second, smaller, refused) = rows(ledger)
     assert (first, accepted) == (other.pid, 1)
     assert (second, refused) == (late.pid, 0), "the resource saw the greater number, and refuses the smaller one"

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from tests.integration.nats.server import Proxy
-from tests.integration.redis.kit import BUSY, NEW, Keys, apply, done, states
+from tests.integration.redis.kit import BUSY, NEW, Keys, apply, done, impatient, states
 from tidings.errors import Contention, StoreUnavailable
 from tidings.stores.redis import RedisStore
 from tools.services.redis import Redis
 
 LEASE = 0.3
+LONG = 4.0
+"""One that does not run out while the machine has no time for who holds it."""
 
 
 @pytest.fixture
 async def short(redis_url: str) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
-    """Two workers with short leases. The first one's are not renewed, as if it hung."""
-    hanging, well = RedisStore(redis_url, lease=LEASE), RedisStore(redis_url, lease=LEASE)
+    """Two workers. The first one's leases are short and are not renewed, as if it hung."""
+    hanging, well = RedisStore(redis_url, lease=LEASE), RedisStore(redis_url)
     for store in (hanging, well):
         await store.open()
     await hanging._tasks.cancel()
@@ -105,12 +107,12 @@ async def test_a_late_worker_may_not_complete_what_another_took_and_gave_back(
 
 async def test_a_lease_is_renewed_while_a_handler_runs(redis_url: str, key: Keys, client: Any) -> None:
     async with AsyncExitStack() as stack:
-        holder, other = RedisStore(redis_url, lease=LEASE), RedisStore(redis_url, lease=LEASE)
+        holder, other = RedisStore(redis_url, lease=LONG), RedisStore(redis_url, lease=LONG)
         for store in (holder, other):
             await store.open()
             stack.push_async_callback(store.close)
         async with holder.claim([key("a"), key("b")], resource=None, sync=False):
-            ends = time.monotonic() + 5 * LEASE
+            ends = time.monotonic() + 1.5 * LONG
             while time.monotonic() < ends:
                 assert list(await states(other, key("a"), key("b"))) == [BUSY, BUSY]
                 await asyncio.sleep(0.02)
@@ -118,15 +120,18 @@ async def test_a_lease_is_renewed_while_a_handler_runs(redis_url: str, key: Keys
 
 
 async def test_the_lease_of_a_claim_that_nobody_ends_runs_out(
-    short: tuple[RedisStore, RedisStore], key: Keys, client: Any
+    redis_url: str, store: RedisStore, key: Keys, client: Any
 ) -> None:
-    dead, other = short
+    dead, other = RedisStore(redis_url, lease=LONG), store
+    await dead.open()
+    await dead._tasks.cancel()
     claim = dead.claim([key("a")], resource=None, sync=False)
     await claim.__aenter__()
     assert list(await states(other, key("a"))) == [BUSY]
-    assert 0 < client.pttl(key.stored("a")) <= (LEASE + 601) * 1000, "not even what is left over stays for ever"
+    assert 0 < client.pttl(key.stored("a")) <= (LONG + 601) * 1000, "not even what is left over stays for ever"
     await taken(other, key)
     assert list(await apply(other, key("a"))) == [NEW]
+    await dead.close()
 
 
 @pytest.mark.proves("P5", broker="memory", store="redis")
@@ -171,7 +176,7 @@ class Lossy:
 
     async def __aenter__(self) -> Lossy:
         await self.proxy.start()
-        self.store = RedisStore(f"redis://127.0.0.1:{self.proxy.port}/0", timeout=0.2, lease=2.0)
+        self.store = RedisStore(f"redis://127.0.0.1:{self.proxy.port}/0", lease=60.0)
         await self.store.open()
         return self
 
@@ -179,35 +184,43 @@ class Lossy:
         await self.store.close()
         await self.proxy.stop()
 
+    @contextmanager
+    def swallowing(self, answer: bytes) -> Iterator[None]:
+        self.proxy.swallow = answer
+        with impatient(self.store):
+            yield
+        self.proxy.swallow = b""
+
 
 async def test_a_finish_whose_answer_was_lost_is_told_again_before_the_next_claim(server: Redis, key: Keys) -> None:
     async with Lossy(server) as lossy:
         await apply(lossy.store, key("warm"))
-        with pytest.raises(StoreUnavailable, match="did not answer within"):
-            async with lossy.store.claim([key("a")], resource=None, sync=False):
-                lossy.proxy.swallow = b"$1\r\n1\r\n"
-        with pytest.raises(StoreUnavailable):
-            await states(lossy.store, key("a"))
-        lossy.proxy.swallow = b""
+        claim = lossy.store.claim([key("a")], resource=None, sync=False)
+        await claim.__aenter__()
+        with lossy.swallowing(b"$1\r\n1\r\n"):
+            with pytest.raises(StoreUnavailable, match="did not answer within"):
+                await claim.__aexit__(None, None, None)
+            with pytest.raises(StoreUnavailable):
+                await states(lossy.store, key("a"))
         assert list(await states(lossy.store, key("a"))) == [done("a")]
 
 
 async def test_a_claim_whose_answer_was_lost_is_given_back_before_the_next_one(server: Redis, key: Keys) -> None:
     async with Lossy(server) as lossy:
         await apply(lossy.store, key("warm"))
-        lossy.proxy.swallow = b"$1\r\nn\r\n"
-        with pytest.raises(StoreUnavailable):
+        with lossy.swallowing(b"$1\r\nn\r\n"), pytest.raises(StoreUnavailable):
             await states(lossy.store, key("a"))
-        lossy.proxy.swallow = b""
         assert list(await states(lossy.store, key("a"))) == [NEW], "nobody works on it: it is no key in progress"
 
 
 async def test_an_outage_longer_than_the_lease_repeats_nothing_that_was_applied(server: Redis, key: Keys) -> None:
-    store = RedisStore(server.url, lease=LEASE, timeout=0.2)
+    store = RedisStore(server.url, lease=LEASE)
     await store.open()
-    with pytest.raises(StoreUnavailable):
-        async with store.claim([key("a")], resource=None, sync=False):
-            server.pause()
+    claim = store.claim([key("a")], resource=None, sync=False)
+    await claim.__aenter__()
+    server.pause()
+    with impatient(store), pytest.raises(StoreUnavailable):
+        await claim.__aexit__(None, None, None)
     await asyncio.sleep(LEASE + 0.1)
     server.resume()
     assert list(await states(store, key("a"))) == [done("a")]
@@ -215,12 +228,15 @@ async def test_an_outage_longer_than_the_lease_repeats_nothing_that_was_applied(
 
 
 async def test_a_failure_during_an_outage_stays_the_failure_that_it_is(server: Redis, key: Keys) -> None:
-    store = RedisStore(server.url, timeout=0.2)
+    store = RedisStore(server.url)
     await store.open()
+    stack = ExitStack()
     with pytest.raises(LookupError):
         async with store.claim([key("a")], resource=None, sync=False):
             server.pause()
+            stack.enter_context(impatient(store))
             raise LookupError
+    stack.close()
     server.resume()
     assert list(await states(store, key("a"))) == [NEW]
     await store.close()

@@ -19,6 +19,7 @@ from tidings.errors import ConfigurationError, StoreUnavailable
 from tidings.stores import store_from
 from tidings.stores._redis_checks import _check_version
 from tidings.stores.redis import RedisStore
+from tools.services.ports import free_port
 from tools.services.redis import Redis
 
 Start = Callable[..., Redis]
@@ -121,11 +122,8 @@ async def test_a_wrong_password_is_named_without_showing_it(start: Start) -> Non
 
 
 async def test_a_cluster_is_refused_with_the_reason(start: Start) -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        bus = one.getsockname()[1]
     await refused(
-        start(*KEEPS, "cluster-enabled yes", f"cluster-port {bus}").url,
+        start(*KEEPS, "cluster-enabled yes", f"cluster-port {free_port()}").url,
         ConfigurationError,
         "is a cluster, which runs no script",
     )
@@ -157,9 +155,7 @@ async def test_a_server_that_says_nothing_is_an_outage_after_the_time_limit() ->
 async def test_tls_with_a_certificate_that_is_trusted(start: Start, key: Keys) -> None:
     server = start(*KEEPS)
     server.stop()
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     tls = ("tls-auth-clients no", *(f"tls-{name}-file {CERTS / f'server.{kind}'}" for name, kind in _FILES))
     server.settings = (*KEEPS, f"tls-port {port}", *tls, f"tls-ca-cert-file {CERTS / 'ca.pem'}")
     server.start()

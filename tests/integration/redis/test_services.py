@@ -162,10 +162,10 @@ async def test_P5_keys_are_known_for_as_long_as_their_events_may_come_and_their_
 
     async with service.running(broker=MemoryBroker() if where == "memory" else f"embedded:{tmp_path}/nats"):
         await service.publish(Placed(order_id="a", number=1))
-        await until(lambda: all(client.pttl(key) != -2 for name in ("ids", "ever", "hour") for key in stored(name)))
-        await until(lambda: applied["a"] == 3)
+        await until(lambda: all(client.pttl(key) != -2 for name in ("ids", "ever", "hour") for key in stored(name)), 30)
+        await until(lambda: applied["a"] == 3, 30)
         await until(
-            lambda: all(client.get(key).startswith(b"D") for key in client.scan_iter(f"tidings:{service.name}.*"))
+            lambda: all(client.get(key).startswith(b"D") for key in client.scan_iter(f"tidings:{service.name}.*")), 30
         )
         (by_id,), (ever,), (hour,) = stored("ids"), stored("ever"), stored("hour")
         day = 86400
@@ -175,4 +175,4 @@ async def test_P5_keys_are_known_for_as_long_as_their_events_may_come_and_their_
         client.pexpire(hour, 1)
         await until(lambda: not client.exists(hour))
         await service.publish(Placed(order_id="a", number=2))
-        await until(lambda: applied["a"] == 5)
+        await until(lambda: applied["a"] == 5, 30)

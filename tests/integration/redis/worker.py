@@ -60,6 +60,9 @@ class KillingStore(RedisStore):
 
 def create(ledger: Path) -> None:
     with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute(
+            "PRAGMA journal_mode=WAL"
+        )  # a worker that is stopped while it writes keeps nobody from reading
         connection.execute("CREATE TABLE ledger (id TEXT, worker INTEGER, fence INTEGER, accepted INTEGER)")
         connection.execute("CREATE TABLE resource (id TEXT PRIMARY KEY, fence INTEGER)")
 
