@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -352,7 +353,7 @@ async def test_the_lease_has_one_owner_at_a_time(store: SqlAlchemyStore) -> None
     assert await take("b", 1), "it ends later than any lease of this length could: the clock was set back"
 
 
-async def test_while_one_publishes_slowly_another_process_does_not(path: Path, store: SqlAlchemyStore) -> None:
+async def test_while_one_publishes_slowly_another_process_does_not(path: Path) -> None:
     publishing, go_on, other = asyncio.Event(), asyncio.Event(), Recorder()
 
     async def publish(messages: Sequence[Message]) -> list[None]:
@@ -360,15 +361,19 @@ async def test_while_one_publishes_slowly_another_process_does_not(path: Path, s
         await go_on.wait()
         return [None] * len(messages)
 
-    second = SqlAlchemyStore(f"sqlite:///{path}", poll=0.05, lease=1.0)
+    first, second = (SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=5, poll=0.05, lease=4.0) for _ in range(2))
+    await first.open()
     await second.open()
-    await emit(store, message("1"), message("2"))
-    async with relaying(store, publish):
+    await emit(first, message("1"), message("2"))
+    async with relaying(first, publish):
         await publishing.wait()
+        ((owner, ends),) = query(path, "SELECT owner, expires_at FROM tidings_relay")
         async with relaying(second, other):
-            await asyncio.sleep(1.5)  # longer than the lease, which is renewed meanwhile
+            await eventually(lambda: time.time() > ends + 0.5)  # longer than the lease, which is renewed meanwhile
+            assert query(path, "SELECT owner FROM tidings_relay") == [(owner,)]
             assert other.stored == []
             go_on.set()
             await eventually(lambda: not waiting(path))
-    await second.close()
+    for one in (first, second):
+        await one.close()
     assert other.stored == []

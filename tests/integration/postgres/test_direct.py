@@ -20,6 +20,8 @@ from tidings.stores.postgres import PostgresStore
 KEYS = 3
 LANES = 6
 EACH = 25
+HOLD = 120.0
+"""No hold ends while the machine has no time."""
 
 
 class Recorder:
@@ -53,7 +55,7 @@ async def emit(store: PostgresStore, *messages: Message) -> None:
 
 
 async def test_what_was_committed_leaves_at_once_and_is_not_read_back(opens: Opens, url: str) -> None:
-    store, broker = await opens(poll=3600), Recorder()
+    store, broker = await opens(poll=3600, hold=HOLD), Recorder()
     async with publishing(store, broker):
         for number in range(10):
             async with store.claim([key(str(number))], resource=None, sync=False) as claim:
@@ -65,8 +67,8 @@ async def test_what_was_committed_leaves_at_once_and_is_not_read_back(opens: Ope
     assert len(broker.ids) == 30
 
 
-async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(opens: Opens) -> None:
-    store, other = await opens(), await opens(hold=1.5)
+async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(opens: Opens, url: str) -> None:
+    store, other = await opens(hold=HOLD), await opens(hold=HOLD)
     stuck, broker = asyncio.Event(), Recorder()
 
     async def stand_still(messages: Sequence[Message]) -> list[None]:
@@ -85,6 +87,8 @@ async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(opens
         await emit(store, message("2", "k"), message("3", "free"))
         await emit(store, message("4", "k"))
         await eventually(lambda: broker.ids == ["3"])
+        over = "UPDATE tidings_outbox SET retry_at = extract(epoch FROM now()) - 1 WHERE message_id = '1'"
+        await asyncio.to_thread(run, url, over)
         await eventually(lambda: len(broker.ids) == 4)
         standing.cancel()
         await asyncio.wait({standing}, timeout=10)

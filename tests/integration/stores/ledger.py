@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -126,6 +127,14 @@ def applied(where: Where) -> list[str]:
 
 def waiting(where: Where) -> list[str]:
     return [id for (id,) in query(where, "SELECT message_id FROM tidings_outbox ORDER BY id")]
+
+
+async def end_hold(where: Where, id: str) -> None:
+    """Let the time be over in which an event is its own process' to publish."""
+    ((until,),) = query(where, f"SELECT retry_at FROM tidings_outbox WHERE message_id = '{id}'")
+    assert until > time.time(), "it was held"
+    over = f"UPDATE tidings_outbox SET retry_at = {time.time() - 1} WHERE message_id = '{id}'"
+    await asyncio.to_thread(query, where, over)  # it may have to wait for a transaction of this loop's
 
 
 def key(name: str, event_id: str = "e", position: str = "stock.reserve") -> Key:

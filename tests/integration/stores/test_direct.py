@@ -10,7 +10,17 @@ from contextlib import asynccontextmanager
 
 import sqlalchemy as sa
 
-from tests.integration.stores.ledger import Where, applied, eventually, key, message, query, url_of, waiting
+from tests.integration.stores.ledger import (
+    Where,
+    applied,
+    end_hold,
+    eventually,
+    key,
+    message,
+    query,
+    url_of,
+    waiting,
+)
 from tidings.delivery import Message
 from tidings.errors import Contention
 from tidings.ports import Publish
@@ -19,12 +29,14 @@ from tidings.stores.sqlalchemy import SqlAlchemyStore
 KEYS = 3
 LANES = 6
 EACH = 25
+HOLD = 120.0
+"""No hold ends while the machine has no time."""
 
 
 @asynccontextmanager
 async def opened(where: Where, publish: Publish | None = None, *, poll: float = 0.05) -> AsyncIterator[SqlAlchemyStore]:
     """A store as one process would have it, with what it publishes running."""
-    store = SqlAlchemyStore(url_of(where), lock_timeout=5, poll=poll, lease=1.0, hold=1.5)
+    store = SqlAlchemyStore(url_of(where), lock_timeout=30, poll=poll, lease=1.0, hold=HOLD)
     await store.open()
     relaying = None
     try:
@@ -116,6 +128,7 @@ async def test_P8_a_row_of_another_process_that_is_unsent_is_not_overtaken(where
                 await ours.emit(db, [message(id, name)])
             await stuck.wait()
         await eventually(lambda: broker.ids == ["3"])
+        await end_hold(where, "1")
         await eventually(lambda: len(broker.ids) == 4)
         standing.cancel()
         await asyncio.wait({standing}, timeout=10)
