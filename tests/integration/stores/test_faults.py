@@ -78,12 +78,16 @@ async def test_several_processes_open_a_new_database_at_once(empty: Where) -> No
     )
     command = [sys.executable, "-c", code, url_of(empty)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for _ in range(5)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate(timeout=60)
+    try:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * 5
     assert query(empty, "SELECT version FROM tidings_schema") == [(2,)]
     assert query(empty, "SELECT name FROM tidings_relay") == [("outbox",)]
@@ -166,7 +170,7 @@ async def test_a_hanging_sync_handler_does_not_hang_the_end_of_its_claim(
         release.wait(20)
         db.execute(INSERT, {"note": "after its time"})
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):  # it hangs for longer
         with pytest.raises(TimeoutError):
             async with store.claim([key("a")], resource=sa.Connection, sync=True) as claim:
                 db: Any = claim.resource(sa.Connection)

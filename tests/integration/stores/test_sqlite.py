@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.orm import Session
 
 from tests.integration.stores.handling import KINDS, NEW, apply, done, is_sync, write
-from tests.integration.stores.ledger import INSERT, Where, applied, in_thread, key, notes, query
+from tests.integration.stores.ledger import INSERT, Where, applied, create, in_thread, key, notes, query
 from tidings.errors import MisuseError
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 
@@ -66,8 +66,11 @@ async def test_a_live_engine_that_would_not_sync_syncs_for_claims(path: Path) ->
     await engine.dispose()
 
 
-async def test_reading_first_and_writing_later_works_beside_another_writer(store: SqlAlchemyStore, path: Path) -> None:
+async def test_reading_first_and_writing_later_works_beside_another_writer(path: Path) -> None:
     """Trap 132: with a plain BEGIN this is "database is locked", at once."""
+    store = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=30)  # the others' time, on a busy machine
+    await store.open()
+    create(path)
 
     async def count(number: int) -> None:
         async with store.claim([key(str(number))], resource=AsyncConnection, sync=False) as claim:
@@ -76,7 +79,7 @@ async def test_reading_first_and_writing_later_works_beside_another_writer(store
             await asyncio.sleep(0.01)
             await db.execute(INSERT, {"note": str(seen)})
 
-    other = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=5)
+    other = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=30)
     await other.open()
 
     async def count_there(number: int) -> None:
@@ -85,7 +88,8 @@ async def test_reading_first_and_writing_later_works_beside_another_writer(store
             await db.execute(INSERT, {"note": str(seen)})
 
     await asyncio.gather(*(count(number) for number in range(8)), *(count_there(number) for number in range(8)))
-    await other.close()
+    for one in (store, other):
+        await one.close()
     assert notes(path) == [str(number) for number in range(16)]
 
 

@@ -24,6 +24,7 @@ from tests.integration.stores.ledger import (
     INSERT,
     Where,
     applied,
+    create,
     key,
     notes,
     query,
@@ -87,8 +88,10 @@ async def test_a_slow_claim_is_contention_for_others_of_its_process(store: SqlAl
     assert await handle(store, "other") is State.NEW
 
 
-async def test_waiting_for_a_lock_does_not_stop_the_loop(store: SqlAlchemyStore, path: Path) -> None:
+async def test_waiting_for_a_lock_does_not_stop_the_loop(path: Path) -> None:
     ticks = 0
+    store = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=2)
+    await store.open()
     with locked(path):
         for sync in (False, True):
             task = asyncio.create_task(handle(store, "a", sync=sync))
@@ -96,6 +99,7 @@ async def test_waiting_for_a_lock_does_not_stop_the_loop(store: SqlAlchemyStore,
                 await asyncio.sleep(0.01)
                 ticks += 1
             assert isinstance(task.exception(), Contention)
+    await store.close()
     assert ticks > 10
 
 
@@ -259,10 +263,11 @@ async def claimed(store: SqlAlchemyStore, name: str, *, sync: bool) -> AsyncIter
 
 
 @pytest.mark.parametrize("sync", [False, True])
-async def test_cancelled_while_it_waits_for_a_lock_it_holds_none_afterwards(
-    store: SqlAlchemyStore, path: Path, sync: bool
-) -> None:
+async def test_cancelled_while_it_waits_for_a_lock_it_holds_none_afterwards(path: Path, sync: bool) -> None:
     """The thread is inside BEGIN and gets its lock after we are gone."""
+    store = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=30)
+    await store.open()
+    create(path)
     with locked(path):
         task = asyncio.create_task(handle(store, "a", sync=sync))
         await asyncio.sleep(0.05)
@@ -271,6 +276,7 @@ async def test_cancelled_while_it_waits_for_a_lock_it_holds_none_afterwards(
     assert task.cancelled()
     query(path, "INSERT INTO ledger (note) VALUES ('from outside') RETURNING note")
     assert await handle(store, "a", sync=sync) is State.NEW
+    await store.close()
 
 
 async def test_cancelled_inside_a_statement_it_stops_it_and_holds_no_lock(store: SqlAlchemyStore, path: Path) -> None:

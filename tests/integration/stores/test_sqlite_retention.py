@@ -118,9 +118,11 @@ async def test_a_key_that_is_applied_anew_while_it_is_looked_at_stays(store: Sql
 
 
 async def test_P12_a_hundred_thousand_keys_are_forgotten_while_claims_go_on(
-    store: SqlAlchemyStore, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is short: a claim waits for one at most, and none is refused."""
+    store = SqlAlchemyStore(f"sqlite:///{path}", lock_timeout=30)  # the machine may have no time for a step
+    await store.open()
     caplog.set_level(logging.INFO, "tidings.retention")
     monkeypatch.setattr("tidings.sweeping.PAUSE", 0.01)
     monkeypatch.setattr("tidings.sweeping.SHARE", 1)
@@ -135,6 +137,7 @@ async def test_P12_a_hundred_thousand_keys_are_forgotten_while_claims_go_on(
     assert sweeping.result() == 90_000
     assert claims > 50, "one claim in two steps, at least"
     assert query(path, "SELECT count(*) FROM tidings_inbox") == [(10_000 + claims,)]
+    await store.close()
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tidings.retention"]
     assert line == "stock: keys were forgotten, which nothing can ask for any more: stock.step 90,000"
 
