@@ -107,9 +107,9 @@ async def test_P2_P3_a_settle_that_failed_is_made_good_by_a_duplicate(url: str) 
     async with stock.running(broker=broker):
         broker.fail_settle(ConnectionError("no answer"), times=1)
         await stock.publish(Placed(order_id="a", number=1))
-        await until(lambda: notes(url))
+        await until(lambda: notes(url), 30)
         await broker.restart(0.02)
-        await broker.idle(5.0)
+        await broker.idle(20.0)
     assert notes(url) == ["a"]
 
 
@@ -140,9 +140,9 @@ async def test_P4_P12_a_handler_that_ends_its_transaction_is_stopped_alone_and_c
     async with stock.running(broker=broker):
         assert not any(await stock.publish_many(events))
         broken = next(one for one in stock.active.workers if one.position == "stock.reserve")
-        await until(lambda: "stopped" in broken.trouble and len(seen) == 20)
+        await until(lambda: "stopped" in broken.trouble and len(seen) == 20, 30)
         assert not any(await stock.publish_many([Placed(order_id="b", number=number) for number in range(20, 25)]))
-        await until(lambda: len(seen) == 25)  # the other handler goes on
+        await until(lambda: len(seen) == 25, 30)  # the other handler goes on
         assert broken.busy == broken.waiting == 0
     assert once(notes(url)) <= {str(number) for number in range(20) if number != 5}
     assert not broker.dead_letters

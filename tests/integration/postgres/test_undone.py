@@ -23,6 +23,12 @@ Handler = Callable[..., Any]
 Make = Callable[[Counter[int], Service], Handler]
 
 
+@pytest.fixture(autouse=True)
+def _whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no batch ends before all that wait are in it."""
+    monkeypatch.setattr("tidings.calls.BATCH_SECONDS", 60.0)
+
+
 def at_once(calls: Counter[int], stock: Service) -> Handler:
     async def reserve(event: Placed, db: asyncpg.Connection) -> None:
         calls[event.number] += 1
