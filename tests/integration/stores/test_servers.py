@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -63,6 +64,16 @@ def server(request: pytest.FixtureRequest, server_folder: Path) -> Iterator[Prog
 
 def url_to(server: Program) -> str:
     return server.url.replace("postgresql:", "postgresql+asyncpg:")
+
+
+@contextmanager
+def impatient(store: SqlAlchemyStore, seconds: float = 0.6) -> Iterator[None]:
+    """It does not wait long for answers that will not come; for those that will it has the time that they take."""
+    assert store._desk is not None
+    database = store._desk.database
+    patience, database.answers_within = database.answers_within, seconds
+    yield
+    database.answers_within = patience
 
 
 async def opened(url: str, **options: Any) -> SqlAlchemyStore:
@@ -177,18 +188,18 @@ async def test_cancelled_inside_a_statement_it_leaves_no_lock_and_nothing_runnin
                 await db.execute(INSERT, {"note": "a"})
                 await db.execute(sa.text(slow))
 
-    task = asyncio.create_task(work())
-    await asyncio.sleep(0.3)
-    task.cancel()
-    async with asyncio.timeout(15):
-        await asyncio.wait({task})
-    assert task.cancelled()
     running = "SELECT count(*) FROM " + (
         "information_schema.processlist WHERE info LIKE 'SELECT BENCHMARK%'"
         if "mariadb" in where
         else "pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
     )
     running = running.replace("%", "%%")
+    task = asyncio.create_task(work())
+    await eventually(lambda: query(where, running) == [(1,)])
+    task.cancel()
+    async with asyncio.timeout(15):
+        await asyncio.wait({task})
+    assert task.cancelled()
     await eventually(lambda: query(where, running) == [(0,)])
     assert await handle(store, "a", sync=sync) is State.NEW
     assert notes(where) == ["a"]
@@ -202,13 +213,14 @@ async def proxied(where: str) -> AsyncIterator[tuple[Proxy, SqlAlchemyStore]]:
     url = sa.make_url(where)
     proxy = await Proxy(url.port or 0).start()
     through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
-    store = SqlAlchemyStore(through, lock_timeout=0.5, answers_within=0.5)
+    store = SqlAlchemyStore(through, lock_timeout=0.5)
     await store.open()
     create(where)
     async with store.claim([], resource=None, sync=True):
         pass  # drivers say COMMIT on their own when they first connect
     try:
-        yield proxy, store
+        with impatient(store, 3.0):  # what is looked up after a lost answer has to come in that time
+            yield proxy, store
     finally:
         await store.close()
         await proxy.stop()
@@ -310,11 +322,11 @@ async def _at_last(store: SqlAlchemyStore, name: str, *, sync: bool) -> State:
 @pytest.mark.parametrize("sync", [False, True])
 async def test_a_server_that_hangs_is_given_up_in_time_and_heals(server: Program, sync: bool) -> None:
     url = url_to(server)
-    store = await opened(url, answers_within=0.5)
+    store = await opened(url)
     assert await handle(store, "before", sync=sync) is State.NEW
     server.pause()
     began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="did not answer"):
+    with impatient(store), pytest.raises(StoreUnavailable, match="did not answer"):
         await handle(store, "a", sync=sync)
     assert time.monotonic() - began < 60, "a limit there is"
     server.resume()
@@ -367,6 +379,8 @@ async def test_a_database_that_may_only_be_read_and_a_user_with_too_many_connect
         async with store.claim([key("b")], resource=None, sync=False):
             await asyncio.create_task(store.outbox_backlog())
     await store.close()
+    sessions = "information_schema.processlist WHERE user" if "mariadb" in url else "pg_stat_activity WHERE usename"
+    await eventually(lambda: not query(url, f"SELECT 1 FROM {sessions} = 'app'"))  # or the next one is too many
     query(url, read_only)
     await store.open()
     with pytest.raises(StoreUnavailable, match="only be read"):
@@ -386,11 +400,14 @@ async def test_P10_a_connection_that_was_closed_while_nobody_used_it_costs_nobod
         assert await handle(store, "before", sync=sync) in (State.NEW, State.DONE)
         if "mariadb" in where:
             its = f"db = '{sa.make_url(where).database}' AND id <> connection_id()"
-            for (number,) in query(where, f"SELECT id FROM information_schema.processlist WHERE {its}"):
+            listed = f"SELECT id FROM information_schema.processlist WHERE {its}"
+            for (number,) in query(where, listed):
                 query(where, f"KILL {number}")
         else:
-            others = "datname = current_database() AND pid <> pg_backend_pid()"
+            others = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            listed = f"SELECT pid FROM pg_stat_activity WHERE {others}"
             query(where, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        await eventually(partial(_empty, where, listed))
         await asyncio.sleep(0.1)
         await step()
     await store.close()
@@ -417,18 +434,23 @@ async def test_a_live_engine_that_lets_wait_for_longer_than_a_server_may_take_is
 ) -> None:
     """Requests of the user's have all of its connections, for as long as the pool lets wait."""
     engine = create_async_engine(where, pool_size=1, max_overflow=0, pool_timeout=30)
-    store = SqlAlchemyStore(engine, answers_within=0.5, lock_timeout=0.1)
+    store = SqlAlchemyStore(engine, lock_timeout=0.1)
     await store.open()
-    async with engine.connect():
-        with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("SELECT 1")
+        with impatient(store), pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
             async with store.claim([key("a")], resource=None, sync=False):
                 pass
-        with pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
+        with impatient(store), pytest.raises(StoreUnavailable, match="no connection of the engine's pool became free"):
             await store.outbox_backlog()
     async with store.claim([key("a")], resource=None, sync=False):
         pass
     await store.close()
     await engine.dispose()
+
+
+def _empty(where: str, statement: str) -> bool:
+    return not query(where, statement)
 
 
 async def _nothing(store: SqlAlchemyStore, kind: type) -> None:
@@ -614,7 +636,8 @@ async def test_through_a_proxy_asyncpg_is_refused_at_the_start_with_the_remedy(w
             await other.close()
         # Whoever brings an engine of their own, which may be connected already.
         engine = create_async_engine(through, connect_args={"statement_cache_size": 0}, poolclass=sa.pool.StaticPool)
-        query(where, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        others = "pid <> pg_backend_pid() AND datname = current_database()"
+        query(where, f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}")
         async with engine.connect() as connection:
             await connection.exec_driver_sql("SELECT 1")
         with pytest.raises(ConfigurationError, match="behind a proxy"):
