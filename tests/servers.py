@@ -11,6 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,8 +30,7 @@ def postgres_server() -> Iterator[str]:
     if given := os.environ.get("TIDINGS_TEST_POSTGRES"):
         yield given
         return
-    # Not among the tests' folders: a second run of the tests closes those to all others, PostgreSQL's own user too.
-    with tempfile.TemporaryDirectory(prefix="tidings-postgres-") as folder, Postgres(Path(folder)) as server:
+    with folder_for("postgres") as folder, Postgres(folder) as server:
         yield server.url
 
 
@@ -81,9 +81,20 @@ def redis_url(redis_server: str) -> str:
 
 
 @pytest.fixture
-def server_folder(tmp_path: Path) -> Path:
+def server_folder() -> Iterator[Path]:
     """A folder for a server that the test starts, and may kill, itself."""
-    return tmp_path / "server"
+    with folder_for("server") as folder:
+        yield folder
+
+
+@contextmanager
+def folder_for(what: str) -> Iterator[Path]:
+    """A folder of a server's own, and not among those of the tests.
+
+    A second run of the tests closes those to all others, PostgreSQL's own user too: it panics then, in the first run.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"tidings-{what}-") as folder:
+        yield Path(folder)
 
 
 def _name() -> str:

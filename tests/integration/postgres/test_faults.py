@@ -32,6 +32,7 @@ from tests.integration.postgres.ledger import (
 from tests.integration.postgres.test_claims import NEW, PG, apply, done
 from tests.integration.postgres.test_outbox import relaying
 from tests.proxy import Proxy
+from tests.servers import folder_for
 from tidings.errors import ConfigurationError, StoreUnavailable
 from tidings.stores._postgres_outbox import PostgresOutbox
 from tidings.stores.postgres import PostgresStore, Statements
@@ -42,9 +43,9 @@ WITHIN = 3.0
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def server() -> Iterator[Postgres]:
     """One to kill and pause."""
-    with Postgres(tmp_path_factory.mktemp("postgres-faults")) as server:
+    with folder_for("postgres-faults") as folder, Postgres(folder) as server:
         run(server.url, CREATE)
         yield server
 

@@ -13,6 +13,7 @@ from tests.integration.postgres.conftest import Opens
 from tests.integration.postgres.ledger import CREATE, INSERT, applied, eventually, key, message, notes, query, run
 from tests.integration.postgres.test_claims import NEW, PG, apply, done
 from tests.integration.postgres.test_outbox import relaying
+from tests.servers import folder_for
 from tidings.errors import ConfigurationError
 from tidings.stores.postgres import PostgresStore, Statements
 from tools.services.pgbouncer import PgBouncer
@@ -20,15 +21,15 @@ from tools.services.postgres import Postgres
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres-behind")) as server:
+def server() -> Iterator[Postgres]:
+    with folder_for("postgres-behind") as folder, Postgres(folder) as server:
         run(server.url, CREATE)
         yield server
 
 
 @pytest.fixture(scope="module")
-def bouncer(server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
-    with PgBouncer(tmp_path_factory.mktemp("pgbouncer"), server, "default_pool_size = 3") as bouncer:
+def bouncer(server: Postgres) -> Iterator[PgBouncer]:
+    with folder_for("pgbouncer") as folder, PgBouncer(folder, server, "default_pool_size = 3") as bouncer:
         yield bouncer
 
 

@@ -25,8 +25,8 @@ WITHIN = 3.0
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Postgres]:
-    with Postgres(tmp_path / "postgres") as server:
+def server(server_folder: Path) -> Iterator[Postgres]:
+    with Postgres(server_folder) as server:
         yield server
 
 

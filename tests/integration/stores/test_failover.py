@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,6 +10,7 @@ from tests.integration.stores.handling import is_sync
 from tests.integration.stores.ledger import key, query
 from tests.integration.stores.test_servers import opened, server, url_to
 from tests.proxy import Proxy
+from tests.servers import folder_for
 from tidings.errors import StoreUnavailable
 from tidings.ports import State
 from tidings.stores.sqlalchemy import SqlAlchemyStore
@@ -38,7 +37,7 @@ async def prepare(one: Postgres | MariaDB, *, only_read: bool) -> str:
 
 @pytest.mark.parametrize("kind", [AsyncConnection, sa.Connection])
 async def test_P10_a_server_that_may_only_be_read_since_a_failover_is_left_for_the_one_at_its_address(
-    server: Postgres | MariaDB, tmp_path: Path, kind: type
+    server: Postgres | MariaDB, kind: type
 ) -> None:
     """Its connections stand, it answers and refuses: whoever kept one would never hear of the other."""
 
@@ -46,7 +45,7 @@ async def test_P10_a_server_that_may_only_be_read_since_a_failover_is_left_for_t
         async with store.claim([key(name)], resource=kind, sync=is_sync(kind)) as claim:
             return claim.states[0].state
 
-    with type(server)(tmp_path / "old") as old:
+    with folder_for("old") as folder, type(server)(folder) as old:
         await prepare(server, only_read=False)
         url = await prepare(old, only_read=True)
         proxy = await Proxy(old.port).start()
