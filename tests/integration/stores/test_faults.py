@@ -70,7 +70,7 @@ async def test_several_processes_open_a_new_database_at_once(empty: Where) -> No
         "import asyncio, sys\n"
         "from tidings.stores.sqlalchemy import SqlAlchemyStore\n"
         "async def main():\n"
-        "    store = SqlAlchemyStore(sys.argv[1])\n"
+        "    store = SqlAlchemyStore(sys.argv[1], lock_timeout=30, answers_within=60)\n"  # each waits for all before it
         "    sys.stdin.readline()\n"
         "    await store.open()\n"
         "    await store.close()\n"
@@ -84,7 +84,7 @@ async def test_several_processes_open_a_new_database_at_once(empty: Where) -> No
             process.stdin.write("go\n")
             process.stdin.flush()
         for process in processes:
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
     finally:
         for process in processes:
             process.kill()
