@@ -27,7 +27,7 @@ COPIES: Final = {
     "broker.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "4000",
 }
-LEADS_WITHIN: Final = 30.0
+LEADS_WITHIN: Final = 60.0
 
 
 class Node(Kafka):
@@ -71,9 +71,13 @@ class KafkaCluster:
         return "kafka://" + ",".join(node.address for node in self.nodes)
 
     def start(self) -> Self:
-        with ThreadPoolExecutor(NODES) as pool:
-            list(pool.map(lambda node: node.start(), self.nodes))
-        self.until_led()
+        try:
+            with ThreadPoolExecutor(NODES) as pool:
+                list(pool.map(lambda node: node.start(), self.nodes))
+            self.until_led()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:

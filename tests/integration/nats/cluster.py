@@ -10,12 +10,12 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.integration.nats.server import NatsServer
 from tools.services.ports import free_port
 
-LIMIT = 30.0
+LIMIT = 60.0
 """Seconds in which a majority finds a leader, also on a machine that has much to do."""
 
 
@@ -67,13 +67,17 @@ class NatsCluster:
         addresses = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         return f"nats://{addresses}?replicas={len(self.nodes)}"
 
-    def start(self) -> NatsCluster:
-        """Start all at once, and wait until they work together."""
-        with ThreadPoolExecutor(len(self.nodes)) as pool:
-            list(pool.map(lambda node: node.start(), self.nodes))
-        return self.wait()
+    def start(self) -> Self:
+        """Start all at once, and wait until they work together; none is left where they do not."""
+        try:
+            with ThreadPoolExecutor(len(self.nodes)) as pool:
+                list(pool.map(lambda node: node.start(), self.nodes))
+            return self.wait()
+        except BaseException:
+            self.stop()
+            raise
 
-    def wait(self) -> NatsCluster:
+    def wait(self) -> Self:
         """Wait until the servers that run have a leader, and all streams have theirs."""
         _until(self._is_well, "a leader")
         return self

@@ -8,10 +8,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
 
 from tests import proxy
 from tidings.brokers.nats.embedded_binary import verified_binary
 from tools.services.ports import free_port
+
+STARTS_WITHIN: Final = 60.0
 
 
 class NatsServer:
@@ -38,9 +42,10 @@ class NatsServer:
 
     @property
     def log(self) -> str:
-        return (self.folder / "server.log").read_text()
+        path = self.folder / "server.log"
+        return path.read_text() if path.exists() else ""
 
-    def start(self) -> NatsServer:
+    def start(self) -> Self:
         arguments = [
             str(verified_binary()),
             "-c",
@@ -49,13 +54,19 @@ class NatsServer:
             str(self.folder / "server.log"),
         ]
         self._process = subprocess.Popen(arguments)
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
+        try:
+            self._until_it_listens(self._process)
+        except BaseException:  # also where a test's time is over: nobody else knows of it yet
+            self.stop()
+            raise
+        return self
+
+    def _until_it_listens(self, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + STARTS_WITHIN
+        while time.monotonic() < end and process.poll() is None:
             try:
-                socket.create_connection((self.host, self.port), 0.2).close()
-                return self
+                return socket.create_connection((self.host, self.port), 2.0).close()
             except OSError:
-                assert self._process.poll() is None, self.log
                 time.sleep(0.02)
         raise AssertionError(f"the server did not start: {self.log}")
 
@@ -63,7 +74,7 @@ class NatsServer:
         self.signal(how)
         process, self._process = self._process, None
         if process is not None:
-            process.wait(15)
+            process.wait(30)
 
     def signal(self, how: signal.Signals) -> None:
         """Tell it to end, and do not wait for that."""
@@ -80,6 +91,12 @@ class NatsServer:
     def resume(self) -> None:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
 
 
 class Proxy(proxy.Proxy):
