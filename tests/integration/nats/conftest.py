@@ -14,6 +14,8 @@ import pytest
 from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.feed import NatsFeed
+from tidings.brokers.nats.names import SHARES
+from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.pull import Token
 from tidings.delivery import ACK, Delivery, Message, Route
 from tidings.ports import Plan, StreamPlan, Subscription
@@ -21,9 +23,8 @@ from tidings.ports import Plan, StreamPlan, Subscription
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[NatsServer]:
-    made = NatsServer(tmp_path / "server").start()
-    yield made
-    made.stop()
+    with NatsServer(tmp_path / "server") as made:
+        yield made
 
 
 @pytest.fixture
@@ -76,11 +77,11 @@ class Rig:
         headers = {"tidings-key": "k", "tidings-stream": "order"}
         return self.message(body, id=id, route=Route.RETRY, position=position, due=due, headers=headers)
 
-    async def publish(self, *bodies: bytes, key: str | None = "k", timeout: float = 5.0) -> None:
+    async def publish(self, *bodies: bytes, key: str | None = "k", timeout: float = 20.0) -> None:
         results = await self.broker.publish([self.message(body, key=key) for body in bodies], timeout=timeout)
         assert results == [None] * len(bodies)
 
-    async def settled(self, count: int, timeout: float = 10.0) -> list[Delivery]:
+    async def settled(self, count: int, timeout: float = 30.0) -> list[Delivery]:
         """Wait for so many deliveries, acknowledging all of them."""
         async with asyncio.timeout(timeout):
             while True:
@@ -91,13 +92,29 @@ class Rig:
                 await asyncio.sleep(0.01)
 
 
-async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout):
         while True:
             if condition():
                 return
             await asyncio.sleep(0.01)
+
+
+async def divided(*rigs: Rig) -> None:
+    """Wait until each of these processes has its part of an ordered position, and none is about to change hands."""
+    feeds = [rig.feed for rig in rigs]
+
+    def done() -> bool:
+        parts: list[set[int]] = []
+        for feed in feeds:
+            assert isinstance(feed, OrderedFeed)
+            if any(share.leaving for share in feed.shares):
+                return False
+            parts.append({share.number for share in feed.shares if share.wanted})
+        return all(parts) and sum(map(len, parts)) == len(set().union(*parts)) == SHARES
+
+    await until(done)
 
 
 def position(name: str = "stock.reserve", **more: Any) -> Subscription:

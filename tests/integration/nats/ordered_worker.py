@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 
+from tests.integration.nats.pace import Span, watched
 from tidings import Event, Service
 from tidings.delivery import Delivery
 
@@ -30,9 +31,14 @@ async def main(url: str, ledger: str, pause: float) -> None:
 
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+
+    def stood(span: Span) -> None:
+        os.write(out, b"stood %.3f %.3f\n" % span)
+
     async with service.running():
         os.write(out, b"ready %d\n" % os.getpid())
-        await stopped.wait()
+        with watched(stood):
+            await stopped.wait()
 
 
 if __name__ == "__main__":

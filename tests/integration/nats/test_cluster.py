@@ -13,21 +13,23 @@ import nats
 import pytest
 
 from tests.integration.nats.cluster import NatsCluster
-from tests.integration.nats.conftest import Connect, plan, position, until
+from tests.integration.nats.conftest import Connect, divided, plan, position, until
 from tidings.brokers.nats.names import DEAD_STREAM, NOTE_STREAM, RETRY_STREAM
 from tidings.delivery import ACK
 
 pytestmark = pytest.mark.server
 
-ELECTED = 30.0
+ELECTED = 60.0
 """Seconds in which an election, and whatever waits for it, has to be over."""
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
     made = NatsCluster(tmp_path / "cluster").start()
-    yield made
-    made.stop()
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 async def test_every_stream_and_position_has_as_many_copies_as_the_url_says(
@@ -75,6 +77,7 @@ async def test_P8_a_successor_gathers_in_one_go_what_replicas_send_in_another_or
     subscription = position(ordered=True)
     first = await connect(cluster.url, subscription)
     second = await connect(cluster.url, subscription)
+    await divided(first, second)
     bodies = [b"%d" % number for number in range(100)]
     await first.publish(*bodies)
     await until(lambda: len(first.got) + len(second.got) == len(bodies))

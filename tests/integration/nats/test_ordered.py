@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.integration.nats.conftest import Connect, Rig, position, until
+from tests.integration.nats.conftest import Connect, Rig, divided, position, until
 from tests.integration.nats.ordered_worker import OrderPlaced
+from tests.integration.nats.pace import watched
 from tests.integration.nats.server import NatsServer, Proxy
+from tests.integration.nats.workers import Row, Workers
+from tidings.brokers._assignment import assign
+from tidings.brokers.nats.names import SHARES
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.pull import Token
 from tidings.delivery import ACK, Delivery, Route
@@ -27,74 +28,15 @@ pytestmark = pytest.mark.server
 
 KEYS = 16
 
-Row = tuple[str, int, int, int]
-"""Key, number, process and delivery count of an event that was handled."""
-
-
-class Workers:
-    """Processes of one ordered position, and the ledger that they write."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
-        self.ledger = folder / "ledger"
-        self._log = (folder / "workers.log").open("ab")
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.ended: list[int] = []
-
-    def start(self, pause: float = 0.002) -> None:
-        script = Path(__file__).with_name("ordered_worker.py")
-        process = subprocess.Popen(
-            [sys.executable, str(script), self._url, str(self.ledger), str(pause)], stderr=self._log
-        )
-        self.processes[process.pid] = process
-
-    async def ready(self, count: int) -> None:
-        """Wait until so many say that they take events."""
-        await until(lambda: len(self._lines("ready")) >= count, 30)
-
-    def _lines(self, kind: str) -> list[list[str]]:
-        if not self.ledger.exists():
-            return []
-        lines = [line.split() for line in self.ledger.read_text().splitlines()]
-        ended = {str(pid) for pid in self.ended}
-        return [
-            line
-            for line in lines
-            if (line[0] == "ready") is (kind == "ready") and not (kind == "ready" and line[1] in ended)
-        ]
-
-    @property
-    def rows(self) -> list[Row]:
-        return [(key, int(number), int(pid), int(count)) for key, number, pid, count, _ in self._lines("row")]
-
-    def applied(self, count: int) -> bool:
-        """Whether so many events were handled, each counted once."""
-        return len({row[:2] for row in self.rows}) >= count
-
-    def gaps(self) -> list[float]:
-        """For each key, the longest time without an event of it, in seconds."""
-        times: dict[str, list[float]] = {}
-        for key, _, _, _, at in self._lines("row"):
-            times.setdefault(key, []).append(float(at))
-        return [max(b - a for a, b in pairwise(at)) for at in times.values()]
-
-    def end(self, pid: int, how: signal.Signals) -> None:
-        process = self.processes.pop(pid)
-        process.send_signal(how)
-        process.wait(10)
-        self.ended.append(pid)
-
-    def end_all(self) -> None:
-        self._log.close()
-        for pid in list(self.processes):
-            self.end(pid, signal.SIGKILL)
-
 
 @pytest.fixture
 def workers(server: NatsServer, tmp_path: Path) -> Iterator[Workers]:
     made = Workers(server.url, tmp_path)
-    yield made
-    made.end_all()
+    try:
+        with watched(made.stood.append, server.port):
+            yield made
+    finally:
+        made.end_all()
 
 
 def first_effects(rows: list[Row]) -> dict[str, list[int]]:
@@ -114,26 +56,23 @@ async def test_P8_all_processes_work_and_the_order_of_each_key_holds_when_two_ar
     for _ in range(4):
         workers.start()
     await workers.ready(4)
-    before = 0
-    async with asyncio.timeout(20):
-        while len({row[2] for row in workers.rows}) < 4:  # each has its part
-            await _publish_in_turn(rig, 50, first=before, pause=0.05)
-            before += 50
-    await until(partial(workers.applied, before), 20)
-    count = before + 3000
-    publishing = asyncio.create_task(_publish_in_turn(rig, 3000, first=before))
-    killed = []
-    for mark in (before + 800, before + 1500):
-        await until(partial(workers.applied, mark), 30)
-        active = workers.rows[-1][2]
+    before = await _until_all_work(rig, workers, 4)
+    count = before + 800
+    await _publish_in_turn(rig, 800, first=before)
+    await until(partial(workers.applied, count), 60)
+    at_first = {row[2] for row in workers.rows[before:]}
+    assert len(at_first) == 4, "they work side by side, not one after the other"
+    for _ in range(2):
+        async with asyncio.timeout(60):
+            active = 0
+            while not active:  # one that has something to do when it is killed
+                await _publish_in_turn(rig, 1500, first=count)
+                count += 1500
+                active = await _stopped_at_work(workers, count)
         workers.end(active, signal.SIGKILL)
-        killed.append(active)
-    await publishing
-    await until(partial(workers.applied, count), 40)
+    await until(partial(workers.applied, count), 60)
     rows = workers.rows
     _is_in_order(rows, count)
-    at_first = {row[2] for row in rows[before : before + 800]}
-    assert len(at_first) == 4, "they work side by side, not one after the other"
     # What its predecessor had open is counted as delivered before: the witness of an event that kills its process.
     assert any(row[3] >= 2 for row in rows)
 
@@ -145,20 +84,21 @@ async def test_P8_a_process_that_was_stopped_and_comes_back_repeats_nothing_behi
     for _ in range(2):
         workers.start()
     await workers.ready(2)
-    publishing = asyncio.create_task(_publish_in_turn(rig, 2500, pause=0.05))
-    await until(lambda: len({row[2] for row in workers.rows}) == 2, 20)
+    begun = await _until_all_work(rig, workers, 2)
+    count = begun + 2500
+    publishing = asyncio.create_task(_publish_in_turn(rig, 2500, first=begun, pause=0.05))
+    await until(partial(_has_begun, workers, begun))
     stopped = workers.rows[-1][2]
     os.kill(stopped, signal.SIGSTOP)
     await asyncio.sleep(8.0)
     before = len(workers.rows)
     os.kill(stopped, signal.SIGCONT)
     await publishing
-    count = 2500
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while stopped not in {row[2] for row in workers.rows[before:]}:  # it gets its part back
             await _publish_in_turn(rig, 50, first=count, pause=0.05)
             count += 50
-    await until(partial(workers.applied, count), 40)
+    await until(partial(workers.applied, count), 60)
     rows = workers.rows
     _is_in_order(rows, count)
     # At most what was in the hand of the handler when it was stopped comes late: nothing that only waited.
@@ -173,23 +113,22 @@ async def test_P8_P9_a_rolling_restart_of_four_leaves_no_gap_and_loses_nothing(
     for _ in range(4):
         workers.start()
     await workers.ready(4)
-    count = 5000
-    publishing = asyncio.create_task(_publish_in_turn(rig, count, pause=0.05))
-    await until(lambda: len({row[2] for row in workers.rows}) == 4, 20)
+    count, over = await _until_all_work(rig, workers, 4), asyncio.Event()
+    publishing = asyncio.create_task(_publish_until(over, rig, count))
     old = list(workers.processes)
     for pid in old:
         workers.start()
         await workers.ready(5)
         await asyncio.to_thread(workers.end, pid, signal.SIGTERM)
     restarted = len(workers.rows)
-    await publishing
-    await until(partial(workers.applied, count), 40)
+    await until(lambda: len({row[2] for row in workers.rows[restarted:]}) == 4, 60)  # each of the new has a part
+    over.set()
+    count = await publishing
+    await until(partial(workers.applied, count), 60)
     _is_in_order(workers.rows, count)
     assert len(workers.rows) == count, "applied twice"
-    new = {row[2] for row in workers.rows[restarted:]}
-    assert len(new) == 4, "one of the new has no part"
-    assert new.isdisjoint(old)
-    assert max(workers.gaps()) < 2.0
+    assert {row[2] for row in workers.rows[restarted:]}.isdisjoint(old)
+    assert workers.longest_gap() < 2.0
 
 
 async def test_a_newcomer_gets_its_part_and_the_others_go_on(
@@ -198,17 +137,21 @@ async def test_a_newcomer_gets_its_part_and_the_others_go_on(
     rig = await connect(server.url, position(ordered=True), subscribe=False)
     workers.start()
     await workers.ready(1)
-    count = 3000
-    publishing = asyncio.create_task(_publish_in_turn(rig, count, pause=0.1))
-    await until(lambda: len(workers.rows) > 100, 20)
+    over = asyncio.Event()
+    publishing = asyncio.create_task(_publish_until(over, rig, 0))
+    await until(lambda: len(workers.rows) > 100)
     workers.start()
-    await until(lambda: len({row[2] for row in workers.rows}) == 2, 20)
-    await publishing
-    await until(partial(workers.applied, count), 40)
+    await until(lambda: len({row[2] for row in workers.rows}) == 2, 60)
+    over.set()
+    count = await publishing
+    await until(partial(workers.applied, count), 60)
+    await _publish_in_turn(rig, 200, first=count)
+    count += 200
+    await until(partial(workers.applied, count), 60)
     _is_in_order(workers.rows, count)
     assert len(workers.rows) == count, "applied twice"
     assert len({row[2] for row in workers.rows[-200:]}) == 2, "it got no part"
-    assert max(workers.gaps()) < 2.0
+    assert workers.longest_gap() < 2.0
 
 
 async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_over_when_it_leaves(
@@ -218,13 +161,13 @@ async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_ove
     active = await connect(server.url, one)
     await active.publish(*[b"%d" % n for n in range(3)])
     await until(lambda: active.got)
-    standby = await connect(server.url, one)
+    standby = await _another(connect, server.url, active, preferred=False)
     # Longer than the server's patience with a pinned client, and no room to ask for more all the while.
     await asyncio.sleep(6.5)
     assert (active.bodies, standby.bodies) == ([b"0"], [])
     await active.broker.settle([(active.got[0], ACK)])
     await until(lambda: len(active.got) == 2)
-    await active.broker.publish([active.copy(b"redriven")], timeout=5)
+    await active.broker.publish([active.copy(b"redriven")], timeout=30)
     await asyncio.sleep(0.3)
     assert standby.got == [], "a standby takes no copies either"
     await active.feed.close()
@@ -233,18 +176,39 @@ async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_ove
     assert [body for body in standby.bodies if body != b"redriven"] == [b"1", b"2"]
 
 
+async def test_P8_a_share_that_is_to_go_stays_for_as_long_as_an_event_of_it_runs(
+    server: NatsServer, connect: Connect
+) -> None:
+    active = await connect(server.url, position(ordered=True, max_in_flight=1))
+    await active.publish(*[b"%d" % n for n in range(3)])
+    await until(lambda: active.got)
+    heir = await _another(connect, server.url, active, preferred=True)
+    await asyncio.sleep(6.5)  # longer than the server's patience, and than it takes until it is asked to go again
+    assert (active.bodies, heir.bodies) == ([b"0"], [])
+    async with asyncio.timeout(60):
+        while len(active.got) + len(heir.got) < 3 or active.open or heir.open:
+            await _settle_what_can_be(active)
+            await _settle_what_can_be(heir)
+            await asyncio.sleep(0.02)
+    await divided(active, heir)
+    await active.publish(b"3")
+    await until(lambda: b"3" in heir.bodies)
+    assert active.bodies + heir.bodies == [b"0", b"1", b"2", b"3"]
+
+
 async def test_P7_a_copy_reaches_an_ordered_position_that_no_event_has_reached_yet(
     server: NatsServer, connect: Connect
 ) -> None:
     # The server pins a client with an event only, so nobody is active here, and a redriven letter would wait.
     one, two = [await connect(server.url, position(ordered=True)) for _ in range(2)]
-    assert await one.broker.publish([one.copy(b"redriven")], timeout=5) == [None]
+    await divided(one, two)
+    assert await one.broker.publish([one.copy(b"redriven")], timeout=30) == [None]
     await until(lambda: one.got or two.got)
     taker, other = (one, two) if one.got else (two, one)
     await taker.settled(1)
     assert other.got == []
     await one.publish(*[b"%d" % n for n in range(30)])
-    assert await one.broker.publish([one.copy(b"another")], timeout=5) == [None]
+    assert await one.broker.publish([one.copy(b"another")], timeout=30) == [None]
     await until(lambda: len(one.got) + len(two.got) == 32)
     active = one if b"29" in one.bodies else two
     numbers = [body for body in active.bodies if body.isdigit()]
@@ -276,7 +240,7 @@ async def test_a_lost_connection_brings_no_event_out_of_order(
         await until(lambda: not cut.broker.trouble)
     await publishing
     seen: list[int] = []
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while len(seen) < total:
             await _settle_what_can_be(cut)
             seen = list(dict.fromkeys(int(body) for body in cut.bodies))
@@ -293,7 +257,7 @@ async def test_order_holds_over_a_killed_server(server: NatsServer, connect: Con
     await asyncio.sleep(0.5)
     await asyncio.to_thread(server.start)
     seen: list[int] = []
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while len(seen) < total:
             await _settle_what_can_be(rig)
             seen = list(dict.fromkeys(int(body) for body in rig.bodies))
@@ -330,8 +294,44 @@ async def _publish_in_turn(rig: Rig, count: int, *, first: int = 0, pause: float
     for start in range(first, first + count, 50):
         placed = [OrderPlaced(name=f"k{n % KEYS}", number=n) for n in range(start, min(first + count, start + 50))]
         part = [rig.message(to_structured(envelope_of(one, "orders")), key=one.name) for one in placed]
-        assert set(await rig.broker.publish(part, timeout=10)) == {None}
+        assert set(await rig.broker.publish(part, timeout=30)) == {None}
         await asyncio.sleep(pause)
+
+
+async def _publish_until(over: asyncio.Event, rig: Rig, first: int) -> int:
+    """Go on until it is over; how many there are then."""
+    while not over.is_set():
+        await _publish_in_turn(rig, 50, first=first, pause=0.05)
+        first += 50
+    return first
+
+
+async def _until_all_work(rig: Rig, workers: Workers, processes: int) -> int:
+    """Publish in small parts until so many processes work on one of them; how many events that took."""
+    count = 0
+    async with asyncio.timeout(60):
+        while len({row[2] for row in workers.rows[-50:]}) < processes:
+            await _publish_in_turn(rig, 50, first=count)
+            count += 50
+            await until(partial(workers.applied, count))
+    return count
+
+
+async def _stopped_at_work(workers: Workers, count: int) -> int:
+    """Stop a process that has events of these 1500 to do; 0 where all of its part was done before it stood."""
+    await until(partial(_has_begun, workers, count - 1500))
+    os.kill(active := workers.rows[-1][2], signal.SIGSTOP)
+    rows = [row for row in workers.rows if row[1] >= count - 1500]
+    keys = {row[0] for row in rows if row[2] == active}
+    if sum(row[0] in keys for row in rows) < len([n for n in range(count - 1500, count) if f"k{n % KEYS}" in keys]):
+        return active
+    os.kill(active, signal.SIGCONT)
+    return 0
+
+
+def _has_begun(workers: Workers, first: int) -> bool:
+    """Whether an event of this number or a later one was handled."""
+    return any(row[1] >= first for row in workers.rows)
 
 
 def _is_in_order(rows: list[Row], count: int) -> None:
@@ -351,6 +351,17 @@ async def _publish_slowly(rig: Rig, total: int) -> None:
     for start in range(0, total, 20):
         await rig.publish(*[b"%d" % n for n in range(start, start + 20)])
         await asyncio.sleep(0.03)
+
+
+async def _another(connect: Connect, url: str, first: Rig, *, preferred: bool) -> Rig:
+    """A second process, which is to have the share of the key `k`, or is not: their names decide that."""
+    async with asyncio.timeout(60):
+        while True:
+            rig = await connect(url, first.subscription)
+            names = [one.feed._members.id for one in (first, rig) if isinstance(one.feed, OrderedFeed)]
+            if (assign(names, SHARES)[slot_of("k") // 8] == names[1]) is preferred:
+                return rig
+            await rig.broker.close()
 
 
 async def _settle_what_can_be(rig: Rig) -> None:
