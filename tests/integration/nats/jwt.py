@@ -66,10 +66,12 @@ class Authority:
         user, seed = _pair(nkeys.PREFIX_BYTE_USER)
         claims = {"type": "user", "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1}
         token = _sign(self._account, user.public_key.decode(), "user", claims, lives)
-        path.write_text(
+        whole = path.with_name(f"{path.name}.new")  # whoever reads meanwhile reads all of the old ones or of the new
+        whole.write_text(
             f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
             f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         )
+        whole.replace(path)
 
 
 def nkey_user(path: Path) -> str:

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.server
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 CERTS = Path(__file__).with_name("certs")
+LASTS = 6.0
+"""Seconds for which credentials are good that are to expire: to get in with them must not take longer."""
 USER = 'authorization { user: "me", password: "hunter2" }'
 
 
@@ -29,11 +31,8 @@ USER = 'authorization { user: "me", password: "hunter2" }'
 def running(
     folder: Path, extra: str = "", jetstream: str | None = "", max_payload: str = "2MB"
 ) -> Iterator[NatsServer]:
-    server = NatsServer(folder, extra=extra, jetstream=jetstream, max_payload=max_payload).start()
-    try:
+    with NatsServer(folder, extra=extra, jetstream=jetstream, max_payload=max_payload) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def tls(more: str = "") -> str:
@@ -87,8 +86,8 @@ async def test_an_nkey_gets_in(tmp_path: Path, connect: Connect) -> None:
 
 async def test_trap_50_expired_credentials_are_replaced_without_a_restart(tmp_path: Path, connect: Connect) -> None:
     authority, creds = Authority(), tmp_path / "user.creds"
-    authority.issue(creds, lives=2.5)
     with running(tmp_path / "s", authority.config) as server:
+        authority.issue(creds, lives=LASTS)
         rig = await connect(f"{server.url}?creds={creds}")
         await rig.publish(b"before")
         await until(lambda: rig.broker.trouble != "")
@@ -134,7 +133,7 @@ async def test_a_password_is_never_sent_where_tls_was_asked_for_and_is_not(tmp_p
 
 
 async def test_no_server_at_all_is_told_with_its_address() -> None:
-    broker = NatsBroker("nats://me:hunter2@127.0.0.1:1?connect_timeout=300ms")
+    broker = NatsBroker("nats://me:hunter2@127.0.0.1:1?connect_timeout=3s")
     with pytest.raises(
         BrokerUnavailable, match=r"nothing listens on nats://127\.0\.0\.1:1\. Is the server running"
     ) as e:
@@ -164,7 +163,7 @@ async def test_what_is_no_nats_server_is_told(tmp_path: Path) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async with serving(speak) as port:
-        broker = NatsBroker(f"nats://127.0.0.1:{port}?connect_timeout=300ms")
+        broker = NatsBroker(f"nats://127.0.0.1:{port}?connect_timeout=3s")
         with pytest.raises(BrokerUnavailable, match=rf"nats://127\.0\.0\.1:{port} answered with"):
             await broker.open(plan(position()))
 
@@ -250,7 +249,7 @@ async def test_P10_a_server_of_a_list_that_hangs_leaves_time_for_the_others(
     monkeypatch.setattr("random.shuffle", lambda servers: None)  # the one that hangs comes first
     with running(tmp_path / "hangs") as hanging:
         hanging.pause()
-        rig = await connect(f"nats://127.0.0.1:{hanging.port},127.0.0.1:{server.port}?connect_timeout=3s")
+        rig = await connect(f"nats://127.0.0.1:{hanging.port},127.0.0.1:{server.port}?connect_timeout=10s")
         await rig.publish(b"in")
         await rig.settled(1)
 
