@@ -19,7 +19,7 @@ from tidings.ports import Plan
 async def test_P10_P12_a_paused_handler_goes_on_that_was_cut_off_for_as_long_as_the_end_of_its_pause_is_remembered(
     server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidings.brokers.nats.reading.ANSWER", 0.5)
+    monkeypatch.setattr("tidings.brokers.nats.reading.ANSWER", 2.0)
     monkeypatch.setitem(Api.call.__kwdefaults__ or {}, "patience", 0.5)
     operator = NatsBroker(server.url)
     await operator.open(Plan(service="ops"))
@@ -37,7 +37,7 @@ async def test_P10_P12_a_paused_handler_goes_on_that_was_cut_off_for_as_long_as_
         proxy.cut()
         await until(lambda: stock.active.broker.trouble)
         assert await control.resume(operator, "stock.reserve") is not None
-        await asyncio.sleep(7.0)  # until whoever followed the orders has given up
+        await asyncio.sleep(9.0)  # until whoever followed the orders has given up
         # What the server does by itself an hour after a note was taken back.
         await operator._api.call(f"STREAM.PURGE.{NOTE_STREAM}", {})
         proxy.release()

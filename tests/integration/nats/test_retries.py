@@ -31,10 +31,11 @@ async def test_P6_a_copy_comes_when_it_is_due_and_leaves_nothing_behind(server: 
     rig = await connect(server.url)
     now = time.time()
     copies = [rig.copy(b"%d" % n, due=now + 0.2 * n, id=f"c{n}") for n in range(5)]
-    assert await rig.broker.publish(copies, timeout=5) == [None] * 5
-    assert await rig.broker.publish(copies[4:], timeout=5) == [None], "the same id again is stored once"
+    assert await rig.broker.publish(copies, timeout=30) == [None] * 5
+    assert await rig.broker.publish(copies[4:], timeout=30) == [None], "the same id again is stored once"
     backlog = await rig.feed.backlog()
-    assert backlog.scheduled == 4
+    not_yet = sum(time.time() < now + 0.2 * n for n in range(5))
+    assert not_yet <= backlog.scheduled <= 4
     await until(lambda: len(rig.got) == 5)
     assert rig.bodies == [b"0", b"1", b"2", b"3", b"4"]
     assert time.time() >= now + 0.8
@@ -55,7 +56,7 @@ async def test_P6_a_copy_that_the_server_sends_too_early_goes_back(server: NatsS
     # As a server with a clock ahead of ours would deliver it.
     headers = {**rig.copy().headers, "tidings-due": stamp}
     early = rig.message(b"early", route=Route.RETRY, position="stock.reserve", headers=headers)
-    assert await rig.broker.publish([early], timeout=5) == [None]
+    assert await rig.broker.publish([early], timeout=30) == [None]
     await until(lambda: rig.got)
     assert time.time() >= due
     await rig.settled(1)
@@ -64,7 +65,7 @@ async def test_P6_a_copy_that_the_server_sends_too_early_goes_back(server: NatsS
 async def test_P6_what_was_due_while_the_server_was_away_comes_at_once(server: NatsServer, connect: Connect) -> None:
     rig = await connect(server.url)
     due = time.time() + 0.5
-    assert await rig.broker.publish([rig.copy(b"%d" % n, due=due) for n in range(10)], timeout=5) == [None] * 10
+    assert await rig.broker.publish([rig.copy(b"%d" % n, due=due) for n in range(10)], timeout=30) == [None] * 10
     await asyncio.to_thread(server.stop, signal.SIGKILL)
     await asyncio.sleep(1.0)
     await asyncio.to_thread(server.start)
@@ -75,7 +76,7 @@ async def test_P6_what_was_due_while_the_server_was_away_comes_at_once(server: N
 async def test_trap_27_a_thousand_waiting_copies_take_no_room(server: NatsServer, connect: Connect) -> None:
     rig = await connect(server.url, position(max_in_flight=2))
     later = time.time() + 3600
-    assert set(await rig.broker.publish([rig.copy(due=later) for _ in range(1000)], timeout=10)) == {None}
+    assert set(await rig.broker.publish([rig.copy(due=later) for _ in range(1000)], timeout=30)) == {None}
     await rig.publish(b"event")
     await rig.settled(1)
     assert (await rig.feed.backlog()).scheduled == 1000
@@ -87,10 +88,10 @@ async def test_copies_and_events_share_the_limit_and_neither_blocks_the_other(
 ) -> None:
     rig = await connect(server.url, position(max_in_flight=limit), subscribe=False)
     await rig.publish(*[b"event"] * 60)
-    assert set(await rig.broker.publish([rig.copy() for _ in range(60)], timeout=5)) == {None}
+    assert set(await rig.broker.publish([rig.copy() for _ in range(60)], timeout=30)) == {None}
     await rig.subscribe()
     seen = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(rig.got) < 120 or rig.open:
             await asyncio.sleep(0.005)
             assert len(rig.open) <= limit
@@ -105,7 +106,7 @@ async def test_copies_and_events_share_the_limit_and_neither_blocks_the_other(
 async def test_P6_what_is_given_back_keeps_its_delay_and_its_count(server: NatsServer, connect: Connect) -> None:
     rig = await connect(server.url)
     await rig.publish(b"1")
-    assert await rig.broker.publish([rig.copy(b"2")], timeout=5) == [None]
+    assert await rig.broker.publish([rig.copy(b"2")], timeout=30) == [None]
     await until(lambda: len(rig.got) == 2)
     at = time.time()
     assert await rig.broker.settle([(one, Release(0.5)) for one in rig.got]) == [None, None]
@@ -121,11 +122,11 @@ async def test_trap_44_the_other_form_of_acknowledgement_subjects_works_as_well(
 ) -> None:
     server = NatsServer(tmp_path / "v2", extra="feature_flags { js_ack_fc_v2: true }").start()
     try:
-        rig = await connect(server.url + "?ack_wait=1s", position(ordered=True))
+        rig = await connect(server.url + "?ack_wait=5s", position(ordered=True))
         await rig.publish(*[b"%d" % n for n in range(20)])
         await until(lambda: len(rig.got) == 20)
         assert b"$JS.ACK.order" not in getattr(rig.got[0].token, "reply", b""), "the flag is on"
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(6.0)
         assert [one.delivered for one in rig.got] == [1] * 20, "they were kept alive"
         assert [one.origin for one in rig.got] == [("order", n + 1) for n in range(20)]
         await rig.settled(20)
@@ -225,8 +226,11 @@ async def test_what_expired_is_passed_over(server: NatsServer, connect: Connect)
     api = rig.broker._api
     config = (await api.call("STREAM.INFO.order"))["config"]
     await api.call("STREAM.UPDATE.order", {**config, "max_age": 10**9, "duplicate_window": 10**9})
-    await asyncio.sleep(1.5)
+    async with asyncio.timeout(30):
+        while (await api.call("STREAM.INFO.order"))["state"]["messages"]:  # noqa: ASYNC110  # the server's to change
+            await asyncio.sleep(0.1)
     assert [one.body async for one in rig.broker.read(Route.EVENT, "order")] == []
+    await api.call("STREAM.UPDATE.order", config)  # what comes now has time
     await rig.publish(b"new")
     assert [one.body async for one in rig.broker.read(Route.EVENT, "order")] == [b"new"]
 
