@@ -23,10 +23,12 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
+from tidings.brokers.nats import embedded
 from tidings.brokers.nats.embedded import EmbeddedServer, embedded_server
 from tidings.brokers.nats.embedded_folder import Folder, State
 from tidings.brokers.nats.embedded_probe import Health, probe
 from tidings.errors import BrokerUnavailable, ConfigurationError
+from tools.services.ports import free_port
 
 USER = """
 import asyncio, sys
@@ -59,7 +61,7 @@ def servers_of(folder: Path) -> list[int]:
     return found
 
 
-async def until(true: Any, seconds: float = 10.0) -> None:
+async def until(true: Any, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -103,14 +105,14 @@ def leave(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
     process.stdin.flush()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @contextlib.asynccontextmanager
 async def connected(url: str) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(url, allow_reconnect=False, connect_timeout=2)
+    client = await nats.connect(url, allow_reconnect=False, connect_timeout=20)
     try:
-        yield client.jetstream(timeout=2)
+        yield client.jetstream(timeout=20)
     finally:
         await client.close()
 
@@ -152,7 +154,7 @@ async def test_a_killed_server_comes_back_with_all_that_it_acknowledged(folder: 
 
 
 def fetched(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return bytes(answer.read())
 
 
@@ -178,7 +180,7 @@ async def test_it_syncs_before_it_acknowledges_listens_on_loopback_alone_and_tak
 def answer_to(url: str, password: str) -> str:
     """What the server answers, by hand: a refused connection of the client's would leak its socket."""
     login = json.dumps({"user": "tidings", "pass": password, "verbose": False})
-    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30) as connection:
         with connection.makefile("rw", newline="") as lines:
             lines.readline()
             lines.write(f"CONNECT {login}\r\nPING\r\n")
@@ -360,8 +362,9 @@ async def test_watching_brings_a_dead_server_back_to_a_client_that_reconnects(
 
 
 async def test_a_hanging_server_is_named_and_left_to_the_user(folder: Path) -> None:
-    async with embedded_server(folder, ready_timeout=1) as server:
+    async with embedded_server(folder) as server:
         pid = server.pid
+        server._ready_timeout = 1.0  # it is ready: now less will do
         os.kill(pid or 0, signal.SIGSTOP)
         async with asyncio.timeout(10):
             while ") T " not in Path(f"/proc/{pid}/stat").read_text():  # noqa: ASYNC110  # nobody tells
@@ -370,13 +373,15 @@ async def test_a_hanging_server_is_named_and_left_to_the_user(folder: Path) -> N
             await server.ensure_running()
         assert "was not ready" in str(server.problem)
         os.kill(pid or 0, signal.SIGCONT)
+        server._ready_timeout = 60.0
         await server.ensure_running()
         assert server.pid == pid
 
 
 def occupied() -> socket.socket:
-    taken = socket.create_server(("127.0.0.1", 0))
-    taken.settimeout(5)
+    """A listener at a port that nobody else is given, also when it is closed."""
+    taken = socket.create_server(("127.0.0.1", free_port()))
+    taken.settimeout(30)
     return taken
 
 
@@ -478,8 +483,11 @@ async def test_a_full_disk_stops_the_start_and_says_so(small_disk: Path) -> None
     assert servers_of(small_disk / "data") == []
 
 
-async def test_a_disk_that_fills_up_is_reported_and_heals_when_there_is_room_again(small_disk: Path) -> None:
+async def test_a_disk_that_fills_up_is_reported_and_heals_when_there_is_room_again(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """trap 20: after a write error a stream stays frozen until the server is restarted; the plain check stays green."""
+    monkeypatch.setattr(embedded, "_THAW", 60.0)
     async with embedded_server(small_disk / "data") as server:
         await store(server.url, b"1")
         filler = fill(small_disk)
