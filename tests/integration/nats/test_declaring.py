@@ -264,7 +264,7 @@ async def test_trap_7_a_position_ahead_of_its_stream_is_told(server: NatsServer,
     for block in (server.folder / "js").rglob("streams/order/msgs/*"):
         block.unlink()  # the disk lost the stream's end, and not the consumer
     await asyncio.to_thread(server.start)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         while "is ahead of the stream order" not in rig.broker.trouble:
             await asyncio.sleep(0.1)
             if rig.broker.trouble == "":

@@ -65,7 +65,7 @@ async def test_a_user_who_may_not_ask_jetstream_is_wrong_and_the_subject_is_name
     users = f"authorization {{ users: [ {{user: a, password: b, permissions: {{ {permissions} }} }} ] }}"
     server = NatsServer(tmp_path / "granted", extra=users).start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             (*_, found) = await examine(f"nats://a:b@127.0.0.1:{server.port}")
     finally:
         server.stop()
