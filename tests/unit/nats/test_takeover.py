@@ -135,7 +135,7 @@ def _share() -> Share:
 async def test_deliveries_that_change_places_on_their_way_are_all_there() -> None:
     share = _share()
     share.come_once((3, 6), (1, 4), (2, 5))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     assert share.events.begun == 0, "it was gathered twice"
     assert share.takeover.follows(_next(7)), "the next delivery counts as one that was lost"
@@ -145,7 +145,7 @@ async def test_deliveries_that_change_places_on_their_way_are_all_there() -> Non
 async def test_the_last_word_is_about_no_event_that_is_open() -> None:
     share = _share()
     share.come_once((1, 4), (2, 5), (3, 6))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     given_back, _, asked = share.link.said.rpartition(b"PUB ")
     assert given_back.count(b"-NAK") == 3
@@ -163,7 +163,7 @@ async def test_what_went_to_nobody_is_given_back_once_more() -> None:
         share.come_once((3, 7))
 
     share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side  # what the server has done meanwhile
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     assert sorted(token.seq for token, _ in share.takeover.sorted()) == [1, 2, 3]
 
@@ -178,7 +178,7 @@ async def test_what_is_new_does_not_stand_for_what_is_missing() -> None:
         share.come_once((3, 7))
 
     share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3, 9]
 
@@ -191,7 +191,7 @@ async def test_what_is_acknowledged_and_not_confirmed_yet_hides_nothing_that_got
     share.settle(1)
     share.floor, share.open = 1, 2
     share.come_once((3, 4))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
     assert b"_0.1.1." not in share.link.said, "it was given back what is in hand"
@@ -208,7 +208,7 @@ async def test_what_is_acknowledged_is_waited_for_until_the_server_has_heard_it(
         share.floor, share.open, share.numbers = 1, 2, 4
 
     share.events.start_over = heard  # type: ignore[method-assign]  # the server's side
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await share.takeover.run()
     assert share.asked == 2
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
