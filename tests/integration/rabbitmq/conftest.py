@@ -85,11 +85,11 @@ class Rig:
         position = position or self.subscription.position
         return self.message(body, key=key, route=Route.RETRY, position=position, due=due, headers=headers)
 
-    async def publish(self, *bodies: bytes, key: str | None = "k", timeout: float = 5.0) -> None:
+    async def publish(self, *bodies: bytes, key: str | None = "k", timeout: float = 20.0) -> None:
         results = await self.broker.publish([self.message(body, key=key) for body in bodies], timeout=timeout)
         assert results == [None] * len(bodies)
 
-    async def settled(self, count: int, timeout: float = 15.0) -> Sequence[Delivery]:
+    async def settled(self, count: int, timeout: float = 40.0) -> Sequence[Delivery]:
         """Wait for so many deliveries, acknowledging all of them."""
         async with asyncio.timeout(timeout):
             while True:
@@ -100,7 +100,7 @@ class Rig:
                 await asyncio.sleep(0.01)
 
 
-async def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 40.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout):
         while True:

@@ -38,14 +38,14 @@ async def test_a_virtual_host_that_is_not_there_is_named(rabbitmq_url: str) -> N
 
 
 async def test_a_server_that_is_not_there_is_named_within_the_time() -> None:
-    said = await failed(f"amqp://me:hunter2@127.0.0.1:{free_port()}?connect_timeout=1s", BrokerUnavailable)
+    said = await failed(f"amqp://me:hunter2@127.0.0.1:{free_port()}?connect_timeout=3s", BrokerUnavailable)
     assert "nothing listens on amqp://127.0.0.1:" in said
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x03\x01\x00\x00", b"\xff" * 64, b""])
 async def test_something_else_that_answers_is_no_rabbitmq(words: bytes) -> None:
     async with speaking(words) as port:
-        said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=1s", BrokerUnavailable)
+        said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=3s", BrokerUnavailable)
     assert f"amqp://127.0.0.1:{port}" in said
     assert "what is no RabbitMQ's greeting" in said or "Does RabbitMQ listen at this port?" in said, said
 
@@ -53,7 +53,7 @@ async def test_something_else_that_answers_is_no_rabbitmq(words: bytes) -> None:
 async def test_who_takes_the_connection_and_says_nothing_is_there_and_may_be_another_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:  # as HTTP: it waits for the end of a line
         port = listening.getsockname()[1]
-        said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=1s", BrokerUnavailable)
+        said = await failed(f"amqp://127.0.0.1:{port}?connect_timeout=3s", BrokerUnavailable)
     assert f"amqp://127.0.0.1:{port}: it took the connection and says nothing" in said
     assert "Does RabbitMQ listen at this port?" in said
     assert "15672" in said
@@ -72,7 +72,7 @@ async def test_a_login_that_nobody_wrote_is_told_from_one_that_is_wrong(rabbitmq
 
 async def test_an_address_with_colons_is_shown_as_it_has_to_be_written() -> None:
     port = free_port()
-    said = await failed(f"amqp://[::1]:{port}?connect_timeout=1s", BrokerUnavailable)
+    said = await failed(f"amqp://[::1]:{port}?connect_timeout=3s", BrokerUnavailable)
     assert f"amqp://[::1]:{port}" in said
 
 

@@ -97,17 +97,17 @@ async def test_a_type_that_nobody_asks_for_any_more_does_not_come(rabbitmq_url: 
     both = position()
     other = f"{both.stream}.closed"
     rig = await connect(rabbitmq_url, msgspec.structs.replace(both, types=(*both.types, other)))
-    await rig.broker.publish([rig.message(b"1"), rig.message(b"2", type=other)], timeout=5)
+    await rig.broker.publish([rig.message(b"1"), rig.message(b"2", type=other)], timeout=30)
     assert {one.body for one in await rig.settled(2)} == {b"1", b"2"}
     await rig.broker.open(plan(both))
-    await rig.broker.publish([rig.message(b"as ever", type=other)], timeout=5)
+    await rig.broker.publish([rig.message(b"as ever", type=other)], timeout=30)
     assert {one.body for one in await rig.settled(3)} == {b"1", b"2", b"as ever"}, "somebody may ask for it"
     await rig.broker.remember(both.position, both.types)
-    assert await rig.broker.publish([rig.message(b"3", type=other), rig.message(b"4")], timeout=5) == [None, None]
+    assert await rig.broker.publish([rig.message(b"3", type=other), rig.message(b"4")], timeout=30) == [None, None]
     assert [one.body for one in await rig.settled(4)][3:] == [b"4"]
     assert await rig.broker.positions(both.stream) == {both.position: both.types}
     await rig.broker.remember(both.position, [*both.types, other])
-    await rig.broker.publish([rig.message(b"5", type=other)], timeout=5)
+    await rig.broker.publish([rig.message(b"5", type=other)], timeout=30)
     assert [one.body for one in await rig.settled(5)][4:] == [b"5"], "somebody did ask for it"
 
 
@@ -149,7 +149,7 @@ async def test_P3_P13_newer_code_that_starts_while_its_type_is_taken_away_gets_w
     await rig.broker.remember(both.position, one.types)
     await asyncio.sleep(JUST_NOW)
     assert set(await new.taken(both.position)) == set(both.types)
-    assert await new.publish([rig.message(b"closed", type=both.types[-1])], timeout=5) == [None]
+    assert await new.publish([rig.message(b"closed", type=both.types[-1])], timeout=30) == [None]
     assert [each.body for each in await rig.settled(1)] == [b"closed"]
     await new.close()
 
@@ -193,7 +193,7 @@ async def test_P3_P13_a_type_that_a_position_gains_is_written_down_and_told_befo
 
     async def look() -> None:
         waited.append(sorted(await old.broker.taken(one.position)))
-        waited.extend(await old.broker.publish([old.message(b"1", type=closed)], timeout=5))
+        waited.extend(await old.broker.publish([old.message(b"1", type=closed)], timeout=30))
 
     monkeypatch.setattr(topology, "until_all_know", look)
     new = RabbitBroker(rabbitmq_url)

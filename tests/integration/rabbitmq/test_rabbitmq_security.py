@@ -55,7 +55,7 @@ class SecureRabbit(RabbitMQ):
         (self.folder / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
 
     def amqps(self, login: str = "tidings:tidings@", query: str = f"{TRUSTS}&{SHOWS}") -> str:
-        return f"amqps://{login}127.0.0.1:{self.tls_port}?connect_timeout=3s&{query}"
+        return f"amqps://{login}127.0.0.1:{self.tls_port}?connect_timeout=8s&{query}"
 
     def admit(self, name: str, *permissions: str) -> None:
         """A user with rights to configure, to write and to read what matches."""
@@ -120,7 +120,7 @@ async def test_what_is_wrong_with_the_certificates_is_said_with_the_option(
 
 async def test_a_certificate_that_the_server_demands_and_does_not_get_is_named(secure: SecureRabbit) -> None:
     """What it says of that may be lost: it closes the connection in the same moment."""
-    broker = RabbitBroker(secure.amqps(query=TRUSTS).replace("connect_timeout=3s", "connect_timeout=1s"))
+    broker = RabbitBroker(secure.amqps(query=TRUSTS).replace("connect_timeout=8s", "connect_timeout=3s"))
     try:
         with pytest.raises(TidingsError, match="tls_cert="):
             await broker.open(plan(position()))
@@ -137,7 +137,7 @@ async def test_what_may_have_been_a_demand_for_a_certificate_is_said() -> None:
         writer.transport.abort()
 
     async with await asyncio.start_server(close, "127.0.0.1", 0, ssl=context) as server:
-        where = f"amqps://127.0.0.1:{server.sockets[0].getsockname()[1]}?connect_timeout=1s&{TRUSTS}"
+        where = f"amqps://127.0.0.1:{server.sockets[0].getsockname()[1]}?connect_timeout=3s&{TRUSTS}"
         for query, said in (("", True), (f"&{SHOWS}", False)):
             broker = RabbitBroker(where + query)
             with pytest.raises(BrokerUnavailable) as raised:
@@ -147,10 +147,10 @@ async def test_what_may_have_been_a_demand_for_a_certificate_is_said() -> None:
 
 
 async def test_tls_at_the_wrong_port_is_told_from_wrong_certificates(secure: SecureRabbit) -> None:
-    message = await said(f"amqps://127.0.0.1:{secure.port}?connect_timeout=2s&{TRUSTS}")
+    message = await said(f"amqps://127.0.0.1:{secure.port}?connect_timeout=8s&{TRUSTS}")
     assert "speaks no TLS" in message
     assert "amqp://" in message
-    message = await said(f"amqp://127.0.0.1:{secure.tls_port}?connect_timeout=2s")
+    message = await said(f"amqp://127.0.0.1:{secure.tls_port}?connect_timeout=8s")
     assert "amqps://" in message
 
 
@@ -203,7 +203,7 @@ async def test_the_doctor_names_what_a_user_may_not_and_makes_nothing(
 ) -> None:
     secure.admit(name, *permissions)
     await connect(secure.amqps(), subscribe=False)  # so that there is something to read
-    before = secure.control("list_queues", "name")
+    before = sorted(secure.control("list_queues", "name").splitlines())
     found: list[Finding] = list(await examine(secure.amqps(f"{name}:{CANARY}@")))
     named = [one for one in found if one.level == "wrong"]
     if wrong:
@@ -212,7 +212,7 @@ async def test_the_doctor_names_what_a_user_may_not_and_makes_nothing(
     else:
         assert not named
         assert any("may not make" in one.what for one in found if one.level == "warning"), "of another service"
-    assert secure.control("list_queues", "name") == before
+    assert sorted(secure.control("list_queues", "name").splitlines()) == before
 
 
 async def test_the_doctor_makes_nothing_where_nobody_has_been(secure: SecureRabbit) -> None:
@@ -234,7 +234,7 @@ async def test_a_start_and_a_publish_say_what_the_user_may_not(secure: SecureRab
         await broker.close()
     secure.admit("elsewhere", ".*", f"^(?!{here.stream}$)", ".*")
     rig = await connect(secure.amqps(f"elsewhere:{CANARY}@"), here, subscribe=False)
-    (error,) = await rig.broker.publish([rig.message()], timeout=5)
+    (error,) = await rig.broker.publish([rig.message()], timeout=30)
     assert isinstance(error, ConfigurationError)
     assert f"'{here.stream}'" in str(error)
     assert "rabbitmqctl set_permissions" in str(error)
@@ -252,7 +252,7 @@ async def test_the_rights_that_the_guide_names_are_enough(
     await rig.publish(b"1", b"2")
     await rig.settled(2)
     letter = rig.message(b"dead", route=Route.DEAD, position=here.position)
-    assert await rig.broker.publish([rig.copy(), rig.copy(due=time.time() + 0.5), letter], timeout=5) == [None] * 3
+    assert await rig.broker.publish([rig.copy(), rig.copy(due=time.time() + 0.5), letter], timeout=30) == [None] * 3
     await rig.settled(4)
     assert [one.body async for one in rig.broker.read(Route.DEAD)][-1] == b"dead"
     assert not [one for one in await examine(secure.amqps(f"{service}:{CANARY}@")) if one.level == "wrong"]
