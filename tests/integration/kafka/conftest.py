@@ -17,7 +17,7 @@ from tidings.delivery import ACK, Delivery, Header, Message, Route
 from tidings.ports import Plan, StreamPlan, Subscription
 from tools.services.kafka import Kafka
 
-QUICK = "session_timeout=3s&join=3s&heartbeat.interval.ms=100&partitions=4"
+QUICK = "session_timeout=6s&join=10s&heartbeat.interval.ms=100&partitions=4"
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +60,13 @@ class Rig:
         return self.message(body, key, route=Route.RETRY, position=position, due=due, headers=headers)
 
     async def publish(self, *messages: Message) -> None:
-        assert await self.broker.publish(messages, timeout=10) == [None] * len(messages)
+        assert await self.broker.publish(messages, timeout=30) == [None] * len(messages)
 
     async def ack(self, *deliveries: Delivery) -> None:
         assert await self.broker.settle([(one, ACK) for one in deliveries]) == [None] * len(deliveries)
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 40.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -75,7 +75,7 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_equal(ask: Callable[[], Awaitable[object]], wanted: object, seconds: float = 10.0) -> None:
+async def until_equal(ask: Callable[[], Awaitable[object]], wanted: object, seconds: float = 30.0) -> None:
     """Ask until the answer is the wanted one."""
     async with asyncio.timeout(seconds):
         while True:

@@ -37,7 +37,7 @@ def doctor(url: str, *more: str) -> tuple[int, list[str]]:
     """Its exit status and its lines."""
     command = [sys.executable, "-m", "tidings.cli", "doctor", url, *more]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=env)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
@@ -177,6 +177,6 @@ async def remove(server: Kafka, topic: str, group: str = "") -> None:
     if group:
         await asyncio.wrap_future(admin.delete_consumer_groups([group])[group])
     await asyncio.wrap_future(admin.delete_topics([topic])[topic])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while topic in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
             await asyncio.sleep(0.05)

@@ -25,7 +25,8 @@ from tools.services.kafka import Kafka
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 
-KEEP = timedelta(seconds=1)
+KEEP = timedelta(seconds=4)
+"""Longer than a machine stands still: what is newer than that must be there all the time."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def segments_of(server: Kafka, topic: str, span: timedelta) -> None:
     )
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": server.address})
-    admin.incremental_alter_configs([resource])[resource].result(10)
+    admin.incremental_alter_configs([resource])[resource].result(30)
 
 
 async def test_P4_an_id_is_known_for_as_long_as_its_event_stands_in_a_segment_that_is_not_too_old_as_a_whole(
@@ -64,7 +65,7 @@ async def test_P4_an_id_is_known_for_as_long_as_its_event_stands_in_a_segment_th
             await asyncio.sleep(0.1)
             return b"first" in [one.body async for one in rig.broker.read(Route.EVENT, stream)]
 
-        while (age := timedelta(seconds=time.time() - began)) < 5 * KEEP:
+        while (age := timedelta(seconds=time.time() - began)) < 2.5 * KEEP:
             assert await is_there()
         keeps = await rig.feed.keeps()
         assert keeps is not None
@@ -72,7 +73,7 @@ async def test_P4_an_id_is_known_for_as_long_as_its_event_stands_in_a_segment_th
         assert keeps == timedelta(days=7) + KEEP, "Kafka's own time for a segment"
 
         segments_of(tidy, stream, KEEP)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await is_there():
                 pass
         assert await rig.feed.keeps() == 2 * KEEP

@@ -18,8 +18,8 @@ from tools.services.ports import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.proves(broker="kafka")]
 
-CLASSIC = "session_timeout=3s&join=3s&heartbeat.interval.ms=100"
-BROKERS_ASSIGN = "group.protocol=consumer&join=5s"
+CLASSIC = "session_timeout=6s&join=10s&heartbeat.interval.ms=100"
+BROKERS_ASSIGN = "group.protocol=consumer&join=10s"
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,14 @@ async def came_again(connect: Connect, kafka: Kafka, first: Rig) -> list[bytes]:
     ],
 )
 async def test_P9_a_stop_says_what_is_done_again_while_the_coordinator_cannot_take_it(
-    between: Between, connect: Connect, kafka: Kafka, code: int, options: str
+    between: Between,
+    connect: Connect,
+    kafka: Kafka,
+    code: int,
+    options: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 20.0)
     first = await half_told(connect, kafka, options)
     ends = time.monotonic() + 1.5
     between.answer = lambda spoken: dict.fromkeys(spoken, code) if time.monotonic() < ends else {}

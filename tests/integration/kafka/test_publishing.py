@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 
 from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
+from tidings.brokers.kafka import publishing
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.delivery import Route
@@ -64,7 +65,7 @@ async def test_P1_P10_a_producer_that_cannot_go_on_is_made_anew(tmp_path: Path) 
             async def publish() -> object:
                 return await rig.broker.publish([message], timeout=3)
 
-            await until_equal(publish, [None], 30)
+            await until_equal(publish, [None], 60)
             await rig.publish(*(rig.message(b"%d" % n) for n in range(3)))
             stored = [one.body async for one in rig.broker.read(Route.EVENT, rig.subscription.stream)]
             assert stored == [b"kept", b"after", b"0", b"1", b"2"]
@@ -74,24 +75,25 @@ async def test_P1_P10_a_producer_that_cannot_go_on_is_made_anew(tmp_path: Path) 
 
 @pytest.mark.parametrize(("noticed", "away"), [(False, 5.0), (True, 2.0)], ids=["by the producer", "by a question"])
 async def test_P1_a_topic_that_is_denied_for_a_moment_is_asked_for_again(
-    connect: Connect, kafka: Kafka, noticed: bool, away: float
+    connect: Connect, kafka: Kafka, noticed: bool, away: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a broker that has just started may do, where ZooKeeper is to tell it of its topics."""
+    monkeypatch.setattr(publishing, "KNOWN_WITHIN", 30.0)
     rig = await connect(subscribe=False)
     await rig.publish(rig.message(b"before"))
     stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": kafka.address})
     await asyncio.wrap_future(admin.delete_topics([stream])[stream])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while stream in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
             await asyncio.sleep(0.05)
     if noticed:
         assert rig.broker._link is not None
         await rig.broker._link.refresh()
-    publishing = asyncio.create_task(rig.broker.publish([rig.message(b"1"), rig.message(b"2")], timeout=20))
+    storing = asyncio.create_task(rig.broker.publish([rig.message(b"1"), rig.message(b"2")], timeout=60))
     await asyncio.sleep(away)  # the library looks for it for three seconds before it says anything
-    assert not publishing.done()
+    assert not storing.done()
     await asyncio.wrap_future(admin.create_topics([NewTopic(stream, 4, 1)])[stream])
-    assert await publishing == [None, None]
+    assert await storing == [None, None]
     assert [one.body async for one in rig.broker.read(Route.EVENT, stream)] == [b"1", b"2"]
 
 

@@ -41,7 +41,7 @@ async def test_P11_a_follower_that_is_slower_than_the_log_gets_all_of_it_and_kee
                 return
 
     await rig.publish(*(rig.message(b"%d" % n) for n in range(30)))
-    async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
         tasks.create_task(follow())
         for number in range(30, 630, 30):
             await rig.publish(*(rig.message(b"%d" % n) for n in range(number, number + 30)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, Final
 
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # as in tidings.brokers.kafka.admin
     AclBinding,
     AclBindingFilter,
@@ -55,36 +56,51 @@ class GuardedKafka(Kafka):
 
     @property
     def far(self) -> str:
-        return f"kafka://127.0.0.1:{self.far_port}?join=3s"
+        return f"kafka://127.0.0.1:{self.far_port}?join=10s"
 
     def of(self, user: str) -> str:
-        return f"kafka://{user}:{user}@{self.address}?join=3s"
+        return f"kafka://{user}:{user}@{self.address}?join=10s"
 
     def grant(self, user: str, kind: Any, name: str, *operations: Any) -> None:
         given = [
             AclBinding(kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", one, AclPermissionType.ALLOW)
             for one in operations
         ]
-        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"})
-        for done in admin.create_acls(given).values():
-            done.result(10)
+        self._until(lambda admin: admin.create_acls(given, request_timeout=5), user, kind, name, set(operations))
 
     def revoke(self, user: str, kind: Any, name: str) -> None:
         """All that was granted of it."""
-        anywhere: Any = None
-        user = f"User:{user}"
-        gone = AclBindingFilter(
-            kind, name, ResourcePatternType.LITERAL, user, anywhere, AclOperation.ANY, AclPermissionType.ANY
-        )
-        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"})
-        for done in admin.delete_acls([gone]).values():
-            done.result(10)
+        gone = _all_of(user, kind, name)
+        self._until(lambda admin: admin.delete_acls([gone], request_timeout=5), user, kind, name, set())
+
+    def _until(self, ask: Callable[[AdminClient], Any], user: str, kind: Any, name: str, wanted: set[Any]) -> None:
+        """Ask for it until the broker goes by it: it hears a moment later of what the controller has written down."""
+        admin, ends = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.far_port}"}), time.monotonic() + 60
+        while True:
+            try:
+                for done in ask(admin).values():
+                    done.result(10)
+                found = admin.describe_acls(_all_of(user, kind, name), request_timeout=5).result(10)
+                if {one.operation for one in found} >= wanted and bool(found) == bool(wanted):
+                    return
+            except (KafkaException, TimeoutError):
+                pass  # one question in fifty gets no answer, as in test_doctor
+            assert time.monotonic() < ends
+            time.sleep(0.05)
 
     def grant_topics(self, user: str, one: Subscription) -> None:
         """What the guide names, but for the groups."""
         self.grant(user, ResourceType.TOPIC, one.stream, *ALL_OF)
         for topic in (retry_topic(one.position), DEAD_TOPIC, NOTE_TOPIC, POSITION_TOPIC):
             self.grant(user, ResourceType.TOPIC, topic, *ALL_OF)
+
+
+def _all_of(user: str, kind: Any, name: str) -> AclBindingFilter:
+    """Whatever is granted of it."""
+    anywhere: Any = None
+    return AclBindingFilter(
+        kind, name, ResourcePatternType.LITERAL, f"User:{user}", anywhere, AclOperation.ANY, AclPermissionType.ANY
+    )
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ CERTS: Final = Path(__file__).parents[1] / "nats" / "certs"
 CANARY: Final = "s3cret-canary"
 TRUSTS: Final = f"tls_ca={CERTS / 'ca.pem'}"
 SHOWS: Final = f"tls_cert={CERTS / 'client.pem'}&tls_key={CERTS / 'client.key'}"
-LASTS: Final = 4.0
+LASTS: Final = 6.0
 """Seconds for which a token of the tests is good, and a connection that was made with it."""
 
 
@@ -110,19 +110,19 @@ async def test_a_user_with_a_password_over_tls_publishes_and_handles(
 ) -> None:
     file = tmp_path / "password"
     file.write_text(CANARY + "\n")
-    url = f"kafka://shop@{secure.address}?mechanism={mechanism}&{TRUSTS}&password_file={file}&join=3s"
+    url = f"kafka://shop@{secure.address}?mechanism={mechanism}&{TRUSTS}&password_file={file}&join=10s"
     async with working(url):
         pass
 
 
 async def test_a_client_with_a_certificate_publishes_and_handles(secure: SecureKafka) -> None:
-    async with working(f"kafka://127.0.0.1:{secure.mutual_port}?{TRUSTS}&{SHOWS}&join=3s"):
+    async with working(f"kafka://127.0.0.1:{secure.mutual_port}?{TRUSTS}&{SHOWS}&join=10s"):
         pass
 
 
 async def test_a_token_that_the_library_makes_is_enough(secure: SecureKafka) -> None:
     token = "enable.sasl.oauthbearer.unsecure.jwt=true&sasl.oauthbearer.config=principal=shop"
-    async with working(f"kafka://{secure.address}?mechanism=OAUTHBEARER&{TRUSTS}&join=3s&{token}"):
+    async with working(f"kafka://{secure.address}?mechanism=OAUTHBEARER&{TRUSTS}&join=10s&{token}"):
         pass
 
 
@@ -136,7 +136,7 @@ async def test_P10_tokens_of_a_callback_are_renewed_for_all_that_is_connected(se
         parts = [base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=") for one in ({"alg": "none"}, claims)]
         return b".".join((*parts, b"")).decode(), until
 
-    url = f"kafka://{secure.address}?mechanism=OAUTHBEARER&{TRUSTS}&join=3s"
+    url = f"kafka://{secure.address}?mechanism=OAUTHBEARER&{TRUSTS}&join=10s"
     async with working(url, {"oauth_cb": token}) as rig:
         service = rig.subscription.position.partition(".")[0]
         ends = time.monotonic() + 3 * LASTS
@@ -152,7 +152,7 @@ async def test_P10_tokens_of_a_callback_are_renewed_for_all_that_is_connected(se
         await asyncio.to_thread(secure.start)
         (error,) = await rig.broker.publish([rig.message(b"last")], timeout=20)
         assert error is None
-        await until(lambda: b"last" in rig.bodies)
+        await until(lambda: b"last" in rig.bodies, 90)
         assert await rig.broker.positions(service)
         await until(lambda: rig.broker.trouble == "")
 
@@ -163,7 +163,7 @@ def set_password(server: SecureKafka, password: str) -> None:
     how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
     changed = admin.alter_user_scram_credentials([UserScramCredentialUpsertion("shop", how, password.encode())])
     for one in changed.values():
-        one.result(10)
+        one.result(30)
 
 
 async def test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_connected(
@@ -171,7 +171,7 @@ async def test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_con
 ) -> None:
     file = tmp_path / "password"
     file.write_text(CANARY)
-    url = f"kafka://shop@{secure.address}?mechanism=SCRAM-SHA-256&{TRUSTS}&password_file={file}&join=3s"
+    url = f"kafka://shop@{secure.address}?mechanism=SCRAM-SHA-256&{TRUSTS}&password_file={file}&join=10s"
     try:
         async with working(url) as rig:
             service = rig.subscription.position.partition(".")[0]
@@ -204,7 +204,7 @@ async def test_P10_a_password_that_was_replaced_is_read_again_by_all_that_is_con
 async def test_why_it_cannot_be_reached_is_said_without_the_password(
     secure: SecureKafka, login: str, query: str, why: str
 ) -> None:
-    url = f"kafka://{login}{secure.address}?{query}&connect_timeout=3s"
+    url = f"kafka://{login}{secure.address}?{query}&connect_timeout=6s"
     broker = KafkaBroker(url)
     try:
         with pytest.raises(BrokerUnavailable, match=why) as raised:
@@ -219,7 +219,7 @@ async def test_why_it_cannot_be_reached_is_said_without_the_password(
 
 
 async def test_a_certificate_that_is_demanded_and_not_shown_is_named(secure: SecureKafka) -> None:
-    (found,) = await examine(f"kafka://127.0.0.1:{secure.mutual_port}?{TRUSTS}&connect_timeout=2s")
+    (found,) = await examine(f"kafka://127.0.0.1:{secure.mutual_port}?{TRUSTS}&connect_timeout=6s")
     assert found.level == "down"
     assert "tls_cert=" in found.remedy
 
