@@ -18,6 +18,13 @@ _told = partial(Mutant, tests=("tests/integration/nats/test_told_servers.py",))
 _doctor = partial(Mutant, tests=("tests/integration/nats/test_nats_doctor.py",))
 
 NATS: tuple[Mutant, ...] = (
+    Mutant(
+        "nats: an embedded server that cannot be told from others yet is left running",
+        "brokers/nats/embedded_process.py",
+        "        while not await self._signal(state, signal.SIGTERM):\n            if ",
+        "        while not await self._signal(state, signal.SIGTERM):\n            if True or ",
+        ("tests/integration/nats/test_embedded.py",),
+    ),
     _publishing(
         "nats: events of one key are sent side by side",
         PUBLISHING,
@@ -92,8 +99,8 @@ NATS: tuple[Mutant, ...] = (
     Mutant(
         "nats: a share that has left is asked for on a link that came meanwhile",
         "brokers/nats/share.py",
-        "            pull.detach()  # a link",
-        "            pass  # a link",
+        "        self.events.detach()  # a link",
+        "        pass  # a link",
         ("tests/integration/nats/test_leaving.py",),
     ),
 )

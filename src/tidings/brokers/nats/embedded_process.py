@@ -34,6 +34,8 @@ POLL: Final = 0.01
 """Seconds between two looks at a server that is starting or ending."""
 TERM: Final = 10.0
 """Seconds that a server has to end in good order before it is killed."""
+_NAMED: Final = 2.0
+"""Seconds until a process that has been started can be told from others by its command line."""
 
 _KEPT: Final = ("PATH", "HOME", "TZ", "LANG", "GOMAXPROCS", "GOMEMLIMIT", "GOGC")
 """All that the server gets of our environment, which may hold the secrets of others."""
@@ -144,13 +146,22 @@ class ServerProcess:
     async def end(self) -> None:
         """SIGTERM, and SIGKILL if that does not help; what was acknowledged is on the disk either way."""
         state = self._files.state() or self._last
-        if state is None or not await self._signal(state, signal.SIGTERM):
+        if state is None or not await self._told_to_end(state):
             return
         if await self._gone_within(TERM):
             return
         _log.error("the embedded server of %s did not end within %g s and is killed", self._files.path, TERM)
         await self._signal(state, signal.SIGKILL)
         await self._gone_within(2.0)
+
+    async def _told_to_end(self, state: State) -> bool:
+        """One that began a moment ago has an empty command line (Linux), which does not say yet whose it is."""
+        end = time.monotonic() + _NAMED
+        while not await self._signal(state, signal.SIGTERM):
+            if time.monotonic() > end or not self._files.has_server():
+                return False
+            await asyncio.sleep(POLL)
+        return True
 
     async def _gone_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
