@@ -7,6 +7,7 @@ from functools import partial
 from tools.mutants_kit import Mutant
 
 SHARE, ORDERED = "brokers/nats/share.py", "brokers/nats/ordered.py"
+COPIES = "brokers/nats/share_copies.py"
 
 _bug = partial(
     Mutant,
@@ -15,6 +16,15 @@ _bug = partial(
         "tests/unit/nats",
         "tests/unit/test_worker_shared.py",
         "tests/integration/nats/test_ordered.py",
+        "tests/integration/nats/test_ordered_copies.py",
+    ),
+)
+_copies = partial(
+    Mutant,
+    tests=(
+        "tests/unit/nats/test_takeover.py",
+        "tests/unit/nats/test_members.py",
+        "tests/integration/nats/test_ordered_copies.py",
     ),
 )
 
@@ -105,5 +115,41 @@ SHARES: tuple[Mutant, ...] = (
         "grouping.py",
         "if any([work.delivery.withdrawn for work in works]):",
         "if False:",
+    ),
+    _copies(
+        "shares: copies that a dead process had come behind later ones",
+        COPIES,
+        "if await self._left_by_others():",
+        "if False:",
+    ),
+    _copies(
+        "shares: copies are taken away from a process that is not done with them",
+        COPIES,
+        "while self._owner.others_have(self._share.number):",
+        "while False:",
+    ),
+    _copies(
+        "shares: a copy that went to another process is not missed",
+        COPIES,
+        "if self._active and not self._over.follows(token):",
+        "if False:",
+    ),
+    _copies(
+        "shares: a successor gathers all that is open, however much",
+        "brokers/nats/takeover.py",
+        "        if missing > MOST:\n            return True\n",
+        "",
+    ),
+    _copies(
+        "shares: whoever stops does not say what it still has",
+        ORDERED,
+        "going = (share for share in self.shares if share.leaving or self._stopping)",
+        "going = (share for share in self.shares if share.leaving)",
+    ),
+    _copies(
+        "shares: whoever lets go does not say what it still has",
+        ORDERED,
+        "going = (share for share in self.shares if share.leaving or self._stopping)",
+        "going = (share for share in self.shares if self._stopping)",
     ),
 )

@@ -131,7 +131,7 @@ STUCK: tuple[Mutant, ...] = (
     bug(
         "a worker whose loop is blocked for good is not replaced",
         "cli/stuck.py",
-        "while health.silent < limit:",
+        "while blocked < limit + LOOK:",
         "while True:",
         ON_THE_COMMAND_LINE,
     ),

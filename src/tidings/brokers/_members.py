@@ -29,6 +29,8 @@ class Word(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     id: str
     wants: int = 0
     """The shares that it asks for, or has."""
+    leaving: int = 0
+    """Those that it lets go, or would if it had not gone, of which something still runs there."""
     new: bool = False
     """It has just come, and wants to hear from all."""
     leaves: bool = False
@@ -41,10 +43,10 @@ _decode = msgspec.json.Decoder(Word).decode
 class Member:
     """Another process, and when it was heard."""
 
-    __slots__ = ("heard", "wants")
+    __slots__ = ("heard", "leaving", "wants")
 
-    def __init__(self, wants: int, heard: float) -> None:
-        self.wants = wants
+    def __init__(self, word: Word, heard: float) -> None:
+        self.wants, self.leaving = word.wants, word.leaving
         self.heard = heard
 
 
@@ -59,6 +61,8 @@ class Others:
         self.id = secrets.token_hex(8)
         self._changed = changed
         self._others: dict[str, Member] = {}
+        self._ending: dict[str, Member] = {}
+        """Those that are not counted any more, and finish what runs."""
 
     def revive(self) -> None:
         """Nobody was heard while there was no connection, so nobody is dead for that."""
@@ -66,21 +70,22 @@ class Others:
         for other in self._others.values():
             other.heard = now
 
-    def word(self, wants: int, *, new: bool = False, leaves: bool = False) -> bytes:
+    def word(self, wants: int, *, leaving: int = 0, new: bool = False, leaves: bool = False) -> bytes:
         """What is to be said to the others."""
-        return _encode(Word(self.id, wants, new, leaves))
+        return _encode(Word(self.id, wants, leaving, new, leaves))
 
     def living(self) -> list[str]:
         """The ids of all that live, in order."""
-        now = time.monotonic()
-        for id, other in list(self._others.items()):
-            if now - other.heard > DEAD_AFTER:
-                del self._others[id]
-        return sorted([self.id, *self._others])
+        return sorted([self.id, *_alive(self._others)])
 
     def wanted_by(self, share: int, id: str = "") -> bool:
         """Whether another process, or that one, asks for a share or has it."""
         return any(other.wants >> share & 1 for name, other in self._others.items() if id in ("", name))
+
+    def had_by(self, share: int) -> bool:
+        """Whether something of a share may be with another process that lives."""
+        others = (*_alive(self._others).values(), *_alive(self._ending).values())
+        return any((other.wants | other.leaving) >> share & 1 for other in others)
 
     def heard(self, data: bytes) -> None:
         """Take in what somebody said; a stranger's noise changes nothing."""
@@ -93,14 +98,26 @@ class Others:
             return
         known = self._others.get(word.id)
         if word.leaves:
+            self._ending.pop(word.id, None)
+            if word.leaving and len(self._ending) < MOST:
+                self._ending[word.id] = Member(word, time.monotonic())
             if self._others.pop(word.id, None) is not None:
                 self._changed(False)
         elif known is None:
             if len(self._others) < MOST:
-                self._others[word.id] = Member(word.wants, time.monotonic())
+                self._others[word.id] = Member(word, time.monotonic())
                 self._changed(True)
         else:
             known.heard = time.monotonic()
-            before, known.wants = known.wants, word.wants
+            before, known.wants, known.leaving = known.wants, word.wants, word.leaving
             if before != word.wants or word.new:
                 self._changed(word.new)
+
+
+def _alive(members: dict[str, Member]) -> dict[str, Member]:
+    """Without those that have been silent for too long."""
+    now = time.monotonic()
+    for id, other in list(members.items()):
+        if now - other.heard > DEAD_AFTER:
+            del members[id]
+    return members

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers._assignment import assign
 from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.feed import NatsFeed
 from tidings.brokers.nats.names import SHARES
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.pull import Token
 from tidings.delivery import ACK, Delivery, Message, Route
+from tidings.partition import slot_of
 from tidings.ports import Plan, StreamPlan, Subscription
 
 
@@ -115,6 +117,17 @@ async def divided(*rigs: Rig) -> None:
         return all(parts) and sum(map(len, parts)) == len(set().union(*parts)) == SHARES
 
     await until(done)
+
+
+async def another(connect: Connect, url: str, first: Rig, *, preferred: bool) -> Rig:
+    """A second process, which is to have the share of the key `k`, or is not: their names decide that."""
+    async with asyncio.timeout(60):
+        while True:
+            rig = await connect(url, first.subscription)
+            names = [one.feed._members.id for one in (first, rig) if isinstance(one.feed, OrderedFeed)]
+            if (assign(names, SHARES)[slot_of("k") // 8] == names[1]) is preferred:
+                return rig
+            await rig.broker.close()
 
 
 def position(name: str = "stock.reserve", **more: Any) -> Subscription:

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.nats.conftest import Connect, Rig, divided, position, until
+from tests.integration.nats.conftest import Connect, Rig, another, divided, position, until
 from tests.integration.nats.ordered_worker import OrderPlaced
 from tests.integration.nats.pace import watched
 from tests.integration.nats.server import NatsServer, Proxy
 from tests.integration.nats.workers import Row, Workers
-from tidings.brokers._assignment import assign
-from tidings.brokers.nats.names import SHARES
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.pull import Token
 from tidings.delivery import ACK, Delivery, Route
@@ -161,7 +159,7 @@ async def test_a_standby_gets_nothing_while_the_active_one_is_slow_and_takes_ove
     active = await connect(server.url, one)
     await active.publish(*[b"%d" % n for n in range(3)])
     await until(lambda: active.got)
-    standby = await _another(connect, server.url, active, preferred=False)
+    standby = await another(connect, server.url, active, preferred=False)
     # Longer than the server's patience with a pinned client, and no room to ask for more all the while.
     await asyncio.sleep(6.5)
     assert (active.bodies, standby.bodies) == ([b"0"], [])
@@ -182,7 +180,7 @@ async def test_P8_a_share_that_is_to_go_stays_for_as_long_as_an_event_of_it_runs
     active = await connect(server.url, position(ordered=True, max_in_flight=1))
     await active.publish(*[b"%d" % n for n in range(3)])
     await until(lambda: active.got)
-    heir = await _another(connect, server.url, active, preferred=True)
+    heir = await another(connect, server.url, active, preferred=True)
     await asyncio.sleep(6.5)  # longer than the server's patience, and than it takes until it is asked to go again
     assert (active.bodies, heir.bodies) == ([b"0"], [])
     async with asyncio.timeout(60):
@@ -351,17 +349,6 @@ async def _publish_slowly(rig: Rig, total: int) -> None:
     for start in range(0, total, 20):
         await rig.publish(*[b"%d" % n for n in range(start, start + 20)])
         await asyncio.sleep(0.03)
-
-
-async def _another(connect: Connect, url: str, first: Rig, *, preferred: bool) -> Rig:
-    """A second process, which is to have the share of the key `k`, or is not: their names decide that."""
-    async with asyncio.timeout(60):
-        while True:
-            rig = await connect(url, first.subscription)
-            names = [one.feed._members.id for one in (first, rig) if isinstance(one.feed, OrderedFeed)]
-            if (assign(names, SHARES)[slot_of("k") // 8] == names[1]) is preferred:
-                return rig
-            await rig.broker.close()
 
 
 async def _settle_what_can_be(rig: Rig) -> None:

@@ -107,3 +107,26 @@ def test_P11_strangers_cannot_fill_the_memory(air: Air, clock: list[float], monk
     for number in range(10):
         air.say(msgspec.json.encode({"id": f"stranger {number}"}))
     assert len(one.living()) == 4
+
+
+def test_what_somebody_still_has_is_known_while_it_lets_go_and_while_it_ends(air: Air, clock: list[float]) -> None:
+    (one, changes), (two, _) = join(air), join(air)
+    two.say(link(air), 0b01, leaving=0b10)
+    assert [one.had_by(share) for share in range(3)] == [True, True, False]
+    two.say(link(air), 0, leaving=0b10, leaves=True)
+    assert one.living() == [one.id], "it is not counted any more"
+    assert [one.had_by(share) for share in range(3)] == [False, True, False]
+    clock[0] += module.DEAD_AFTER - 0.1
+    two.say(link(air), 0, leaving=0b10, leaves=True)
+    clock[0] += module.DEAD_AFTER - 0.1
+    assert one.had_by(1)
+    two.say(link(air), 0, leaves=True)
+    assert not one.had_by(1)
+    assert changes == [True, False]
+
+
+def test_who_died_while_it_ended_has_nothing_any_more(air: Air, clock: list[float]) -> None:
+    (one, _), (two, _) = join(air), join(air)
+    two.say(link(air), 0, leaving=1, leaves=True)
+    clock[0] += module.DEAD_AFTER + 0.1
+    assert not one.had_by(0)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.pull import Pull, Token
-from tidings.brokers.nats.takeover import TakeOver
+from tidings.brokers.nats.takeover import MOST, TakeOver
 from tidings.delivery import Delivery
 
 PIN = "me"
@@ -66,7 +66,7 @@ class Share:
     name, pin, in_doubt = "stock.reserve, share 0", PIN, True
 
     def __init__(self) -> None:
-        self.link, self.events = Link(), Events()
+        self.link, self.pull = Link(), Events()
         self.connection = cast(Connection, self)
         self.held: dict[Token, Delivery] = {}
         self.numbers = 3
@@ -97,7 +97,7 @@ class Share:
     def come(self, seq: int, number: int) -> None:
         """An event comes, as `share.py` takes it in."""
         reply = b"$JS.ACK.order.stock_reserve_0.2.%d.%d.0.0" % (seq, number)
-        token = Token(reply, cast(Pull, self.events), 1, seq, number)
+        token = Token(reply, cast(Pull, self.pull), 1, seq, number)
         delivery = Delivery(
             body=b"", stream="order", origin=("order", seq), token=token, headers={}, slot=0, delivered=2
         )
@@ -115,11 +115,11 @@ class Share:
         """These come when they are asked for."""
 
         def refilled() -> None:
-            self.events.refilled = lambda: None
+            self.pull.refilled = lambda: None
             for pair in pairs:
                 self.come(*pair)
 
-        self.events.refilled = refilled
+        self.pull.refilled = refilled
 
 
 def _next(number: int) -> Token:
@@ -137,7 +137,7 @@ async def test_deliveries_that_change_places_on_their_way_are_all_there() -> Non
     share.come_once((3, 6), (1, 4), (2, 5))
     async with asyncio.timeout(30):
         await share.takeover.run()
-    assert share.events.begun == 0, "it was gathered twice"
+    assert share.pull.begun == 0, "it was gathered twice"
     assert share.takeover.follows(_next(7)), "the next delivery counts as one that was lost"
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
 
@@ -162,7 +162,7 @@ async def test_what_went_to_nobody_is_given_back_once_more() -> None:
         share.numbers = 6
         share.come_once((3, 7))
 
-    share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side  # what the server has done meanwhile
+    share.pull.start_over = asked_anew  # type: ignore[method-assign]  # the server's side  # what the server has done meanwhile
     async with asyncio.timeout(30):
         await share.takeover.run()
     assert sorted(token.seq for token, _ in share.takeover.sorted()) == [1, 2, 3]
@@ -177,7 +177,7 @@ async def test_what_is_new_does_not_stand_for_what_is_missing() -> None:
         share.numbers, share.last, share.open = 6, 9, 4
         share.come_once((3, 7))
 
-    share.events.start_over = asked_anew  # type: ignore[method-assign]  # the server's side
+    share.pull.start_over = asked_anew  # type: ignore[method-assign]  # the server's side
     async with asyncio.timeout(30):
         await share.takeover.run()
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3, 9]
@@ -207,9 +207,27 @@ async def test_what_is_acknowledged_is_waited_for_until_the_server_has_heard_it(
     def heard() -> None:
         share.floor, share.open, share.numbers = 1, 2, 4
 
-    share.events.start_over = heard  # type: ignore[method-assign]  # the server's side
+    share.pull.start_over = heard  # type: ignore[method-assign]  # the server's side
     async with asyncio.timeout(30):
         await share.takeover.run()
     assert share.asked == 2
     assert [token.seq for token, _ in share.takeover.sorted()] == [1, 2, 3]
     assert share.link.said.count(b"-NAK") == 1
+
+
+async def test_P11_of_more_than_fits_into_memory_nothing_is_gathered_and_all_is_given_back_in_its_order() -> None:
+    share = _share()
+    share.last = share.open = share.numbers = MOST + 1
+    async with asyncio.timeout(30):
+        await share.takeover.run()
+    assert share.pull.ceiling is None, "all of it was asked for"
+    said = [int(frame.split(b".")[5]) for frame in share.link.said.split(b"PUB ")[1:-1]]
+    assert said == list(range(1, MOST + 2))
+    assert share.takeover.follows(_next(MOST + 2))
+
+
+async def test_what_is_left_with_others_is_not_spoken_of_and_the_numbers_are_known() -> None:
+    share = _share()
+    await share.takeover.skip()
+    assert share.link.said == b""
+    assert share.takeover.follows(_next(4))

@@ -32,8 +32,8 @@ class Members(Others):
         if link is not None:
             link.unsubscribe_raw(sid)
 
-    def say(self, link: Link, wants: int, *, new: bool = False, leaves: bool = False) -> None:
-        word = self.word(wants, new=new, leaves=leaves)
+    def say(self, link: Link, wants: int, *, leaving: int = 0, new: bool = False, leaves: bool = False) -> None:
+        word = self.word(wants, leaving=leaving, new=new, leaves=leaves)
         link.send(b"PUB %b %d\r\n%b\r\n" % (self._subject, len(word), word))
 
     def _take(self, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:

@@ -67,11 +67,20 @@ class OrderedFeed(NatsFeed):
     def _others_changed(self, answer: bool) -> None:
         link = self._connection.link
         if link is not None and answer and not self._stopping and self._began:
-            self._members.say(link, self._wants())
+            self._say(link)
         self._consider()
+
+    def _say(self, link: Link, *, new: bool = False) -> None:
+        self._members.say(link, self._wants(), leaving=self._keeps_on(), new=new)
 
     def _wants(self) -> int:
         return sum(1 << share.number for share in self.shares if share.wanted and not share.leaving)
+
+    def _keeps_on(self) -> int:
+        """The shares that go, or went with this feed, and of which something is still here."""
+        at_work = {token.pull for token in self.held}
+        going = (share for share in self.shares if share.leaving or self._stopping)
+        return sum(1 << share.number for share in going if not at_work.isdisjoint(share.pulls))
 
     def _consider(self) -> None:
         """Ask for what is to be ours, and let go of what is not."""
@@ -94,8 +103,8 @@ class OrderedFeed(NatsFeed):
             elif now - self._claimed[share.number] > UNCLAIMED:
                 share.ask(link)
         self._divide()
-        if (wants := self._wants()) != before:
-            self._members.say(link, wants)
+        if self._wants() != before:
+            self._say(link)
 
     def _divide(self) -> None:
         """The limits are those of the process: its shares have them together."""
@@ -112,7 +121,7 @@ class OrderedFeed(NatsFeed):
         """A share has gone: tell the others, and see whether it is to come back."""
         link = self._connection.link
         if link is not None and not self._stopping:
-            self._members.say(link, self._wants())
+            self._say(link)
         self._consider()
 
     # ── what is in hand ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,6 +146,10 @@ class OrderedFeed(NatsFeed):
     def begins(self) -> None:
         """This process begins to take from a share: what those before it left in notes is to be asked anew."""
         self.tenure += 1
+
+    def others_have(self, share: int) -> bool:
+        """Whether something of a share may run in another process."""
+        return self._members.had_by(share)
 
     def take_event(self, token: Token, delivery: Delivery) -> None:
         self._take_event(token, delivery, b"", None)
@@ -207,7 +220,7 @@ class OrderedFeed(NatsFeed):
         self._members.attach(link)
         for share in self.shares:
             share.link_up(link)
-        self._members.say(link, self._wants(), new=True)
+        self._say(link, new=True)
         if self._began:
             self._consider()
         elif self._listening is None:
@@ -233,9 +246,11 @@ class OrderedFeed(NatsFeed):
         for share in self.shares:
             share.hold(link)
             if not self._stopping:
-                share.look()
-        if not self._stopping and self._began:
-            self._members.say(link, self._wants())
+                share.copies.look()
+        if self._stopping:
+            self._members.say(link, 0, leaving=self._keeps_on(), leaves=True)
+        elif self._began:
+            self._say(link)
             self._consider()
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,7 +265,7 @@ class OrderedFeed(NatsFeed):
         link = self._connection.link
         if link is not None:
             try:
-                self._members.say(link, 0, leaves=True)
+                self._members.say(link, 0, leaving=self._keeps_on(), leaves=True)
                 self._members.detach()
             except BrokerUnavailable:
                 pass  # they notice by themselves
@@ -263,6 +278,7 @@ class OrderedFeed(NatsFeed):
         link = self._connection.link
         if link is not None:
             try:
+                self._members.say(link, 0, leaves=True)
                 await link.round_trip(2.0)  # acknowledgements must not be overtaken by the unpinning
             except BrokerUnavailable:
                 pass

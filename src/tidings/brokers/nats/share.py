@@ -27,7 +27,8 @@ from tidings.brokers.nats.consumers import GROUP, find_consumer, pinned_in
 from tidings.brokers.nats.headers import status_of
 from tidings.brokers.nats.names import RETRY_STREAM, share_durable
 from tidings.brokers.nats.pull import Pull, Token, pin_of
-from tidings.brokers.nats.takeover import TakeOver
+from tidings.brokers.nats.share_copies import Copies
+from tidings.brokers.nats.takeover import TakeOver, info_of
 from tidings.brokers.nats.tasks import Tasks
 from tidings.delivery import Delivery, Route
 from tidings.errors import BrokerUnavailable
@@ -40,10 +41,6 @@ log = logging.getLogger("tidings.nats")
 
 SLOTS: Final = 2
 """Requests that a share has out at a time; a process has several shares."""
-LOOK: Final = 1.0
-"""Seconds between two looks whether anybody is pinned while copies may wait for that."""
-LOOK_AGAIN: Final = 10.0
-"""The same while they are taken."""
 SURE: Final = 0.8
 """The part of the server's patience for which a share counts as ours without a new answer."""
 LEAVE_PATIENCE: Final = 1.0
@@ -65,6 +62,7 @@ class Owner(Protocol):
     def sure_again(self) -> None: ...
     def left(self) -> None: ...
     def begins(self) -> None: ...
+    def others_have(self, share: int) -> bool: ...
 
 
 class Share:
@@ -94,6 +92,7 @@ class Share:
             RETRY_STREAM, durable, Route.RETRY, prefix, most=most, most_bytes=size, take=owner.take_copy, slots=1
         )
         self.pulls = (self.events, self.retries)
+        self.copies = Copies(self, owner, api, self.retries)
         self.wanted = False
         """This process asks for the share, or has it."""
         self.preferred = False
@@ -111,9 +110,6 @@ class Share:
         self._answer = b""
         """Where the answer to the last request that held the pin will come."""
         self._over = TakeOver(self)
-        self._stands_in = False
-        """Copies are asked for, though not active: nobody is, and nobody will be before the next event."""
-        self._looked = 0.0
         self._seen_pin = ""
         self._tasks = Tasks(durable)
         self.events.note = self._note
@@ -125,6 +121,11 @@ class Share:
     @property
     def leaving(self) -> bool:
         return self._tasks.runs("leave")
+
+    @property
+    def pull(self) -> Pull:
+        """What is taken over."""
+        return self.events
 
     def held_here(self) -> dict[Token, Delivery]:
         return self._owner.held
@@ -142,7 +143,7 @@ class Share:
     def ask(self, link: Link) -> None:
         """Ask the server for this share; it is ours with the first event that comes."""
         self.wanted = True
-        self._looked = 0.0
+        self.copies.look_soon()
         self.events.attach(link)
 
     def _take(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None:
@@ -197,10 +198,8 @@ class Share:
         for token, delivery in self._over.sorted():
             self._owner.take_event(token, delivery)
         pull.refill()
-        link = self.connection.link
-        stood_in, self._stands_in = self._stands_in, False
-        if link is not None and not stood_in:
-            self.retries.attach(link)
+        if (link := self.connection.link) is not None:
+            self.copies.go(link)
 
     # ── keeping it ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,11 +245,7 @@ class Share:
             log.debug("%s: nobody says whose it is: %s", self.name, error)
 
     async def info(self) -> dict[str, Any]:
-        found = await find_consumer(self._api, self.events.stream, self.events.durable)
-        if found is None:
-            self.events.check_consumer = True
-            raise BrokerUnavailable(f"the consumer {self.events.durable} is gone")
-        return found
+        return await info_of(self._api, self.events)
 
     def _leader_lost(self) -> None:
         if self.pin:
@@ -263,8 +258,7 @@ class Share:
         self._tasks.cancel("take over", "verify")
         self._over.forget()
         self._stand_by()
-        self._stands_in = False
-        self.retries.detach()
+        self.copies.let_go()
         self._owner.lost(self)
         if self.wanted and not self.leaving:
             self.events.start_over()
@@ -280,7 +274,8 @@ class Share:
         link = self.connection.link
         if link is None:
             return  # with the next link it is seen anew who is to have it
-        self._tasks.cancel("take over", "look", "verify")
+        self._tasks.cancel("take over", "verify")
+        self.copies.pause()
         self._seen_pin = ""
         try:
             sids = [sid for pull in self.pulls for sid in pull.detach(self.leftover)]
@@ -296,11 +291,11 @@ class Share:
             await self.unpin()
         except BrokerUnavailable as error:
             log.debug("%s was not given back properly: %s", self.name, error)
-        self._tasks.cancel("take over", "look", "verify")
-        for pull in self.pulls:
-            pull.detach()  # a link that came meanwhile was asked for it anew
+        self._tasks.cancel("take over", "verify")
+        self.events.detach()  # a link that came meanwhile was asked for it anew
         self._over.forget()
-        self.wanted = self._stands_in = False
+        self.copies.let_go()
+        self.wanted = False
         self._stand_by()
         self._owner.lost(self)
         asyncio.get_running_loop().call_soon(self._owner.left)
@@ -308,7 +303,7 @@ class Share:
     def _stay(self, link: Link) -> None:
         if not link.up:
             return
-        self._stands_in = False
+        self.copies.let_go()
         if self.pin:
             self._begin()
         self.events.attach(link)
@@ -324,6 +319,7 @@ class Share:
         """Give back what was not handed over yet."""
         for token, _ in self._over.sorted():
             self._owner.refuse(token, b"-NAK")
+        self.copies.refuse_gathered()
 
     async def unpin(self) -> None:
         """Let the next process be active at once, and not only after the server's patience; never unpin another."""
@@ -339,48 +335,18 @@ class Share:
             log.debug("%s: the pin was not given back: %s", self.name, error)
         self.pin = self._seen_pin = ""
 
-    # ── while nobody is active ──────────────────────────────────────────────────────────────────────────────────────
-
-    def look(self) -> None:
-        """The server pins with an event only: without one, copies would wait, redriven letters among them.
-
-        So the process that is to have the share takes them while nobody is pinned. Called every second or so.
-        """
-        every = LOOK_AGAIN if self._stands_in else LOOK
-        idle = self.wanted and self.preferred and not self.pin and not self.leaving
-        if idle and time.monotonic() - self._looked > every and not self._tasks.runs("look"):
-            self._looked = time.monotonic()
-            self._tasks.spawn("look", self._look())
-
-    async def _look(self) -> None:
-        try:
-            somebody = pinned_in(await self.info())
-        except (BrokerUnavailable, ApiError) as error:
-            log.debug("%s: nobody says whether copies wait: %s", self.name, error)
-            return
-        link = self.connection.link
-        if self.pin or self.leaving or not self.wanted or link is None:
-            return
-        if somebody and self._stands_in:
-            self._stands_in = False
-            self.retries.detach()
-        elif not somebody and not self._stands_in:
-            self._stands_in = True
-            self._owner.begins()
-            self.retries.attach(link)
-
     # ── the link comes and goes ─────────────────────────────────────────────────────────────────────────────────────
 
     def link_up(self, link: Link) -> None:
         """On a new link the pin may still be ours, but deliveries may have been lost with the old one."""
-        self._looked = 0.0
+        self.copies.look_soon()
         if self.wanted:
             self.restart(link)
 
     def link_down(self) -> None:
-        self._tasks.cancel("take over", "verify", "look")
+        self._tasks.cancel("take over", "verify")
+        self.copies.link_down()
         self._answer = b""
-        self._stands_in = False
         self.active = False
         self.in_doubt = bool(self.pin)
 
@@ -395,5 +361,6 @@ class Share:
     def stop(self) -> None:
         """Begin nothing any more. The pin is kept until everything was given back."""
         self._tasks.cancel()
+        self.copies.pause()
         self.refuse_gathered()
         self.active = False

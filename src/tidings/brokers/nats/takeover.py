@@ -7,7 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tidings.brokers.nats.consumers import pinned_in
+from tidings.brokers.nats.api import Api
+from tidings.brokers.nats.consumers import find_consumer, pinned_in
 from tidings.brokers.nats.pull import Pull, Token
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
@@ -25,6 +26,21 @@ LONGEST: Final = 10.0
 """Seconds after which a take-over ends, whatever is still missing."""
 PORTION: Final = 2000
 """How many are given back in one write."""
+MOST: Final = 1024
+"""How many are gathered, and kept in memory for it; of more, the server is trusted to keep the order."""
+
+
+async def info_of(api: Api, pull: Pull) -> dict[str, Any]:
+    """What the server says of the consumer that is asked.
+
+    Raises:
+        BrokerUnavailable: it is gone, or nobody answers.
+    """
+    found = await find_consumer(api, pull.stream, pull.durable)
+    if found is None:
+        pull.check_consumer = True
+        raise BrokerUnavailable(f"the consumer {pull.durable} is gone")
+    return found
 
 
 class Pinned(Protocol):
@@ -33,8 +49,10 @@ class Pinned(Protocol):
     name: str
     pin: str
     in_doubt: bool
-    events: Pull
     connection: Connection
+
+    @property
+    def pull(self) -> Pull: ...
 
     async def info(self) -> dict[str, Any]: ...
     def sure(self, since: float) -> None: ...
@@ -55,8 +73,13 @@ class TakeOver:
         """What deliveries are settled under, with places for the numbers."""
         self._arrived = asyncio.Event()
 
+    @property
+    def can_speak(self) -> bool:
+        """It is known how to speak of what others have."""
+        return bool(self._subject)
+
     def pinned_by(self, token: Token) -> None:
-        """The delivery that said that we are pinned."""
+        """The delivery that said that it is ours to take over."""
         self._subject = _subject_for(token)
 
     def take(self, token: Token, delivery: Delivery) -> None:
@@ -91,13 +114,21 @@ class TakeOver:
         try:
             async with asyncio.timeout(LONGEST):
                 while not await self._gather():
-                    self._share.events.blocked = True
-                    self._share.events.start_over()
+                    self._share.pull.blocked = True
+                    self._share.pull.start_over()
                     await asyncio.sleep(AGAIN)
         except TimeoutError:
             if self._share.in_doubt:
                 raise BrokerUnavailable("no answer in time") from None
             log.warning("%s: what the process before left has not come in full yet", self._share.name)
+
+    async def skip(self) -> None:
+        """Leave with others what they have, and know from where on deliveries come here.
+
+        Raises:
+            BrokerUnavailable: nobody says.
+        """
+        self._counter = (await self._info())["delivered"]["consumer_seq"]
 
     async def _gather(self) -> bool:
         """Have all that is open elsewhere come to us; false where that has to be asked anew, because not all came.
@@ -106,7 +137,7 @@ class TakeOver:
         before a majority knows; and what the server's own replica does not have yet it leaves out, for later. So what
         comes in place of what is missing says nothing.
         """
-        pull = self._share.events
+        pull = self._share.pull
         since = time.monotonic()
         if (link := self._share.connection.link) is not None:
             pull.hold_pin(link, link.own_subject())
@@ -123,6 +154,8 @@ class TakeOver:
         before = len(self.gathered)
         self._numbers.clear()
         await self._give_back_for_others(info, mine | settled)
+        if missing > MOST:
+            return True
         pull.ceiling, pull.only_one, pull.blocked = pull.held + missing, False, False
         while sum(token.seq <= until for token, _ in self.gathered[before:]) < missing:
             if len(self.gathered) - before >= missing or not await self._another():
@@ -132,7 +165,7 @@ class TakeOver:
     async def _another(self) -> bool:
         """Wait for a delivery; false if none comes for a while."""
         self._arrived.clear()
-        self._share.events.refill()
+        self._share.pull.refill()
         try:
             async with asyncio.timeout(QUIET):
                 await self._arrived.wait()
@@ -151,7 +184,7 @@ class TakeOver:
 
         Of an acknowledgement that is on its way it is not known whether the server has heard it.
         """
-        pull = self._share.events
+        pull = self._share.pull
         mine: set[int] = set()
         settled: set[int] = set()
         for token in self._share.held_here():
