@@ -152,4 +152,10 @@ SHARES: tuple[Mutant, ...] = (
         "going = (share for share in self.shares if share.leaving or self._stopping)",
         "going = (share for share in self.shares if self._stopping)",
     ),
+    _copies(
+        "shares: a copy that was gathered stays with who may not have it",
+        COPIES,
+        "            self.refuse_gathered()\n            self.let_go()\n",
+        "            self.let_go()\n",
+    ),
 )

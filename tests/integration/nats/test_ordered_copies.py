@@ -8,8 +8,10 @@ import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, another, position, until
 from tests.integration.nats.server import NatsServer, Proxy
+from tidings.brokers.nats import share_copies
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.share import Share
+from tidings.delivery import ACK
 from tidings.partition import slot_of
 
 pytestmark = [pytest.mark.server, pytest.mark.proves("P8", broker="nats", store="none")]
@@ -89,6 +91,27 @@ async def test_P8_copies_that_a_process_still_has_are_left_with_it_by_the_one_th
     await first.settled(COUNT)
     await second.settled(COUNT, timeout=60)
     assert (copies_of(first), copies_of(second)) == (list(range(COUNT)), list(range(COUNT, 2 * COUNT)))
+
+
+async def test_P3_a_copy_that_was_gathered_goes_back_when_the_server_pins_the_share_to_another_process(
+    server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_copies, "LOOK_AGAIN", 2.0)
+    first = await begin(connect, server.url, pinned=False)
+    second = await another(connect, server.url, first, preferred=True)
+    share_of(second).events.blocked = True  # so that it is not the one
+    await until(lambda: share_of(second).copies.pull.attached)
+    await send_copies(second, COUNT)
+    await until(lambda: share_of(second).copies.pull.held)
+    await first.publish(b"event")
+    await until(lambda: share_of(first).pin)
+    await until(lambda: not share_of(second).copies.pull.held)
+    share_of(second).events.blocked = False
+    async with asyncio.timeout(60):
+        while len(copies_of(first) + copies_of(second)) < 2 * COUNT or first.open or second.open:
+            for rig in (first, second):
+                await rig.broker.settle([(one, ACK) for one in rig.open])
+            await asyncio.sleep(0.02)
 
 
 async def test_P8_P9_copies_that_a_process_finishes_while_it_stops_are_left_with_it(

@@ -217,6 +217,7 @@ class Copies:
         if share.pin or share.leaving or not share.wanted or link is None:
             return
         if somebody and self._stands_in:
+            self.refuse_gathered()
             self.let_go()
         elif not somebody and not self._stands_in:
             self._stands_in = True
