@@ -9,7 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
+from nats.aio.client import Client
 
 from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers._assignment import assign
@@ -27,6 +29,14 @@ from tidings.ports import Plan, StreamPlan, Subscription
 def server(tmp_path: Path) -> Iterator[NatsServer]:
     with NatsServer(tmp_path / "server") as made:
         yield made
+
+
+@pytest.fixture
+async def bare(server: NatsServer) -> AsyncIterator[Client]:
+    """A plain client, for what only strangers do."""
+    client = await nats.connect(server.url)
+    yield client
+    await client.close()
 
 
 @pytest.fixture

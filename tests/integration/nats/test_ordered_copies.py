@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.aio.client import Client
 
 from tests.integration.nats.conftest import Connect, Rig, another, position, until
 from tests.integration.nats.server import NatsServer, Proxy
@@ -18,12 +19,13 @@ pytestmark = [pytest.mark.server, pytest.mark.proves("P8", broker="nats", store=
 
 COUNT = 10
 ORDERED = position(ordered=True, max_in_flight=1000)
-"""So many that each share takes ten copies at a time."""
+ROOM = 15
+"""Copies that one share asks for at a time, of such a limit."""
 
 
-async def send_copies(rig: Rig, begin: int) -> None:
-    copies = [rig.copy(b"%d" % number, id=f"copy-{number}") for number in range(begin, begin + COUNT)]
-    assert await rig.broker.publish(copies, timeout=30) == [None] * COUNT
+async def send_copies(rig: Rig, begin: int, count: int = COUNT) -> None:
+    copies = [rig.copy(b"%d" % number, id=f"copy-{number}") for number in range(begin, begin + count)]
+    assert await rig.broker.publish(copies, timeout=30) == [None] * count
 
 
 def copies_of(rig: Rig) -> list[int]:
@@ -134,16 +136,34 @@ async def test_P8_a_copy_that_goes_to_a_process_that_stands_still_is_overtaken_b
 ) -> None:
     """The server does not know yet, and serves its request in turn with those of the one that took its place."""
     first = await begin(connect, proxy.url, pinned=False)
-    await first.settled(COUNT)
+    await send_copies(first, COUNT, ROOM - COUNT)
+    await first.settled(ROOM)
+    assert share_of(first).copies.pull.asked == ROOM
     proxy.hold()
     second = await connect(server.url, ORDERED)
     await until(lambda: share_of(second).copies.pull.attached)
-    for number in range(COUNT, 2 * COUNT):
-        (error,) = await second.broker.publish([second.copy(b"%d" % number, id=f"copy-{number}")], timeout=30)
-        assert error is None
+    for number in range(ROOM, 2 * ROOM):
+        await send_copies(second, number, 1)
         await asyncio.sleep(0.2)
-    await second.settled(COUNT, timeout=60)
-    assert copies_of(second) == list(range(COUNT, 2 * COUNT))
+    await second.settled(ROOM, timeout=60)
+    assert copies_of(second) == list(range(ROOM, 2 * ROOM))
+
+
+async def test_P8_copies_that_go_elsewhere_while_they_are_taken_here_are_missed_and_overtaken_by_none(
+    server: NatsServer, connect: Connect, bare: Client
+) -> None:
+    rig = await begin(connect, server.url, pinned=False)
+    await rig.settled(COUNT)
+    pull = share_of(rig).copies.pull
+    request = b'{"batch": 3, "expires": 15000000000}'
+    await bare.publish(f"$JS.API.CONSUMER.MSG.NEXT.{pull.stream}.{pull.durable}", request, reply="nobody.settles")
+    await bare.subscribe("nobody.settles")
+    await bare.flush()
+    for number in range(COUNT, 2 * COUNT):
+        await send_copies(rig, number, 1)
+        await asyncio.sleep(0.1)
+    await rig.settled(2 * COUNT, timeout=60)
+    assert copies_of(rig) == list(range(2 * COUNT))
 
 
 def share_of(rig: Rig) -> Share:

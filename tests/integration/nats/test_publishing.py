@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -23,14 +22,6 @@ from tidings.publisher import outlet_of
 from tidings.stores.sqlalchemy import SqlAlchemyStore
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-async def bare(server: NatsServer) -> AsyncIterator[Client]:
-    """A plain client, for what only strangers do."""
-    client = await nats.connect(server.url)
-    yield client
-    await client.close()
 
 
 async def stored(rig: Rig, stream: str = "order") -> list[bytes]:
