@@ -11,6 +11,7 @@ CLUSTER = "tests/conformance/test_nats_cluster.py::TestNatsCluster::"
 ACK_WAIT = "test_P2_a_handler_that_takes_three_times_the_ack_wait_gets_its_event_once"
 KILLED = "test_P4_a_process_that_was_killed_at_a_point_loses_nothing_and_doubles_nothing"
 MEMORY = "test_P11_memory_is_bounded_with_a_slow_handler_and_a_long_backlog"
+COPIES = "test_P8_copies_keep_their_order_when_the_process_that_had_some_is_lost"
 LOSS = "test_P1_P10_complete_packet_loss_for_a_while_loses_nothing_and_doubles_nothing"
 SILENT = "test_P10_connections_that_died_without_a_word_are_noticed_and_replaced"
 ROLLING = "test_P1_P10_a_cluster_stopped_node_by_node_down_to_none_comes_back_with_everything"
@@ -44,6 +45,13 @@ FAULTS: tuple[Mutant, ...] = (
         "        self._most, self._most_bytes = most, most_bytes\n",
         "        self._most, self._most_bytes = 1 << 20, 1 << 40\n",
         (SINGLE + MEMORY,),
+    ),
+    Mutant(
+        "faults: copies that a lost process had come behind later ones",
+        "brokers/nats/share_copies.py",
+        "if await self._left_by_others():",
+        "if not await self._left_by_others():",
+        (SINGLE + COPIES,),
     ),
     Mutant(
         "faults: a silent connection is believed for ever",

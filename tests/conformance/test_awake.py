@@ -184,6 +184,7 @@ ELSEWHERE = {
     mutants_faults.ACK_WAIT: "what is slow is not kept alive",
     mutants_faults.KILLED: "what a dead process held in the outbox stays there",
     mutants_faults.MEMORY: "a feed takes whatever there is",
+    mutants_faults.COPIES: "copies that a lost process had come behind later ones",
     mutants_faults.LOSS: "on a new connection no share is asked for",
     mutants_faults.SILENT: "a silent connection is believed for ever",
     mutants_faults.ROLLING: "when a server has gone no other is looked for",

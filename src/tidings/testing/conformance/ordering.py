@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tidings.delivery import ACK, Delivery, Verdict
+from tidings.delivery import ACK, Delivery, Route, Verdict
 from tidings.testing.conformance.bench import Bench
 from tidings.testing.conformance.consumer import Consumer, Judge
 
@@ -100,4 +100,28 @@ class Ordering:
         await first.close()
         await bench.until_settled(subscription.position)
         assert second.ids == [str(number) for number in range(2 * count)]
+        bench.ledger.check(subscription.position)
+
+    async def test_P8_copies_keep_their_order_when_the_process_that_had_some_is_lost(self, bench: Bench) -> None:
+        """Those of a replay, or redriven letters: another process begins with what it had, and goes on in order."""
+        bench.needs("ordered")
+        network, count = bench.network, 10
+        subscription = bench.subscription(ordered=True, max_in_flight=1000)
+        far = await bench.client(subscription, make=network.far_broker)
+        near = await bench.client(subscription)
+        copies = [
+            bench.copy(bench.message(str(number), key="k"), Route.RETRY, subscription.position)
+            for number in range(2 * count)
+        ]
+        first = await bench.consumer(subscription, lambda delivery: None, client=far)
+        await bench.publish(near, copies[:count])
+        await bench.until(lambda: len(first.taken) == count, "the first has half of them")
+        await network.lose()
+        try:
+            second = await bench.consumer(subscription, client=near)
+            await bench.publish(near, copies[count:])
+            await bench.until_settled(subscription.position)
+            assert second.ids == [str(number) for number in range(2 * count)]
+        finally:
+            await network.mend()
         bench.ledger.check(subscription.position)
