@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from examples.shop import ledger
 from examples.shop.events import OrderPlaced, StockReserved
-from tidings import Delivery, Retry, Service
+from tidings import Delivery, KillSwitch, Retry, Service
 
 stock = Service("stock")
 
@@ -16,7 +16,12 @@ stock = Service("stock")
 FORGETFUL = os.environ.get("SHOP_FORGETFUL") == "1"
 
 
-@stock.on(OrderPlaced, once=not FORGETFUL, retry=Retry(attempts=3, first=0.2, most=1.0))
+# So many of a few orders are made to fail that a worker which has just come in place of a killed one may see little
+# else, and would pause itself until somebody looks.
+PATIENT = KillSwitch(least=100)
+
+
+@stock.on(OrderPlaced, once=not FORGETFUL, retry=Retry(attempts=3, first=0.2, most=1.0), kill_switch=PATIENT)
 async def reserve(order: OrderPlaced, db: AsyncConnection, delivery: Delivery) -> StockReserved:
     if order.sku == "flaky" and delivery.attempt <= 2:
         raise ConnectionError("the warehouse did not answer")
