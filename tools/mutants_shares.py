@@ -137,8 +137,8 @@ SHARES: tuple[Mutant, ...] = (
     _copies(
         "shares: a successor gathers all that is open, however much",
         "brokers/nats/takeover.py",
-        "        if missing > MOST:\n            return True\n",
-        "",
+        "if missing > ORDERED_ACK_PENDING:",
+        "if missing > 1 << 40:",
     ),
     _copies(
         "shares: whoever stops does not say what it still has",

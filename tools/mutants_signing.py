@@ -172,8 +172,8 @@ SIGNING: tuple[Mutant, ...] = (
     _rabbit(
         "a log that may not be read is waited for",
         "reading.py",
-        "error.code == REFUSED and not follow:",
-        "error.code == 0 and not follow:",
+        "if _is_forbidden(error) and not follow:",
+        "if False and not follow:",
         "the_doctor_names_what_a_user_may_not_and_makes_nothing",
     ),
     _rabbit(

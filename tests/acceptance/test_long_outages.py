@@ -6,7 +6,6 @@ Whole services on NATS with PostgreSQL; the server is killed and started again. 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ import pytest
 from tests.integration.nats.conftest import until
 from tests.integration.nats.server import NatsServer
 from tests.integration.shop import Placed, Reserved
+from tests.servers import folder_for
 from tidings import BrokerUnavailable, Delivery, Service
 from tidings.dead_letters import list_letters
 from tidings.errors import StoreUnavailable
@@ -136,8 +136,7 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    # Not among the tests' folders: a second run of the tests closes those to all others, PostgreSQL's own user too.
-    with tempfile.TemporaryDirectory(prefix="tidings-postgres-") as folder, Postgres(Path(folder)) as made:
+    with folder_for("postgres") as folder, Postgres(folder) as made:
         with psycopg.connect(made.url, autocommit=True) as connection:
             connection.execute("CREATE TABLE ledger (place bigserial, handler text, key text, number int)")
         yield made

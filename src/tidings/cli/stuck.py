@@ -51,7 +51,8 @@ def watch_loop(health: Health, limit: float) -> None:
         blocked, last = 0.0, time.monotonic()
         while blocked < limit + LOOK:
             threading.Event().wait(LOOK)
-            last, passed = (now := time.monotonic()), now - last
+            now = time.monotonic()
+            passed, last = now - last, now
             blocked = blocked + min(passed, LOOK) if health.silent >= passed else 0.0
         log.error("the event loop has been blocked for %.0f s; this process ends, for another to go on", health.silent)
         end_now(Status.FAILED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.integration.shop import Placed, Reserved
+from tests.servers import folder_for
 from tests.unit.parts import until
 from tidings import Retry, Service
 from tidings.testing import MemoryBroker
@@ -156,9 +156,7 @@ def mariadb(folder: Path) -> Iterator[Place]:
     ]
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    # Not among the tests' folders: a second run of the tests closes those to all others, PostgreSQL's own user too.
-    with tempfile.TemporaryDirectory(prefix="tidings-full-") as name:
-        folder = Path(name)
+    with folder_for("full") as folder:
         opened = mariadb(folder) if request.param == "mariadb" else postgres(folder, request.param[len("postgresql") :])
         with opened as place:
             place.run(CREATE)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from tidings.brokers.nats.connection import Connection
+from tidings.brokers.nats.consumers import ORDERED_ACK_PENDING
 from tidings.brokers.nats.pull import Pull, Token
-from tidings.brokers.nats.takeover import MOST, TakeOver
+from tidings.brokers.nats.takeover import TakeOver
 from tidings.delivery import Delivery
 
 PIN = "me"
@@ -217,13 +218,13 @@ async def test_what_is_acknowledged_is_waited_for_until_the_server_has_heard_it(
 
 async def test_P11_of_more_than_fits_into_memory_nothing_is_gathered_and_all_is_given_back_in_its_order() -> None:
     share = _share()
-    share.last = share.open = share.numbers = MOST + 1
+    share.last = share.open = share.numbers = ORDERED_ACK_PENDING + 1
     async with asyncio.timeout(30):
         await share.takeover.run()
     assert share.pull.ceiling is None, "all of it was asked for"
     said = [int(frame.split(b".")[5]) for frame in share.link.said.split(b"PUB ")[1:-1]]
-    assert said == list(range(1, MOST + 2))
-    assert share.takeover.follows(_next(MOST + 2))
+    assert said == list(range(1, ORDERED_ACK_PENDING + 2))
+    assert share.takeover.follows(_next(ORDERED_ACK_PENDING + 2))
 
 
 async def test_what_is_left_with_others_is_not_spoken_of_and_the_numbers_are_known() -> None:

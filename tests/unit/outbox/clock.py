@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from tests.walk.virtual import EPOCH, Loop
+from tests.walk.virtual import Clock, Loop
 
 
-class _Clock:
-    """Stands in for the module `time`."""
+class _Clock(Clock):
+    """That of whichever loop runs."""
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def time(self) -> float:
-        return EPOCH + self.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """The whole process stands still, as by SIGSTOP."""

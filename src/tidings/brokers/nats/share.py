@@ -20,7 +20,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tidings.brokers.nats import consumers
+from tidings.brokers.nats import consumers, share_copies
 from tidings.brokers.nats.api import Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import GROUP, find_consumer, pinned_in
@@ -49,20 +49,14 @@ STAY: Final = 5.0
 """Seconds until it is tried again."""
 
 
-class Owner(Protocol):
+class Owner(share_copies.Owner, Protocol):
     """What a share needs of the feed that it belongs to."""
 
-    held: dict[Token, Delivery]
-
     def take_event(self, token: Token, delivery: Delivery) -> None: ...
-    def take_copy(self, token: Token, delivery: Delivery, subject: bytes, headers: bytes | None) -> None: ...
-    def refuse(self, token: Token, what: bytes) -> None: ...
     def lost(self, share: Share) -> None: ...
     async def emptied(self, share: Share, patience: float) -> bool: ...
     def sure_again(self) -> None: ...
     def left(self) -> None: ...
-    def begins(self) -> None: ...
-    def others_have(self, share: int) -> bool: ...
 
 
 class Share:

@@ -193,6 +193,7 @@ class Copies:
     # ── while nobody is pinned ──────────────────────────────────────────────────────────────────────────────────────
 
     def look_soon(self) -> None:
+        """Something has changed: look in the next round."""
         self._looked = 0.0
 
     def look(self) -> None:

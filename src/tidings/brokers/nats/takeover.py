@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tidings.brokers.nats.api import Api
-from tidings.brokers.nats.consumers import find_consumer, pinned_in
+from tidings.brokers.nats.consumers import ORDERED_ACK_PENDING, find_consumer, pinned_in
 from tidings.brokers.nats.pull import Pull, Token
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
@@ -26,8 +26,6 @@ LONGEST: Final = 10.0
 """Seconds after which a take-over ends, whatever is still missing."""
 PORTION: Final = 2000
 """How many are given back in one write."""
-MOST: Final = 1024
-"""How many are gathered, and kept in memory for it; of more, the server is trusted to keep the order."""
 
 
 async def info_of(api: Api, pull: Pull) -> dict[str, Any]:
@@ -154,7 +152,7 @@ class TakeOver:
         before = len(self.gathered)
         self._numbers.clear()
         await self._give_back_for_others(info, mine | settled)
-        if missing > MOST:
+        if missing > ORDERED_ACK_PENDING:  # more than is kept in memory: the server is trusted to keep the order
             return True
         pull.ceiling, pull.only_one, pull.blocked = pull.held + missing, False, False
         while sum(token.seq <= until for token, _ in self.gathered[before:]) < missing:

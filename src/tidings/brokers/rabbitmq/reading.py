@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from tidings.brokers.rabbitmq.channel import GRANT, REFUSED, Channel, NotAllowed, Refused
 from tidings.brokers.rabbitmq.connection import Connection
@@ -184,12 +184,12 @@ def _ignore(tag: str) -> None:
     """A reader that is cut off asks again."""
 
 
-def _is_forbidden(error: BrokerUnavailable) -> bool:
+def _is_forbidden(error: BrokerUnavailable) -> TypeGuard[Refused]:
     return isinstance(error, Refused) and error.code == REFUSED
 
 
 def _check_there(queue: str, error: BrokerUnavailable, follow: bool = False) -> None:
-    if isinstance(error, Refused) and error.code == REFUSED and not follow:
+    if _is_forbidden(error) and not follow:
         raise NotAllowed(f"the user may not read the log {queue!r}: {error.text}. {GRANT}") from None
     if isinstance(error, Refused) and error.missing:
         raise ConfigurationError(
