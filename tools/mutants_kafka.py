@@ -18,6 +18,13 @@ def bug(what: str, file: str, old: str, new: str, tests: tuple[str, ...] = FAST)
 
 KAFKA: tuple[Mutant, ...] = (
     bug(
+        "what was on its way to a partition that goes is given up",
+        "publishing.py",
+        " or (error.code() == KafkaError._DESTROY and not self._closing)",
+        "",
+        ("tests/integration/kafka/test_remade_topics.py",),
+    ),
+    bug(
         "a record without bytes that comes alone is passed over",
         "pump.py",
         "elif (record := consumer.poll(POLL)) is not None:",

@@ -1,4 +1,4 @@
-"""A proxy before a Kafka node that understands commits, and answers them in the coordinator's name when told to."""
+"""A proxy before a Kafka node that knows requests apart, and answers commits in the coordinator's name when told to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError
 
+PRODUCE: Final = 0
 OFFSET_COMMIT: Final = 8
 VERSION: Final = 9
 
@@ -32,6 +33,9 @@ class Between:
         self.holds = False
         """The next commit goes no further, and is answered just before the one that follows it passes."""
         self._held: bytes = b""
+        self.keeps: int | None = None
+        """Requests of this kind wait here, and others pass them, until `pass_on`."""
+        self.kept: list[tuple[asyncio.StreamWriter, bytes]] = []
 
     async def start(self) -> Between:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._at)
@@ -45,6 +49,12 @@ class Between:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def pass_on(self) -> None:
+        """Let what waits here go on, and all that follows."""
+        self.keeps = None
+        for onward, request in self.kept:
+            onward.write(request)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, onward = await asyncio.open_connection("127.0.0.1", self._target)
@@ -61,7 +71,10 @@ class Between:
             while True:
                 size = await reader.readexactly(4)
                 frame = await reader.readexactly(*struct.unpack(">i", size))
-                if struct.unpack_from(">h", frame) != (OFFSET_COMMIT,) or self._passes(frame, back):
+                (kind,) = struct.unpack_from(">h", frame)
+                if kind == self.keeps:
+                    self.kept.append((onward, size + frame))
+                elif kind != OFFSET_COMMIT or self._passes(frame, back):
                     onward.write(size + frame)
                 await onward.drain()
         except (OSError, asyncio.IncompleteReadError):

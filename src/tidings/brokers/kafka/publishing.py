@@ -150,7 +150,7 @@ class Publisher:
                 results[place] = BrokerUnavailable(f"{_MAYBE}: no report in time from {self._where}{self._because()}")
             elif (answer := waits.answers[place]) is not None:
                 results[place] = self._meaning(answer, messages[place])
-                if answer.code() in _NOWHERE:
+                if self._went_away(answer):
                     denied.setdefault(topic_of(messages[place]), []).append(place)
         for topic, some in denied.items():
             whole = all(place in some for place in sent if topic_of(messages[place]) == topic)
@@ -286,6 +286,10 @@ class Publisher:
                 self._link.seen.discard(topic)
                 raise _nowhere(topic, message)
             await asyncio.sleep(DENIED_PAUSE)  # a broker that has just started may not know its topics yet
+
+    def _went_away(self, error: KafkaError) -> bool:
+        """Whether what was to keep a message is denied, or went while it was on its way: the library ends those."""
+        return error.code() in _NOWHERE or (error.code() == KafkaError._DESTROY and not self._closing)
 
     def _meaning(self, error: KafkaError, message: Message) -> Exception:
         code = error.code()
