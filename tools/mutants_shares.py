@@ -28,7 +28,27 @@ _copies = partial(
     ),
 )
 
+_requests = partial(Mutant, tests=("tests/integration/nats/test_ordered_requests.py",))
+
 SHARES: tuple[Mutant, ...] = (
+    _requests(
+        "shares: a request is left behind that the server may pin the share to",
+        "brokers/nats/hearing_out.py",
+        "while share.events.asked and link.up and time.monotonic() < end:",
+        "while False:",
+    ),
+    _requests(
+        "shares: who is pinned while it stops keeps that for itself",
+        SHARE,
+        "            await heard_out(self, [], link)\n            await self.unpin()\n",
+        "            await heard_out(self, [], link)\n",
+    ),
+    _requests(
+        "shares: what comes of a request that is heard out is handed over",
+        "brokers/nats/hearing_out.py",
+        "    share.events.hear_out(heard)\n",
+        "",
+    ),
     _bug(
         "shares: two processes compute different owners",
         "brokers/_assignment.py",

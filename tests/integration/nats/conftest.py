@@ -19,7 +19,7 @@ from tidings.brokers.nats.broker import NatsBroker
 from tidings.brokers.nats.feed import NatsFeed
 from tidings.brokers.nats.names import SHARES
 from tidings.brokers.nats.ordered import OrderedFeed
-from tidings.brokers.nats.pull import Token
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import ACK, Delivery, Message, Route
 from tidings.partition import slot_of
 from tidings.ports import Plan, StreamPlan, Subscription

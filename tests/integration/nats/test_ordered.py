@@ -17,7 +17,7 @@ from tests.integration.nats.pace import watched
 from tests.integration.nats.server import NatsServer, Proxy
 from tests.integration.nats.workers import Row, Workers
 from tidings.brokers.nats.ordered import OrderedFeed
-from tidings.brokers.nats.pull import Token
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import ACK, Delivery, Route
 from tidings.envelope import envelope_of, to_structured
 from tidings.partition import slot_of

@@ -18,7 +18,7 @@ from tidings.brokers import _healing
 from tidings.brokers.nats import link, pull
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.options import parse
-from tidings.brokers.nats.pull import Token
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import ACK, Release, Route
 from tidings.errors import BrokerUnavailable, ConfigurationError
 

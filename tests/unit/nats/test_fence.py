@@ -13,8 +13,8 @@ from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.link import Link
 from tidings.brokers.nats.options import parse
 from tidings.brokers.nats.ordered import OrderedFeed
-from tidings.brokers.nats.pull import Token
 from tidings.brokers.nats.share import SURE, Share
+from tidings.brokers.nats.tokens import Token
 from tidings.brokers.nats.watch import Watch
 from tidings.delivery import Delivery
 from tidings.ports import Subscription

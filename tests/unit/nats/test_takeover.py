@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import ORDERED_ACK_PENDING
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.pull import Pull
 from tidings.brokers.nats.takeover import TakeOver
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery
 
 PIN = "me"

@@ -17,8 +17,9 @@ from urllib.parse import unquote
 
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.names import RETRY_STREAM, durable_of
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.pull import Pull
 from tidings.brokers.nats.settling import nak, say, say_all
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery, Header, Route
 from tidings.errors import BrokerUnavailable
 from tidings.partition import slot_of

@@ -16,9 +16,10 @@ from tidings.brokers._assignment import assign
 from tidings.brokers.nats.feed import NatsFeed, split
 from tidings.brokers.nats.members import Members
 from tidings.brokers.nats.names import SHARES
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.pull import Pull
 from tidings.brokers.nats.settling import say_all
 from tidings.brokers.nats.share import Share
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
 from tidings.ports import Recalls, Sink, Subscription
@@ -272,7 +273,7 @@ class OrderedFeed(NatsFeed):
         await super().stop()
 
     def _detach(self) -> list[int]:
-        return [sid for share in self.shares for pull in share.pulls for sid in pull.detach(share.leftover)]
+        return [sid for share in self.shares for sid in share.detach()]
 
     async def _closing(self) -> None:
         link = self._connection.link
@@ -282,6 +283,6 @@ class OrderedFeed(NatsFeed):
                 await link.round_trip(2.0)  # acknowledgements must not be overtaken by the unpinning
             except BrokerUnavailable:
                 pass
-        await asyncio.gather(*(share.unpin() for share in self.shares))
+        await asyncio.gather(*(share.gone() for share in self.shares))
         for task in list(self._giving_up):
             task.cancel()

@@ -15,10 +15,11 @@ import msgspec
 
 from tidings.brokers.nats.headers import RawHeaders, own, status_of, unserved_of
 from tidings.brokers.nats.names import type_and_slot
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import NO_HEADERS, Delivery, Route
 
 if TYPE_CHECKING:
-    from tidings.brokers.nats.link import Link
+    from tidings.brokers.nats.link import Link, RawSink
 
 log = logging.getLogger("tidings.nats")
 
@@ -40,29 +41,6 @@ UNWANTED: Final = -2
 
 _WAIT: Final = 5.0
 _encode = msgspec.json.Encoder().encode
-
-
-class Token:
-    """What the broker needs to know of a delivery it handed over."""
-
-    __slots__ = ("counter", "given", "is_open", "lost", "pull", "reply", "seq", "size", "stale", "touched")
-
-    def __init__(self, reply: bytes, pull: Pull, size: int, seq: int, counter: int) -> None:
-        self.reply = reply
-        self.pull = pull
-        self.size = size
-        self.seq = seq
-        self.counter = counter
-        """The server's number of this delivery: one consumer's deliveries have no gaps."""
-        self.touched = time.monotonic()
-        """When the server last heard that it is in good hands."""
-        self.stale = False
-        """It may have been delivered to somebody else meanwhile: it may be acknowledged, not given back (trap 22)."""
-        self.lost = False
-        """Its share went to another process while it was here: when it comes again, it is another delivery."""
-        self.is_open = True
-        self.given = False
-        """It was handed over to the core."""
 
 
 Take = Callable[[Token, Delivery, bytes, bytes | None], None]
@@ -155,6 +133,7 @@ class Pull:
         """What a consumer with a priority group wants to read in each request."""
         self.only_one = False
         """A standby asks for one message alone."""
+        self.expires = EXPIRES
         self.ceiling: int | None = None
         """How many may be here in place of the limit, while what a predecessor left is gathered."""
         self.blocked = False
@@ -205,18 +184,30 @@ class Pull:
         self._paused_until = 0.0
         self.refill()
 
-    def detach(self, leftover: Callable[[bytes, bytes, bytes | None, bytes], None] | None = None) -> list[int]:
+    def detach(self, leftover: RawSink | None = None) -> list[int]:
         """Ask no more; what is still on its way goes to `leftover` until the returned ids are forgotten."""
         link, self._link = self._link, None
+        self.ended()
         sids = []
         for slot in self._slots:
-            slot.left = slot.left_bytes = 0
             if link is not None and link.up:
                 if leftover is not None:
                     link.replace_sink(slot.sid, leftover)
                 link.unsubscribe_raw(slot.sid, forget=leftover is None)
                 sids.append(slot.sid)
         return sids
+
+    def hear_out(self, sink: RawSink) -> None:
+        """Ask no more, and have what comes of what was asked for go to a sink, which says when that has ended."""
+        self.blocked = True
+        if (link := self._link) is not None:
+            for slot in self._slots:
+                link.replace_sink(slot.sid, sink)
+
+    def ended(self) -> None:
+        """Nothing more comes of what was asked for."""
+        for slot in self._slots:
+            slot.left = slot.left_bytes = 0
 
     def start_over(self) -> None:
         """Forget the requests that are out, and ask anew."""
@@ -268,13 +259,13 @@ class Pull:
         slot.serial += 1
         slot.left = slot.asked = batch
         slot.left_bytes, slot.quiet = most_bytes, 0.0
-        slot.until = time.monotonic() + EXPIRES + 2.0
+        slot.until = time.monotonic() + self.expires + 2.0
         request: dict[str, object] = {
             "batch": batch,
-            "expires": int(EXPIRES * 1e9),
+            "expires": int(self.expires * 1e9),
             **self.group,
         }
-        if slot is self._slots[0]:
+        if slot is self._slots[0] and self.expires == EXPIRES:
             request["idle_heartbeat"] = int(HEARTBEAT * 1e9)
         if most_bytes:
             request["max_bytes"] = most_bytes

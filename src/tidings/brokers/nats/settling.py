@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from tidings.brokers.nats.connection import Connection
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.tokens import Source, Token
 from tidings.delivery import Ack, Delivery, Verdict
 from tidings.errors import BrokerUnavailable, MisuseError
 
@@ -41,8 +41,8 @@ class Settler:
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> list[Exception | None]:
         """See `ports.Broker.settle`."""
         results: list[Exception | None] = [None] * len(verdicts)
-        acks: dict[Pull, list[Item]] = {}
-        naks: dict[Pull, list[Item]] = {}
+        acks: dict[Source, list[Item]] = {}
+        naks: dict[Source, list[Item]] = {}
         for index, (delivery, verdict) in enumerate(verdicts):
             token = delivery.token
             if not isinstance(token, Token) or not token.is_open:
@@ -59,7 +59,7 @@ class Settler:
         return results
 
     async def _tell(
-        self, acks: dict[Pull, list[Item]], naks: dict[Pull, list[Item]], results: list[Exception | None]
+        self, acks: dict[Source, list[Item]], naks: dict[Source, list[Item]], results: list[Exception | None]
     ) -> None:
         groups = [*acks.values(), *naks.values()]
         mine = {pull: [item[1] for items in (acks, naks) for item in items.get(pull, ())] for pull in {**acks, **naks}}

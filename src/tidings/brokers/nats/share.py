@@ -25,11 +25,13 @@ from tidings.brokers.nats.api import Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import GROUP, find_consumer, pinned_in
 from tidings.brokers.nats.headers import status_of
+from tidings.brokers.nats.hearing_out import STANDBY, hear_out, heard_out
 from tidings.brokers.nats.names import RETRY_STREAM, share_durable
-from tidings.brokers.nats.pull import Pull, Token, pin_of
+from tidings.brokers.nats.pull import EXPIRES, Pull, pin_of
 from tidings.brokers.nats.share_copies import Copies
 from tidings.brokers.nats.takeover import TakeOver, info_of
 from tidings.brokers.nats.tasks import Tasks
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery, Route
 from tidings.errors import BrokerUnavailable
 from tidings.ports import Subscription
@@ -129,6 +131,7 @@ class Share:
         self.active = self.exposed = self.in_doubt = False
         self.events.group = {"group": GROUP}
         self.events.only_one = True
+        self.events.expires = STANDBY
         self.events.blocked = False
         self.events.ceiling = None
 
@@ -165,6 +168,7 @@ class Share:
         self.active = False
         self.in_doubt = True
         self._owner.sure_again()
+        self.events.expires = EXPIRES
         self.events.blocked = True
         self._tasks.spawn("take over", self._take_over())
 
@@ -272,10 +276,7 @@ class Share:
         self.copies.pause()
         self._seen_pin = ""
         try:
-            sids = [sid for pull in self.pulls for sid in pull.detach(self.leftover)]
-            await link.round_trip(2.0)  # nothing of it can come after this
-            for sid in sids:
-                link.drop_sink(sid)
+            await heard_out(self, hear_out(self), link)
             self.refuse_gathered()
             if not await self._owner.emptied(self, LEAVE_PATIENCE):
                 log.info("%s stays here for now: an event of it takes long", self.name)
@@ -298,6 +299,7 @@ class Share:
         if not link.up:
             return
         self.copies.let_go()
+        self.events.blocked = False
         if self.pin:
             self._begin()
         self.events.attach(link)
@@ -358,3 +360,22 @@ class Share:
         self.copies.pause()
         self.refuse_gathered()
         self.active = False
+
+    def detach(self) -> list[int]:
+        """Take nothing more; what comes all the same goes back, until the returned ids are forgotten."""
+        sids, link = hear_out(self), self.connection.link
+        if self.events.asked and link is not None:
+            self._tasks.spawn("hear out", self._hear_out(link))
+        return sids
+
+    async def _hear_out(self, link: Link) -> None:
+        try:
+            await heard_out(self, [], link)
+            await self.unpin()
+        except BrokerUnavailable as error:
+            log.debug("%s: it may be kept for us for a while: %s", self.name, error)
+
+    async def gone(self) -> None:
+        """Return when nobody else is kept from having it any more."""
+        await self._tasks.over("hear out")
+        await self.unpin()

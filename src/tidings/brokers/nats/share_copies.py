@@ -18,9 +18,10 @@ from tidings.brokers.nats.api import Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import pinned_in
 from tidings.brokers.nats.link import Link
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.pull import Pull
 from tidings.brokers.nats.takeover import AGAIN, LONGEST, TakeOver, info_of
 from tidings.brokers.nats.tasks import Tasks
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tidings.brokers.nats.api import Api
 from tidings.brokers.nats.consumers import ORDERED_ACK_PENDING, find_consumer, pinned_in
-from tidings.brokers.nats.pull import Pull, Token
+from tidings.brokers.nats.pull import Pull
+from tidings.brokers.nats.tokens import Token
 from tidings.delivery import Delivery
 from tidings.errors import BrokerUnavailable
 

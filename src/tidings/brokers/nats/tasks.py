@@ -28,3 +28,8 @@ class Tasks:
 
     def runs(self, what: str) -> bool:
         return what in self._running and not self._running[what].done()
+
+    async def over(self, what: str) -> None:
+        """Wait for the end of one that runs."""
+        if self.runs(what):
+            await asyncio.wait([self._running[what]])

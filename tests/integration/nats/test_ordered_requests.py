@@ -1,0 +1,81 @@
+"""A process that asked for a share and is not to have it: what the server gives it goes to another one at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.integration.nats.conftest import Connect, Rig, another, position, until
+from tests.integration.nats.server import NatsServer
+from tidings.brokers.nats import consumers
+from tidings.brokers.nats.consumers import pinned_in
+from tidings.brokers.nats.ordered import OrderedFeed
+from tidings.brokers.nats.share import Share
+from tidings.partition import slot_of
+
+pytestmark = [pytest.mark.server, pytest.mark.proves("P9", broker="nats", store="none")]
+
+ORDERED = position(ordered=True)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pin that nobody gives back lasts for longer than any test waits."""
+    monkeypatch.setattr(consumers, "PIN_TIMEOUT", 120.0)
+
+
+def share_of(rig: Rig) -> Share:
+    """That of the key `k`."""
+    assert isinstance(rig.feed, OrderedFeed)
+    return rig.feed.shares[slot_of("k") // 8]
+
+
+async def asked(rig: Rig) -> None:
+    """Wait until the server has a request for that share, and nobody is pinned."""
+
+    async def found() -> tuple[str, int]:
+        info = await share_of(rig).info()
+        return pinned_in(info), info["num_waiting"]
+
+    async with asyncio.timeout(20):
+        while await found() != ("", 1):  # noqa: ASYNC110  # limited
+            await asyncio.sleep(0.01)
+
+
+async def test_P9_what_comes_while_a_quiet_process_restarts_is_not_kept_for_the_one_that_went(
+    server: NatsServer, connect: Connect
+) -> None:
+    successor = await connect(server.url, ORDERED, subscribe=False)
+    quiet = await connect(server.url, ORDERED)
+    await asked(quiet)
+    await quiet.broker.close()
+    await successor.publish(b"meanwhile")
+    await successor.subscribe()
+    await until(lambda: successor.bodies == [b"meanwhile"])
+
+
+async def test_P9_what_is_given_to_a_process_that_lets_a_share_go_is_with_the_next_one_at_once(
+    server: NatsServer, connect: Connect
+) -> None:
+    first = await connect(server.url, ORDERED)
+    await asked(first)
+    second = await another(connect, server.url, first, preferred=True)
+    await until(lambda: share_of(first).leaving)
+    await second.publish(b"meanwhile")
+    await until(lambda: second.bodies == [b"meanwhile"])
+    assert first.bodies == []
+    await until(lambda: not share_of(first).leaving)
+
+
+async def test_P9_what_is_given_to_a_process_that_stops_is_with_the_next_one_at_once(
+    server: NatsServer, connect: Connect
+) -> None:
+    first = await connect(server.url, ORDERED)
+    await asked(first)
+    await first.feed.stop()
+    second = await connect(server.url, ORDERED)
+    await second.publish(b"meanwhile")
+    await until(lambda: second.bodies == [b"meanwhile"])
+    await first.broker.close()
+    assert first.bodies == []
