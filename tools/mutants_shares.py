@@ -44,6 +44,12 @@ SHARES: tuple[Mutant, ...] = (
         "            await heard_out(self, [], link)\n",
     ),
     _requests(
+        "shares: who keeps a share for now keeps also what it was pinned to while it heard out",
+        SHARE,
+        "            if not self.pin:\n                await self.unpin()",
+        "            if False:\n                await self.unpin()",
+    ),
+    _requests(
         "shares: what comes of a request that is heard out is handed over",
         "brokers/nats/hearing_out.py",
         "    share.events.hear_out(heard)\n",

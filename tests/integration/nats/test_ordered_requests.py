@@ -79,3 +79,23 @@ async def test_P9_what_is_given_to_a_process_that_stops_is_with_the_next_one_at_
     await until(lambda: second.bodies == [b"meanwhile"])
     await first.broker.close()
     assert first.bodies == []
+
+
+async def lets_go_with_a_copy_at_work(connect: Connect, server: NatsServer, url: str) -> tuple[Rig, Rig]:
+    """A process that has never been pinned and is to let the share go, which it will not: a copy of it takes long."""
+    first = await connect(url, ORDERED)
+    await asked(first)
+    assert await first.broker.publish([first.copy()], timeout=20.0) == [None]
+    await until(lambda: first.bodies == [b"copy"])
+    second = await another(connect, server.url, first, preferred=True)
+    await until(lambda: share_of(first).leaving)
+    return first, second
+
+
+async def test_P9_what_is_given_to_a_process_that_keeps_a_share_for_a_copy_is_with_the_next_one_at_once(
+    server: NatsServer, connect: Connect
+) -> None:
+    first, second = await lets_go_with_a_copy_at_work(connect, server, server.url)
+    await second.publish(b"meanwhile")
+    await until(lambda: not share_of(first).leaving)
+    await until(lambda: b"meanwhile" in first.bodies + second.bodies, timeout=10.0)

@@ -277,6 +277,8 @@ class Share:
         self._seen_pin = ""
         try:
             await heard_out(self, hear_out(self), link)
+            if not self.pin:
+                await self.unpin()  # now, also if the share stays: what was heard may have made us the pinned one
             self.refuse_gathered()
             if not await self._owner.emptied(self, LEAVE_PATIENCE):
                 log.info("%s stays here for now: an event of it takes long", self.name)
