@@ -50,6 +50,12 @@ SHARES: tuple[Mutant, ...] = (
         "            if False:\n                await self.unpin()",
     ),
     _requests(
+        "shares: who keeps a share for now, and lost its connection, asks for it no more",
+        SHARE,
+        "        if not self.pin:\n            self.events.blocked = False",
+        "        if link.up:\n            self.events.blocked = False",
+    ),
+    _requests(
         "shares: what comes of a request that is heard out is handed over",
         "brokers/nats/hearing_out.py",
         "    share.events.hear_out(heard)\n",

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, another, position, until
-from tests.integration.nats.server import NatsServer
+from tests.integration.nats.server import NatsServer, Proxy
 from tidings.brokers.nats import consumers
 from tidings.brokers.nats.consumers import pinned_in
 from tidings.brokers.nats.ordered import OrderedFeed
@@ -99,3 +99,16 @@ async def test_P9_what_is_given_to_a_process_that_keeps_a_share_for_a_copy_is_wi
     await second.publish(b"meanwhile")
     await until(lambda: not share_of(first).leaving)
     await until(lambda: b"meanwhile" in first.bodies + second.bodies, timeout=10.0)
+
+
+async def test_P10_a_share_that_stays_is_asked_for_also_where_the_connection_was_lost_meanwhile(
+    server: NatsServer, proxy: Proxy, connect: Connect
+) -> None:
+    first, second = await lets_go_with_a_copy_at_work(connect, server, proxy.url)
+    await until(lambda: first.got[0].withdrawn)  # it has heard out, and waits for the copy
+    proxy.cut()
+    await until(lambda: not share_of(first).leaving)
+    await second.broker.close()
+    third = await connect(server.url, ORDERED, subscribe=False)
+    await third.publish(b"afterwards")
+    await until(lambda: b"afterwards" in first.bodies, timeout=10.0)

@@ -298,10 +298,11 @@ class Share:
         asyncio.get_running_loop().call_soon(self._owner.left)
 
     def _stay(self, link: Link) -> None:
+        if not self.pin:
+            self.events.blocked = False  # with another link, too: there it was asked for, or will be
         if not link.up:
             return
         self.copies.let_go()
-        self.events.blocked = False
         if self.pin:
             self._begin()
         self.events.attach(link)
