@@ -56,6 +56,12 @@ SHARES: tuple[Mutant, ...] = (
         "        if link.up:\n            self.events.blocked = False",
     ),
     _requests(
+        "shares: whoever closes a feed that is closing goes on at once",
+        "brokers/nats/feed.py",
+        "        async with self._ending:\n            if not self._closed:",
+        "        if True:\n            if not self._closed:",
+    ),
+    _requests(
         "shares: what comes of a request that is heard out is handed over",
         "brokers/nats/hearing_out.py",
         "    share.events.hear_out(heard)\n",

@@ -112,3 +112,18 @@ async def test_P10_a_share_that_stays_is_asked_for_also_where_the_connection_was
     third = await connect(server.url, ORDERED, subscribe=False)
     await third.publish(b"afterwards")
     await until(lambda: b"afterwards" in first.bodies, timeout=10.0)
+
+
+async def test_P9_who_closes_the_connection_waits_for_a_feed_that_is_closing(
+    server: NatsServer, connect: Connect
+) -> None:
+    successor = await connect(server.url, ORDERED, subscribe=False)
+    first = await connect(server.url, ORDERED)
+    await asked(first)
+    closing = asyncio.create_task(first.feed.close())
+    await until(lambda: first.feed._closed)
+    await first.broker.close()
+    assert closing.done()
+    await successor.publish(b"meanwhile")
+    await successor.subscribe()
+    await until(lambda: successor.bodies == [b"meanwhile"])

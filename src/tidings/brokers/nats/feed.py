@@ -54,6 +54,7 @@ class NatsFeed:
         self._queue: deque[tuple[Token, Delivery]] = deque()
         """Delivered, and not handed over yet: the limits are reached."""
         self._stopping = self._closed = False
+        self._ending = asyncio.Lock()
         self.tenure = 0
         """See `ports.Feed`."""
         self._task: asyncio.Task[None] | None = None
@@ -258,9 +259,15 @@ class NatsFeed:
         return [sid for pull in self.pulls for sid in pull.detach(self._leftover)]
 
     async def close(self) -> None:
-        """End, and give back at once whatever was handed over and not settled. Safe to call twice."""
-        if self._closed:
-            return
+        """End, and give back at once whatever was handed over and not settled. Safe to call twice.
+
+        Whoever calls it while it ends waits for that, too: what is said at the end needs the connection.
+        """
+        async with self._ending:
+            if not self._closed:
+                await self._end()
+
+    async def _end(self) -> None:
         await self.stop()
         self._closed = True
         if self._task is not None:
