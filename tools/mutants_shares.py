@@ -38,6 +38,12 @@ SHARES: tuple[Mutant, ...] = (
         "while False:",
     ),
     _requests(
+        "shares: an old request is left behind that the server may pin the share to",
+        "brokers/nats/hearing_out.py",
+        'link.send(b"PUB %b %b 0\\r\\n\\r\\n" % (about, link.own_subject()))',
+        "about.strip()",
+    ),
+    _requests(
         "shares: who is pinned while it stops keeps that for itself",
         SHARE,
         "            await heard_out(self, [], link)\n            await self.unpin()\n",
@@ -64,7 +70,7 @@ SHARES: tuple[Mutant, ...] = (
     _requests(
         "shares: what comes of a request that is heard out is handed over",
         "brokers/nats/hearing_out.py",
-        "    share.events.hear_out(heard)\n",
+        "    events.hear_out(heard)\n",
         "",
     ),
     _bug(

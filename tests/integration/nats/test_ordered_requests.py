@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from tests.integration.nats.conftest import Connect, Rig, another, position, until
 from tests.integration.nats.server import NatsServer, Proxy
-from tidings.brokers.nats import consumers
+from tidings.brokers.nats import consumers, share
 from tidings.brokers.nats.consumers import pinned_in
+from tidings.brokers.nats.hearing_out import STANDBY
 from tidings.brokers.nats.ordered import OrderedFeed
 from tidings.brokers.nats.share import Share
 from tidings.partition import slot_of
@@ -43,11 +45,15 @@ async def asked(rig: Rig) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
 async def test_P9_what_comes_while_a_quiet_process_restarts_is_not_kept_for_the_one_that_went(
-    server: NatsServer, connect: Connect
+    server: NatsServer, connect: Connect, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(share, "FRESH", 10.0 if fresh else 0.0)
     successor = await connect(server.url, ORDERED, subscribe=False)
     quiet = await connect(server.url, ORDERED)
+    if not fresh:  # the last of the short requests is over as well
+        await until(lambda: share_of(quiet).events._slots[0].until - time.monotonic() > STANDBY + 5.0)
     await asked(quiet)
     await quiet.broker.close()
     await successor.publish(b"meanwhile")

@@ -2,8 +2,11 @@
 
 A request cannot be taken back. The server may pin a share to one although nobody hears the answer any more, and then
 its events come to nobody until that pin lapses (seen with 2.15.1: it looks whether anybody listens after it has pinned,
-or the event is under way already). So who is not pinned hears out what was asked for, which is not long, and gives back
-what comes.
+or the event is under way already). So who is not pinned hears out what was asked for, and gives back what comes.
+
+That is not long while a share changes hands, as it does in a rolling restart. Later requests last longer, because in a
+cluster each one that ends and is asked anew is told to all replicas. Where such a one is given up the server is made to
+throw it away, as it does when it is asked about the consumer: an event has to come in the same instant to be late.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import asyncio
 import time
 from typing import Final, Protocol
 
+from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.link import Link
 from tidings.brokers.nats.pull import Pull
 
 STANDBY: Final = 1.0
-"""Seconds that a request lasts which may pin a share."""
+"""Seconds that a request lasts which may pin a share, while that is fresh."""
+FRESH: Final = 10.0
+"""Seconds from when a share is asked for: by then it has changed hands, or nothing happens there."""
 _LOOK: Final = 0.02
 
 
@@ -25,6 +31,7 @@ class Asking(Protocol):
 
     events: Pull
     retries: Pull
+    connection: Connection
     pin: str
 
     def leftover(self, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None: ...
@@ -32,15 +39,19 @@ class Asking(Protocol):
 
 def hear_out(share: Asking) -> list[int]:
     """Take nothing more; what comes all the same goes back, until the returned ids are forgotten."""
-    sids = share.retries.detach(share.leftover)
-    if share.pin or not share.events.asked:
-        return sids + share.events.detach(share.leftover)
+    sids, events = share.retries.detach(share.leftover), share.events
+    if share.pin or not events.asked or events.expires > STANDBY:
+        sids += events.detach(share.leftover)
+        if (link := share.connection.link) is not None and link.up:
+            about = f"{share.connection.options.api}.CONSUMER.INFO.{events.stream}.{events.durable}".encode()
+            link.send(b"PUB %b %b 0\r\n\r\n" % (about, link.own_subject()))
+        return sids
 
     def heard(subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
         share.leftover(subject, reply, headers, data)
-        share.events.ended()
+        events.ended()
 
-    share.events.hear_out(heard)
+    events.hear_out(heard)
     return sids
 
 

@@ -25,7 +25,7 @@ from tidings.brokers.nats.api import Api, ApiError
 from tidings.brokers.nats.connection import Connection
 from tidings.brokers.nats.consumers import GROUP, find_consumer, pinned_in
 from tidings.brokers.nats.headers import status_of
-from tidings.brokers.nats.hearing_out import STANDBY, hear_out, heard_out
+from tidings.brokers.nats.hearing_out import FRESH, STANDBY, hear_out, heard_out
 from tidings.brokers.nats.names import RETRY_STREAM, share_durable
 from tidings.brokers.nats.pull import EXPIRES, Pull, pin_of
 from tidings.brokers.nats.share_copies import Copies
@@ -131,15 +131,20 @@ class Share:
         self.active = self.exposed = self.in_doubt = False
         self.events.group = {"group": GROUP}
         self.events.only_one = True
-        self.events.expires = STANDBY
+        self._ask_briefly()
         self.events.blocked = False
         self.events.ceiling = None
+
+    def _ask_briefly(self) -> None:
+        self.events.expires = STANDBY
+        self._fresh_until = time.monotonic() + FRESH
 
     # ── asking, and being pinned ────────────────────────────────────────────────────────────────────────────────────
 
     def ask(self, link: Link) -> None:
         """Ask the server for this share; it is ours with the first event that comes."""
         self.wanted = True
+        self._ask_briefly()
         self.copies.look_soon()
         self.events.attach(link)
 
@@ -210,6 +215,8 @@ class Share:
     def hold(self, link: Link) -> None:
         """Keep the pin, whether there is room for more or not. Called every second or so, also while stopping."""
         if not self.pin:
+            if time.monotonic() > self._fresh_until:
+                self.events.expires = EXPIRES
             return
         if self._answer:
             link.forget(self._answer)
