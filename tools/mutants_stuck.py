@@ -25,6 +25,13 @@ STUCK: tuple[Mutant, ...] = (
         "        if self._may_leave(self):\n",
         "        if False:\n",
     ),
+    bug(
+        "a worker that makes room for another has failed",
+        "cli/workers.py",
+        "Status.INTERRUPTED, MADE_ROOM, -signal",
+        "Status.INTERRUPTED, -signal",
+        ON_THE_COMMAND_LINE,
+    ),
     bug("a call is left behind as soon as its time is over", "limit.py", "wait = self._patience\n", "wait = 0.0\n"),
     bug(
         "a call that took its time-out is left behind later",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
+from typing import Final
 
 from tidings.errors import EventError, ProgramError, WorldError
 
@@ -20,6 +21,9 @@ class Status(IntEnum):
     INTERRUPTED = 130
     OUTPUT_CLOSED = 141
 
+
+MADE_ROOM: Final = 75
+"""How a worker ends that stopped with grace for another to take its place: its parent alone sees it."""
 
 MEANINGS = {
     Status.OK: "all went well, or the service was stopped with grace",

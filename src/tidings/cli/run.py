@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tidings.cli.failures import CommandError, Status
+from tidings.cli.failures import MADE_ROOM, CommandError, Status
 from tidings.cli.garbage import settle_garbage
 from tidings.cli.options import Json, configure_log, named
 from tidings.cli.output import Out
@@ -79,7 +79,7 @@ async def _serve(
         loop.call_soon_threadsafe(stopped.set if ready else starting.cancel)
 
     stop.bind(asked)
-    status = Status.OK
+    status = int(Status.OK)
     try:
         async with sight, service.running(broker=broker, store=store):
             ready = True
@@ -103,7 +103,7 @@ async def _serve(
     return status
 
 
-async def _work(service: Service, sight: Observability, stop: Stop, stopped: asyncio.Event) -> Status:
+async def _work(service: Service, sight: Observability, stop: Stop, stopped: asyncio.Event) -> int:
     """As a worker, which is replaced when it is stuck: until it is asked to stop, or is to be replaced."""
     if (limit := blocked_limit(service)) is not None:
         watch_loop(sight.health, limit)
@@ -118,7 +118,7 @@ async def _work(service: Service, sight: Observability, stop: Stop, stopped: asy
         return Status.OK
     log.error("%s. This worker stops, for another to take its place", stuck.result())
     stop.ask()
-    return Status.FAILED
+    return MADE_ROOM
 
 
 def _say_ready(

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from tidings.cli.failures import Status
+from tidings.cli.failures import MADE_ROOM, Status
 from tidings.cli.output import Out
 from tidings.cli.signals import Stop
 from tidings.observe.merging import Merged
@@ -35,7 +35,7 @@ STOP_TIMEOUT: Final = 30.0
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker has to become ready which takes the place of another one."""
 PROBE_TIMEOUT: Final = 2.0
-_STOPPED: Final = (Status.OK, Status.INTERRUPTED, -signal.SIGTERM)
+_STOPPED: Final = (Status.OK, Status.INTERRUPTED, MADE_ROOM, -signal.SIGTERM)
 """How a worker ends that was asked to: with grace, or while it was still starting."""
 
 
@@ -368,4 +368,6 @@ def _as_arguments(options: Mapping[str, object]) -> list[str]:
 def _ended(status: int) -> str:
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
+    if status == MADE_ROOM:
+        return "made room for another"
     return f"ended with status {status}"

@@ -64,11 +64,20 @@ def test_P7_P12_a_worker_whose_call_holds_others_up_is_replaced_until_its_event_
     place(served, "1")  # the same key: it waits for the first
     place(served, "2")
     parent.until("This worker stops, for another to take its place", err=True)
-    parent.until("ended with status 1; it is started again", err=True)
+    parent.until("made room for another; it is started again", err=True)
     await_(lambda: sorted(served.applied()) == ["1", "2"], 60)
     assert len(begun(served)) == 3, "two attempts of the first, and the one that follows"
     assert len(set(begun(served)[:2])) == 2, "each in a process of its own"
     assert '"state": "dead"' in served.run("dead", "list", "--json").out
+    assert parent.stop() == 0
+
+
+@pytest.mark.proves("P9", broker="nats", store="none")
+def test_P9_a_stop_while_a_worker_makes_room_for_another_ends_with_0(served: Shell) -> None:
+    served.write("shop/stock.py", STUCK.replace("ORDER", 'order="key"'))
+    parent = served.start(*RUN, "--workers", "2").until("workers are ready")
+    place(served, "1", "stuck")
+    parent.until("This worker stops, for another to take its place", err=True)
     assert parent.stop() == 0
 
 
