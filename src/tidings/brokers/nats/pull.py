@@ -134,6 +134,7 @@ class Pull:
         self.only_one = False
         """A standby asks for one message alone."""
         self.expires = EXPIRES
+        """Seconds that a request lasts; the signs of life are for long ones."""
         self.ceiling: int | None = None
         """How many may be here in place of the limit, while what a predecessor left is gathered."""
         self.blocked = False
