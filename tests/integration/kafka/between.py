@@ -52,8 +52,8 @@ class Between:
 
     def pass_on(self) -> None:
         """Let what waits here go on, and all that follows."""
-        self.keeps = None
-        for onward, request in self.kept:
+        self.keeps, kept, self.kept = None, self.kept, []
+        for onward, request in kept:
             onward.write(request)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tidings.brokers.kafka.admin import AdminClient
 from tidings.brokers.kafka.broker import KafkaBroker
 from tidings.brokers.kafka.feed import KafkaFeed
 from tidings.delivery import ACK, Delivery, Header, Message, Route
@@ -64,6 +65,17 @@ class Rig:
 
     async def ack(self, *deliveries: Delivery) -> None:
         assert await self.broker.settle([(one, ACK) for one in deliveries]) == [None] * len(deliveries)
+
+
+async def remove(server: Kafka, topic: str, group: str = "") -> None:
+    """Delete a topic, and wait until it is gone; before that a group with its offsets."""
+    admin = AdminClient({"bootstrap.servers": server.address})
+    if group:
+        await asyncio.wrap_future(admin.delete_consumer_groups([group])[group])
+    await asyncio.wrap_future(admin.delete_topics([topic])[topic])
+    async with asyncio.timeout(40):
+        while topic in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
+            await asyncio.sleep(0.05)
 
 
 async def until(condition: Callable[[], object], seconds: float = 40.0) -> None:

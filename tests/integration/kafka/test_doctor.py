@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.kafka.conftest import remove
 from tidings.brokers import examine
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
@@ -169,14 +170,3 @@ async def make(url: str, *topics: NewTopic) -> None:
     admin = AdminClient({"bootstrap.servers": url.removeprefix("kafka://")})
     for one in admin.create_topics(list(topics)).values():
         await asyncio.wrap_future(one)
-
-
-async def remove(server: Kafka, topic: str, group: str = "") -> None:
-    """Delete a topic, and wait until it is gone; before that a group with its offsets."""
-    admin = AdminClient({"bootstrap.servers": server.address})
-    if group:
-        await asyncio.wrap_future(admin.delete_consumer_groups([group])[group])
-    await asyncio.wrap_future(admin.delete_topics([topic])[topic])
-    async with asyncio.timeout(40):
-        while topic in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
-            await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 
-from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, until, until_equal
+from tests.integration.kafka.conftest import QUICK, Connect, Rig, plan, position, remove, until, until_equal
 from tidings.brokers.kafka import publishing
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.brokers.kafka.broker import KafkaBroker
@@ -82,10 +82,7 @@ async def test_P1_a_topic_that_is_denied_for_a_moment_is_asked_for_again(
     rig = await connect(subscribe=False)
     await rig.publish(rig.message(b"before"))
     stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": kafka.address})
-    await asyncio.wrap_future(admin.delete_topics([stream])[stream])
-    async with asyncio.timeout(40):
-        while stream in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
-            await asyncio.sleep(0.05)
+    await remove(kafka, stream)
     if noticed:
         assert rig.broker._link is not None
         await rig.broker._link.refresh()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.kafka.between import PRODUCE, Between
-from tests.integration.kafka.conftest import QUICK, Connect, Rig, until, until_equal
+from tests.integration.kafka.conftest import QUICK, Connect, Rig, remove, until, until_equal
 from tidings.brokers.kafka.admin import AdminClient, NewTopic
 from tidings.delivery import Route
 from tidings.partition import slot_of
@@ -25,25 +25,25 @@ async def test_P1_what_was_on_its_way_to_a_partition_that_is_gone_is_sent_to_one
     server.far_advertised = f"127.0.0.1:{free_port()}"
     between = await Between(server.far_port, int(server.far_advertised.rpartition(":")[2])).start()
     with server:
-        rig = await connect(url=f"kafka://{server.far_advertised}?{QUICK}", subscribe=False)
-        stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": server.address})
-        key = next(str(n) for n in range(100) if slot_of(str(n), 4) == 3)
-        await rig.publish(rig.message(b"before", key))
-        between.keeps = PRODUCE
-        storing = asyncio.create_task(rig.broker.publish([rig.message(b"1", key), rig.message(b"2", key)], timeout=60))
-        await until(lambda: between.kept)
-        await asyncio.wrap_future(admin.delete_topics([stream])[stream])
-        async with asyncio.timeout(40):
-            while stream in (await asyncio.to_thread(admin.list_topics, timeout=5)).topics:  # noqa: ASYNC110  # limited
-                await asyncio.sleep(0.05)
-        await asyncio.wrap_future(admin.create_topics([NewTopic(stream, 1, 1)])[stream])
-        await until_equal(lambda: partitions_seen(rig), 1)
-        assert not storing.done()
-        between.pass_on()  # the library says of both that its handle was destroyed
-        assert await storing == [None, None]
-        assert [one.body async for one in rig.broker.read(Route.EVENT, stream)] == [b"1", b"2"]
-        await rig.broker.close()
-        await between.stop()
+        try:
+            rig = await connect(url=f"kafka://{server.far_advertised}?{QUICK}", subscribe=False)
+            stream, admin = rig.subscription.stream, AdminClient({"bootstrap.servers": server.address})
+            key = next(str(n) for n in range(100) if slot_of(str(n), 4) == 3)
+            await rig.publish(rig.message(b"before", key))
+            between.keeps = PRODUCE
+            both = [rig.message(b"1", key), rig.message(b"2", key)]
+            storing = asyncio.create_task(rig.broker.publish(both, timeout=60))
+            await until(lambda: between.kept)
+            await remove(server, stream)
+            await asyncio.wrap_future(admin.create_topics([NewTopic(stream, 1, 1)])[stream])
+            await until_equal(lambda: partitions_seen(rig), 1)
+            assert not storing.done()
+            between.pass_on()  # the library says of both that its handle was destroyed
+            assert await storing == [None, None]
+            assert [one.body async for one in rig.broker.read(Route.EVENT, stream)] == [b"1", b"2"]
+            await rig.broker.close()
+        finally:
+            await between.stop()
 
 
 async def partitions_seen(rig: Rig) -> int:

@@ -40,9 +40,10 @@ class Asking(Protocol):
 def hear_out(share: Asking) -> list[int]:
     """Take nothing more; what comes all the same goes back, until the returned ids are forgotten."""
     sids, events = share.retries.detach(share.leftover), share.events
-    if share.pin or not events.asked or events.expires > STANDBY:
+    waits = bool(events.asked) and not share.pin
+    if not waits or events.expires > STANDBY:
         sids += events.detach(share.leftover)
-        if (link := share.connection.link) is not None and link.up:
+        if waits and (link := share.connection.link) is not None and link.up:
             about = f"{share.connection.options.api}.CONSUMER.INFO.{events.stream}.{events.durable}".encode()
             link.send(b"PUB %b %b 0\r\n\r\n" % (about, link.own_subject()))
         return sids
