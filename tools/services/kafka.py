@@ -161,4 +161,5 @@ class Kafka(Program):
         return self.folder / "server.properties"
 
     def _java(self, main: str, *arguments: str) -> list[str]:
-        return [str(self._binary), *JVM, *LOGGING, "-cp", f"{jars(self.pom)}/*", main, *arguments]
+        folder = f"-Djava.io.tmpdir={self.folder}"  # libraries that it unpacks there stay when it is killed
+        return [str(self._binary), *JVM, folder, *LOGGING, "-cp", f"{jars(self.pom)}/*", main, *arguments]
