@@ -16,6 +16,7 @@ from examples.shop import ledger
 from examples.shop.trouble import BROKEN
 from tools.drill_kit import ROOT, Case, Kit, Process, Seen, distinct, plain, until
 from tools.drill_shop import HANDLER, Shop, backlog, send_raw
+from tools.services.freezing import freeze
 
 ORDERS = 600
 OUTAGE = 10.0
@@ -58,7 +59,7 @@ def server_stopped(kit: Kit) -> Seen:
     shop.wait_applied(100)
     pid = shop.server_pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     time.sleep(OUTAGE)
     os.kill(pid, signal.SIGCONT)
     return end(shop, load.finish(), worker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
+from tools.services.freezing import freeze_all, tell
 from tools.services.program import Program, find
 
 
@@ -61,17 +61,17 @@ class Postgres(Program):
 
     def pause(self) -> None:
         """It keeps its sockets and answers nothing, over no connection."""
-        self._tell_all(signal.SIGSTOP)
+        freeze_all(self._all)
 
     def resume(self) -> None:
         self._tell_all(signal.SIGCONT)
 
     def _tell_all(self, what: signal.Signals) -> None:
+        for one in self._all():
+            tell(one, what)
+
+    def _all(self) -> list[int]:
         """The server and its sessions, which the group does not hold: each begins one of its own."""
         pid = self.pid
         listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, timeout=10)
-        for one in (pid, *map(int, listed.stdout.split())):
-            try:
-                os.kill(one, what)
-            except ProcessLookupError:
-                pass
+        return [pid, *map(int, listed.stdout.split())]

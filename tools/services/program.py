@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from tools.services.freezing import freeze_all, members
 from tools.services.ports import free_port
 
 STARTS_WITHIN = 100.0
@@ -150,8 +151,7 @@ class Program(ABC):
 
     def pause(self) -> None:
         """It keeps its sockets and answers nothing, as a host that hangs."""
-        assert self._process is not None
-        self._tell(self._process, signal.SIGSTOP)
+        freeze_all(lambda: members(self.pid))
 
     def resume(self) -> None:
         assert self._process is not None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.cli.shell import STOCK, Running, Shell, alive, await_, get
+from tools.services.freezing import freeze
 from tools.services.ports import free_port
 
 pytestmark = pytest.mark.server
@@ -216,7 +217,7 @@ def test_the_parent_tells_the_health_of_its_workers(served: Shell) -> None:
     await_(lambda: get(f"{url}/health/live")[0] == 200)  # each worker has two seconds to answer
     assert "tidings_workers_alive 2" in get(f"{url}/metrics")[1]
 
-    os.kill(pids(parent)[0], signal.SIGSTOP)
+    freeze(pids(parent)[0])
     try:
         status, body = get(f"{url}/health/live")
         assert (status, "worker 0 does not answer" in body) == (503, True)

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from tests import proxy
 from tidings.brokers.nats.embedded_binary import verified_binary
+from tools.services.freezing import freeze
 from tools.services.ports import free_port
 
 STARTS_WITHIN: Final = 60.0
@@ -86,7 +87,7 @@ class NatsServer:
     def pause(self) -> None:
         """It keeps its sockets and answers nothing, as a host that hangs."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def resume(self) -> None:
         assert self._process is not None

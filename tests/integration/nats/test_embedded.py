@@ -28,6 +28,7 @@ from tidings.brokers.nats.embedded import EmbeddedServer, embedded_server
 from tidings.brokers.nats.embedded_folder import Folder, State
 from tidings.brokers.nats.embedded_probe import Health, probe
 from tidings.errors import BrokerUnavailable, ConfigurationError
+from tools.services.freezing import freeze
 from tools.services.ports import free_port
 
 USER = """
@@ -365,10 +366,8 @@ async def test_a_hanging_server_is_named_and_left_to_the_user(folder: Path) -> N
     async with embedded_server(folder) as server:
         pid = server.pid
         server._ready_timeout = 1.0  # it is ready: now less will do
-        os.kill(pid or 0, signal.SIGSTOP)
-        async with asyncio.timeout(10):
-            while ") T " not in Path(f"/proc/{pid}/stat").read_text():  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0.01)
+        assert pid
+        freeze(pid)
         with pytest.raises(BrokerUnavailable, match=rf"not ready within 1 s.*kill {pid}"):
             await server.ensure_running()
         assert "was not ready" in str(server.problem)

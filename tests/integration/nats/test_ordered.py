@@ -21,6 +21,7 @@ from tidings.brokers.nats.tokens import Token
 from tidings.delivery import ACK, Delivery, Route
 from tidings.envelope import envelope_of, to_structured
 from tidings.partition import slot_of
+from tools.services.freezing import freeze
 
 pytestmark = pytest.mark.server
 
@@ -87,7 +88,7 @@ async def test_P8_a_process_that_was_stopped_and_comes_back_repeats_nothing_behi
     publishing = asyncio.create_task(_publish_in_turn(rig, 2500, first=begun, pause=0.05))
     await until(partial(_has_begun, workers, begun))
     stopped = workers.rows[-1][2]
-    os.kill(stopped, signal.SIGSTOP)
+    freeze(stopped)
     await asyncio.sleep(8.0)
     before = len(workers.rows)
     os.kill(stopped, signal.SIGCONT)
@@ -318,7 +319,7 @@ async def _until_all_work(rig: Rig, workers: Workers, processes: int) -> int:
 async def _stopped_at_work(workers: Workers, count: int) -> int:
     """Stop a process that has events of these 1500 to do; 0 where all of its part was done before it stood."""
     await until(partial(_has_begun, workers, count - 1500))
-    os.kill(active := workers.rows[-1][2], signal.SIGSTOP)
+    freeze(active := workers.rows[-1][2])
     rows = [row for row in workers.rows if row[1] >= count - 1500]
     keys = {row[0] for row in rows if row[2] == active}
     if sum(row[0] in keys for row in rows) < len([n for n in range(count - 1500, count) if f"k{n % KEYS}" in keys]):

@@ -19,6 +19,7 @@ from tests.integration.redis.kit import look
 from tests.integration.redis.worker import OrderPlaced, create, ids, rows
 from tests.unit.parts import until
 from tidings import Service
+from tools.services.freezing import freeze
 from tools.services.redis import Redis
 
 ROOT = Path(__file__).parents[3]
@@ -163,7 +164,7 @@ async def test_P5_trap_124_a_worker_paused_beyond_its_lease_is_fenced_and_marks_
     late = start(url, ledger, "waits", events=1)
     with gone_afterwards(late):
         await until(ledger.with_suffix(".began").exists, 60)
-        os.kill(late.pid, signal.SIGSTOP)
+        freeze(late.pid)
         other = start(url, ledger, "never", events=1)
         assert await asyncio.to_thread(ended, other) == 0, "its events become free when the lease is over"
         with look(server.url) as client:
