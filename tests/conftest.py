@@ -4,7 +4,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tidings.testing.conformance.plugin", "tests.servers", "tests.timeouts"]
+pytest_plugins = ["tidings.testing.conformance.plugin", "tests.leftovers", "tests.servers", "tests.timeouts"]
 
 # A shell starts what runs in its background deaf to Ctrl-C, and every process inherits that: tests that interrupt a
 # command would wait for ever. With a handler here, the commands that are started hear it again.

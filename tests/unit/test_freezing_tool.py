@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tools.drill_kit import until
 from tools.services.freezing import freeze, freeze_all, members, stands
 
 ECHO = """
@@ -69,4 +70,5 @@ def test_all_processes_of_a_group_are_frozen_and_one_that_is_over_is_waited_for_
         found = members(group.pid)
         assert len(found) == 4
         assert all(map(stands, found))
+    assert until(lambda: not members(group.pid), 20)
     freeze(group.pid)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 STOPS_WITHIN = 20.0
 PROC = Path("/proc")
+STOPPED, OVER = "Tt", "ZX"
+"""Letters of `proc(5)`."""
 
 
 def freeze(pid: int) -> None:
@@ -46,27 +48,31 @@ def tell(pid: int, what: signal.Signals) -> None:
 def stands(pid: int) -> bool:
     """Whether nothing of this process runs; also where it is over."""
     try:
-        return all(_state(task) in "TtZX" for task in (PROC / str(pid) / "task").iterdir())
+        return all(_state(task) in STOPPED + OVER for task in (PROC / str(pid) / "task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return not (PROC / str(pid)).exists()
 
 
 def _state(task: Path) -> str:
-    """The letter of `proc(5)`: T for stopped, Z for one that is over."""
+    """The letter for a process or a thread of it."""
     try:
         return (task / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return "X"  # this thread is over; another may have begun meanwhile, as the next look shows
 
 
+def living(pid: int) -> bool:
+    """Whether it is there, and not over."""
+    return _state(PROC / str(pid)) not in OVER
+
+
 def members(group: int) -> list[int]:
-    """The processes of a group."""
+    """The living processes of a group."""
     found = []
     for entry in PROC.iterdir():
-        if entry.name.isdecimal():
-            try:
-                if os.getpgid(int(entry.name)) == group:
-                    found.append(int(entry.name))
-            except ProcessLookupError:
-                pass
+        try:
+            if entry.name.isdecimal() and os.getpgid(pid := int(entry.name)) == group and living(pid):
+                found.append(pid)
+        except ProcessLookupError:
+            pass
     return found

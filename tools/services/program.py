@@ -148,6 +148,9 @@ class Program(ABC):
         except ProcessLookupError:
             pass
         process.wait(STOPS_WITHIN)
+        ends = time.monotonic() + STOPS_WITHIN
+        while members(process.pid) and time.monotonic() < ends:  # until then their ports are taken
+            time.sleep(0.005)
 
     def pause(self) -> None:
         """It keeps its sockets and answers nothing, as a host that hangs."""
