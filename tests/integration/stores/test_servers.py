@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -379,14 +380,24 @@ async def test_a_database_that_may_only_be_read_and_a_user_with_too_many_connect
         async with store.claim([key("b")], resource=None, sync=False):
             await asyncio.create_task(store.outbox_backlog())
     await store.close()
-    sessions = "information_schema.processlist WHERE user" if "mariadb" in url else "pg_stat_activity WHERE usename"
-    await eventually(lambda: not query(url, f"SELECT 1 FROM {sessions} = 'app'"))  # or the next one is too many
     query(url, read_only)
-    await store.open()
+    await _opened_at_last(store)
     with pytest.raises(StoreUnavailable, match="only be read"):
         await handle(store, "b")
     await store.close()
     assert notes(url) == ["a"]
+
+
+async def _opened_at_last(store: SqlAlchemyStore) -> None:
+    """A server counts a session for a moment after it was closed, MariaDB also when it does not list it any more."""
+    for _ in range(200):
+        try:
+            return await store.open()
+        except StoreUnavailable as error:
+            if not re.search(r"too many connections|limit of its own", str(error)):
+                raise
+            await asyncio.sleep(0.05)
+    await store.open()
 
 
 @pytest.mark.parametrize("kind", [AsyncConnection, sa.Connection])
