@@ -195,7 +195,7 @@ long = Service("long", publishes=[Placed])
 @long.on(Placed, idempotent=True, timeout=60)
 async def take_long(placed: Placed, delivery: Delivery) -> None:
     note("long.take-long", placed.order_id, placed.number, delivery.delivered)
-    await asyncio.sleep(6.0)
+    await asyncio.sleep(10.0)
 
 
 blobs = Service("blobs", publishes=[Blob])

@@ -66,8 +66,8 @@ async def test_P12_a_blocked_loop_turns_liveness_red_and_its_stack_is_logged(sta
 
 
 async def test_P2_a_handler_that_takes_longer_than_the_ack_wait_is_not_delivered_a_second_time(stage: Stage) -> None:
-    await stage.run("long", broker=f"{stage.server.url}?ack_wait=2s")
-    await stage.run("long", broker=f"{stage.server.url}?ack_wait=2s")
+    await stage.run("long", broker=f"{stage.server.url}?ack_wait=4s")
+    await stage.run("long", broker=f"{stage.server.url}?ack_wait=4s")
     await stage.publish([Placed(order_id="a")])
     await stage.wait(lambda: stage.noted("long.take-long"))
     await stage.drained()
