@@ -218,17 +218,22 @@ class Bench:
                 self.ledger.refused[id] = error
         return errors
 
-    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> None:
-        """Publish again and again, under the same ids, until all are accepted."""
+    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> set[str]:
+        """Publish again and again, under the same ids, until all are accepted; the ids of those it took more for.
+
+        Where a broker does not look at ids, such a one may be stored more than once.
+        """
         deadline = time.monotonic() + self.patience
-        waiting = list(messages)
+        waiting, again = list(messages), set[str]()
         while waiting:
             errors = await self.try_publish(client, waiting, timeout=2.0)
             waiting = [message for message, error in zip(waiting, errors, strict=True) if error is not None]
             if waiting:
+                again.update(message.id for message in waiting)
                 last = next(error for error in errors if error is not None)
                 assert time.monotonic() < deadline, f"{len(waiting)} messages were never accepted: {last!r}"
                 await asyncio.sleep(0.1)
+        return again
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,8 @@ class Load:
         self._task: asyncio.Task[None] | None = None
         self.ids: list[str] = []
         """What was stored, in its order."""
+        self.again: set[str] = set()
+        """What was published more than once until it was known to be stored; see `Bench.publish_until_stored`."""
 
     async def __aenter__(self) -> Load:
         self._task = asyncio.create_task(self._run(), name="load")
@@ -74,6 +76,7 @@ class Load:
             async with self._wave:
                 begin = len(self.ids)
                 wave = {str(begin + key): self._message(str(begin + key), f"k{key}") for key in range(KEYS)}
-                await self._bench.publish_until_stored(self._client, list(wave.values()))
+                again = await self._bench.publish_until_stored(self._client, list(wave.values()))
+                self.again.update(id for id, message in wave.items() if message.id in again)
                 self.ids += wave
             await asyncio.sleep(self._pause)
