@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import uuid
@@ -16,9 +15,8 @@ RUN = """
 import os, subprocess, sys, time
 from tools.services.leftovers import MARK, beside
 os.environ[MARK] = sys.argv[1]
-beside(sys.argv[1])
-server = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True)
-print(server.pid, flush=True)
+guard = beside(sys.argv[1])  # kept, or its pipe would be closed, and the run be over
+server = subprocess.Popen(["sh", "-c", "sleep 600 & echo $$ $!; wait"], start_new_session=True)
 time.sleep(600)
 """
 
@@ -28,10 +26,14 @@ def test_what_a_killed_run_has_started_is_ended_and_what_others_have_started_is_
     other = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: mark + "0"})
     run = subprocess.Popen([sys.executable, "-c", RUN, mark], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     with other, run:
-        assert run.stdout is not None
-        pids = [int(run.stdout.readline()) for _ in range(2)]
-        assert all(map(living, pids))
-        run.send_signal(signal.SIGKILL)
-        assert until(lambda: not any(map(living, pids)), 60)
-        assert living(other.pid)
-        other.kill()
+        try:
+            assert run.stdout is not None
+            pids = [int(one) for one in run.stdout.readline().split()]
+            assert len(pids) == 2
+            assert all(map(living, pids))
+            run.kill()
+            assert until(lambda: not any(map(living, pids)), 60)
+            assert living(other.pid)
+        finally:
+            run.kill()
+            other.kill()
