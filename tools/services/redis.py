@@ -23,9 +23,9 @@ class Redis(Program):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self) -> Sequence[str]:
-        (self.folder / "redis.conf").write_text(
-            "\n".join(["bind 127.0.0.1", f"port {self.port}", f"dir {self.folder}", "daemonize no", *self.settings, ""])
-        )
+        lines = ["bind 127.0.0.1", f"port {self.port}", f"dir {self.folder}", "daemonize no"]
+        lines.append("set-proc-title no")  # it would write over the mark in its environment: see `leftovers`
+        (self.folder / "redis.conf").write_text("\n".join([*lines, *self.settings, ""]))
         return [str(self._binary), str(self.folder / "redis.conf")]
 
     def ready(self) -> bool:
