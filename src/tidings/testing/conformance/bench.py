@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -218,13 +219,13 @@ class Bench:
                 self.ledger.refused[id] = error
         return errors
 
-    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> set[str]:
-        """Publish again and again, under the same ids, until all are accepted; the ids of those it took more for.
+    async def publish_until_stored(self, client: Broker, messages: Sequence[Message]) -> Counter[str]:
+        """Publish again and again, under the same ids, until all are accepted; how often each more than once, by id.
 
-        Where a broker does not look at ids, such a one may be stored more than once.
+        Where a broker does not look at ids, it may be stored as often.
         """
         deadline = time.monotonic() + self.patience
-        waiting, again = list(messages), set[str]()
+        waiting, again = list(messages), Counter[str]()
         while waiting:
             errors = await self.try_publish(client, waiting, timeout=2.0)
             waiting = [message for message, error in zip(waiting, errors, strict=True) if error is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -33,8 +34,8 @@ class Load:
         self._task: asyncio.Task[None] | None = None
         self.ids: list[str] = []
         """What was stored, in its order."""
-        self.again: set[str] = set()
-        """What was published more than once until it was known to be stored; see `Bench.publish_until_stored`."""
+        self.again: Counter[str] = Counter()
+        """How often more than once each was published; see `Bench.publish_until_stored`."""
 
     async def __aenter__(self) -> Load:
         self._task = asyncio.create_task(self._run(), name="load")
@@ -77,6 +78,6 @@ class Load:
                 begin = len(self.ids)
                 wave = {str(begin + key): self._message(str(begin + key), f"k{key}") for key in range(KEYS)}
                 again = await self._bench.publish_until_stored(self._client, list(wave.values()))
-                self.again.update(id for id, message in wave.items() if message.id in again)
+                self.again.update({id: again[message.id] for id, message in wave.items()})
                 self.ids += wave
             await asyncio.sleep(self._pause)
